@@ -1,0 +1,167 @@
+"""Who calls the public port: API keys, and what each tenant may do.
+
+A key reads `hr_<id>_<secret>`: the id finds the entry, the secret has 256 random bits. The keys file holds
+the SHA-256 of the whole key (random enough to need no slow hash) and never the key.
+
+    keys.toml       [[keys]] id, sha256, tenant, created         written by `headrace keys create`
+    tenants.toml    [tenants.NAME] weight, max_class, quotas     written by the operator
+
+Both are read again when they change. A file that became unreadable or wrong leaves the last good one in
+force, and says so in the log.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import hmac
+import re
+import secrets
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from services.common.errors import Unauthenticated
+from services.common.scope import check_tenant_name
+
+LOCAL_TENANT = "local"
+METADATA_KEY = "authorization"
+Entry = TypeVar("Entry", bound=BaseModel)
+_KEY = re.compile(r"hr_([0-9a-f]{12})_([0-9a-f]{64})")
+
+
+class Tenant(BaseModel):
+    """What a tenant may do. Unset quotas are unlimited."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = ""
+    weight: float = Field(default=1.0, gt=0, le=1000, description="share against other tenants")
+    max_class: Literal["interactive", "standard", "batch"] = Field(
+        default="interactive", description="the most urgent class that it may use"
+    )
+    concurrent_requests: int | None = Field(default=None, ge=1, description="requests at one time")
+    requests_per_minute: float | None = Field(default=None, gt=0, description="requests a minute")
+    tokens_per_minute: float | None = Field(
+        default=None, gt=0, description="prompt and output tokens a minute"
+    )
+    queued_bytes: int = Field(default=64 << 20, ge=1, description="bytes of prompts waiting at one time")
+
+
+class ApiKey(BaseModel):
+    """A stored key: everything but the key itself."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    sha256: str
+    tenant: str
+    created: str
+
+
+@dataclass(frozen=True)
+class Directory:
+    """Keys and tenants at one moment."""
+
+    keys: Mapping[str, ApiKey] = field(default_factory=dict)
+    tenants: Mapping[str, Tenant] = field(default_factory=dict)
+
+    def authenticate(self, authorization: str | bytes | None) -> Tenant:
+        """The tenant whose key is shown as `Bearer hr_…`. Without any keys everybody is the tenant "local".
+
+        Raises:
+            Unauthenticated: no key, a malformed one, or one that is not known.
+        """
+        if not self.keys:
+            return self.tenant(LOCAL_TENANT)
+        if not authorization:
+            raise Unauthenticated(
+                "an API key is needed: metadata 'authorization: Bearer hr_…'", reason="NO_KEY"
+            )
+        shown = authorization.decode("latin-1") if isinstance(authorization, bytes) else authorization
+        match = _KEY.fullmatch(shown.removeprefix("Bearer ").strip())
+        entry = self.keys.get(match.group(1)) if match else None
+        if match is None or entry is None or not hmac.compare_digest(entry.sha256, _digest(match.group(0))):
+            raise Unauthenticated("this API key is not known", reason="WRONG_KEY")
+        return self.tenant(entry.tenant)
+
+    def tenant(self, name: str) -> Tenant:
+        """What the tenant may do; the defaults for one that the tenants file does not mention."""
+        return self.tenants.get(name) or Tenant(name=name)
+
+
+def load(keys_file: Path | None, tenants_file: Path | None) -> Directory:
+    """Reads both files; one that is missing counts as empty.
+
+    Raises:
+        ValueError: a file is wrong; the message is one line that names file, place and what is allowed.
+    """
+    keys = [_parse(ApiKey, entry, keys_file) for entry in _read(keys_file).get("keys", [])]
+    tables = _read(tenants_file).get("tenants", {})
+    tenants = {name: _parse(Tenant, {**table, "name": name}, tenants_file) for name, table in tables.items()}
+    return Directory({key.id: key for key in keys}, tenants)
+
+
+def create_key(keys_file: Path, tenant: str) -> str:
+    """Makes a key for the tenant, stores its digest, and returns the key: the only time that it is seen.
+
+    Raises:
+        ValueError: not a tenant's name. OSError: the file cannot be written.
+    """
+    check_tenant_name(tenant)
+    identifier, key = _new_key()
+    entry = (
+        f'[[keys]]\nid = "{identifier}"\nsha256 = "{_digest(key)}"\ntenant = "{tenant}"\n'
+        f'created = "{datetime.now(UTC).isoformat(timespec="seconds")}"\n\n'
+    )
+    keys_file.parent.mkdir(parents=True, exist_ok=True)
+    with keys_file.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        keys_file.chmod(0o600)
+        file.write(entry)
+    return key
+
+
+def revoke_key(keys_file: Path, identifier: str) -> bool:
+    """Removes the key with this id. Returns whether there was one."""
+    with keys_file.open("r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        before = re.split(r"(?=^\[\[keys\]\])", file.read(), flags=re.M)
+        after = [part for part in before if f'id = "{identifier}"' not in part]
+        file.seek(0)
+        file.truncate()
+        file.write("".join(after))
+    return len(after) < len(before)
+
+
+def _new_key() -> tuple[str, str]:
+    identifier = secrets.token_hex(6)
+    return identifier, f"hr_{identifier}_{secrets.token_hex(32)}"
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def _read(path: Path | None) -> dict[str, Any]:
+    if path is None or not path.exists():
+        return {}
+    try:
+        return tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not TOML: {error}") from None
+
+
+def _parse(kind: type[Entry], table: dict[str, Any], path: Path | None) -> Entry:
+    try:
+        return kind.model_validate(table)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "entry"
+        owner = table.get("name") or table.get("id") or "?"
+        raise ValueError(f"{path}: {owner}: {place}: {first['msg']}, not {first['input']!r}") from None

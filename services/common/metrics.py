@@ -1,0 +1,65 @@
+"""The /metrics endpoint. Each service declares its own metrics beside the code that counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from threading import Thread
+from typing import NamedTuple
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+
+
+class Endpoint(NamedTuple):
+    """A running /metrics endpoint."""
+
+    port: int
+    close: Callable[[], None]
+
+
+def new_registry() -> CollectorRegistry:
+    """A registry of one service, with the process's own CPU time, memory and descriptors."""
+    registry = CollectorRegistry(auto_describe=True)
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    return registry
+
+
+def serve(registry: CollectorRegistry, host: str, port: int) -> Endpoint:
+    """Serves the registry over HTTP from a thread of its own. Raises OSError when the port is taken."""
+    server: WSGIServer
+    thread: Thread
+    server, thread = start_http_server(port, addr=host, registry=registry)
+
+    def close() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join(timeout=2)
+
+    return Endpoint(server.server_port, close)
+
+
+class RpcMetrics:
+    """Counts and times RPCs of one process."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.calls = Counter(
+            "headrace_rpc_calls",
+            "RPCs that ended, by method and status",
+            ["method", "code"],
+            registry=registry,
+        )
+        self.seconds = Histogram(
+            "headrace_rpc_seconds",
+            "Duration of RPCs, streams until their end",
+            ["method"],
+            buckets=LATENCY_BUCKETS_S,
+            registry=registry,
+        )
+        self.strangers = Counter(
+            "headrace_strangers", "Calls without a valid member token or proof", ["method"], registry=registry
+        )

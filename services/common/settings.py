@@ -1,0 +1,182 @@
+"""Settings from flags, environment and one TOML file, into frozen typed objects.
+
+Later beats earlier: defaults < TOML section [mesh] < TOML section of the service < HEADRACE_<NAME> <
+HEADRACE_<SERVICE>_<NAME> < --flag. The file is named by HEADRACE_CONFIG or --config. A wrong value ends the
+process with exit code 2 and one line that names the setting, the value and what is allowed.
+
+A setting lives beside what it sets: each service's `settings.py` extends ServiceSettings.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn, Self, TypeVar
+
+from pydantic import Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    CliSettingsSource,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from services.common.logs import LogFormat, LogLevel
+from services.common.members import MeshSecret
+from services.common.transport import Tls
+
+USAGE_ERROR = 2
+Settings = TypeVar("Settings", bound="ServiceSettings")
+
+
+class SettingsError(Exception):
+    """A setting is wrong; the message is one line for the person who set it."""
+
+
+class ServiceSettings(BaseSettings):
+    """What every service can be told."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_ignore_empty=True)
+    service: ClassVar[str] = ""
+
+    log_level: LogLevel = Field(default="info", description="least severe event that is logged")
+    log_format: LogFormat = Field(default="auto", description="auto: colours on a terminal, else JSON")
+    metrics_listen: str | None = Field(
+        default=None, description="host:port of the /metrics endpoint; unset: none; port 0: any"
+    )
+    mesh_secret_file: Path | None = Field(
+        default=None, description="file with the secret that all parts of the mesh share"
+    )
+    mesh_tls_certificate: Path | None = Field(default=None, description="PEM certificate for internal ports")
+    mesh_tls_key: Path | None = Field(default=None, description="PEM key of mesh_tls_certificate")
+    mesh_tls_authority: Path | None = Field(
+        default=None, description="PEM authority that signs the certificates of all members (mutual TLS)"
+    )
+    insecure: bool = Field(default=False, description="allow plain text on addresses off loopback")
+    start_timeout_s: float = Field(default=120.0, gt=0, description="longest start, in seconds")
+    drain_timeout_s: float = Field(
+        default=15.0, ge=0, description="how long running requests may go on after a stop signal, in seconds"
+    )
+
+    @property
+    def mesh_tls(self) -> Tls:
+        """TLS of internal ports."""
+        return Tls(
+            certificate=self.mesh_tls_certificate, key=self.mesh_tls_key, authority=self.mesh_tls_authority
+        )
+
+    def mesh_secret(self) -> MeshSecret:
+        """The mesh secret. Raises SettingsError when it is missing or cannot be used."""
+        if self.mesh_secret_file is None:
+            raise SettingsError(
+                f"{variable(self, 'mesh_secret_file')} is not set: the file with the mesh secret"
+            )
+        try:
+            return MeshSecret.read(self.mesh_secret_file)
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"{variable(self, 'mesh_secret_file')}: {error}") from None
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Orders the sources, the strongest first."""
+        own = f"HEADRACE_{cls.service.upper()}_"
+        return (
+            init_settings,
+            EnvSettingsSource(settings_cls, env_prefix=own),
+            EnvSettingsSource(settings_cls, env_prefix="HEADRACE_"),
+            _TomlSource(settings_cls, cls.service),
+            _TomlSource(settings_cls, "mesh"),
+        )
+
+    @classmethod
+    def load(cls, arguments: list[str] | None = None) -> Self:
+        """Reads all sources; `arguments` are command-line flags. Raises SettingsError."""
+        try:
+            if arguments is None:
+                return cls()
+            flags: CliSettingsSource[Any] = CliSettingsSource(
+                cls,
+                cli_parse_args=_take_config(arguments),
+                cli_prog_name=f"python -m services.{cls.service}",
+                cli_kebab_case=True,
+                cli_implicit_flags=True,
+                cli_hide_none_type=True,
+            )
+            return cls(**flags())
+        except ValidationError as error:
+            raise SettingsError(_describe(cls, error)) from None
+
+
+def variable(settings: ServiceSettings | type[ServiceSettings], name: str) -> str:
+    """The environment variable of a setting, as messages name it."""
+    return f"HEADRACE_{settings.service.upper()}_{name.upper()}"
+
+
+def load_or_exit(kind: type[Settings], arguments: list[str]) -> Settings:
+    """Loads settings, or prints the one line and exits with code 2."""
+    try:
+        return kind.load(arguments)
+    except SettingsError as error:
+        fail(str(error))
+
+
+def fail(line: str) -> NoReturn:
+    """Ends the process over a wrong setting."""
+    print(f"headrace: {line}", file=sys.stderr)
+    raise SystemExit(USAGE_ERROR)
+
+
+class _TomlSource(PydanticBaseSettingsSource):
+    """One section of the TOML file."""
+
+    def __init__(self, settings_cls: type[BaseSettings], section: str) -> None:
+        super().__init__(settings_cls)
+        self._values = _read_section(section)
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        return self._values.get(field_name), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        return dict(self._values)
+
+
+def _read_section(section: str) -> dict[str, Any]:
+    path = os.environ.get("HEADRACE_CONFIG")
+    if not path:
+        return {}
+    try:
+        with open(path, "rb") as file:
+            found = tomllib.load(file).get(section, {})
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"HEADRACE_CONFIG: {path}: {error}") from None
+    if not isinstance(found, dict):
+        raise SettingsError(f"HEADRACE_CONFIG: {path}: [{section}] is not a table")
+    return found
+
+
+def _take_config(arguments: list[str]) -> list[str]:
+    """Moves `--config FILE` into the environment, where the TOML source looks."""
+    rest = list(arguments)
+    for position, argument in enumerate(arguments):
+        if argument == "--config" and position + 1 < len(arguments):
+            os.environ["HEADRACE_CONFIG"] = arguments[position + 1]
+            del rest[position : position + 2]
+        elif argument.startswith("--config="):
+            os.environ["HEADRACE_CONFIG"] = argument.removeprefix("--config=")
+            rest.remove(argument)
+    return rest
+
+
+def _describe(kind: type[ServiceSettings], error: ValidationError) -> str:
+    first = error.errors()[0]
+    name = str(first["loc"][0]) if first["loc"] else "settings"
+    if first["type"] == "extra_forbidden":
+        return f"{name} is not a setting of {kind.service}"
+    shown = "" if isinstance(first["input"], dict) else f" = {first['input']!r}"
+    flag = f"--{name.replace('_', '-')}"
+    return f"{variable(kind, name)} ({flag}){shown}: {first['msg']}"

@@ -1,0 +1,136 @@
+"""gRPC servers and channels with the channel arguments of the mesh, and what a listener may bind to.
+
+Keepalive: a server must allow pings more often than any client sends them; the effective key is
+`grpc.http2.min_ping_interval_without_data_ms` (the often copied `min_recv_ping_interval…` does nothing).
+`grpc.so_reuseport` is on by default in grpcio, where a stale server silently takes half of the connections:
+here it is off unless several processes mean to share a port.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+MAX_MESSAGE_BYTES = 32 << 20
+_IDEMPOTENT_RETRY = {
+    "maxAttempts": 3,
+    "initialBackoff": "0.02s",
+    "maxBackoff": "0.5s",
+    "backoffMultiplier": 3,
+    "retryableStatusCodes": ["UNAVAILABLE"],
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tls:
+    """Files of one side of a TLS connection, PEM. `authority` makes a server ask for client certificates."""
+
+    certificate: Path | None = None
+    key: Path | None = None
+    authority: Path | None = None
+
+    @property
+    def enabled(self) -> bool:
+        """Whether there is anything to encrypt with."""
+        return self.certificate is not None or self.authority is not None
+
+
+class BindError(Exception):
+    """A listener cannot be opened; the message says what to change."""
+
+
+def check_listener(address: str, tls: Tls, insecure: bool) -> None:
+    """Raises BindError for plain text off loopback that nobody asked for."""
+    if not (tls.enabled or insecure or is_loopback(address)):
+        raise BindError(
+            f"{address} is not a loopback address and has no TLS: set certificate and key, "
+            "bind 127.0.0.1, or allow plain text with insecure=true"
+        )
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine can reach the address (`host:port` or `unix:path`)."""
+    if address.startswith("unix:"):
+        return True
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def server(*, reuse_port: bool = False, max_connection_age_s: float | None = None) -> grpc.aio.Server:
+    """A server without listeners. Streams and sizes are bounded by the application, not by HTTP/2."""
+    options: list[tuple[str, int]] = [
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+        ("grpc.max_concurrent_streams", 10_000),
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.so_reuseport", int(reuse_port)),
+    ]
+    if max_connection_age_s is not None:
+        options.append(("grpc.max_connection_age_ms", int(max_connection_age_s * 1000)))
+    return grpc.aio.server(options=options)
+
+
+def listen(server: grpc.aio.Server, address: str, tls: Tls, insecure: bool) -> int:
+    """Opens a listener and returns its port. Raises BindError."""
+    check_listener(address, tls, insecure)
+    try:
+        if tls.enabled:
+            return server.add_secure_port(address, _server_credentials(tls))
+        return server.add_insecure_port(address)
+    except (RuntimeError, OSError) as error:
+        raise BindError(f"cannot listen on {address}: {error}") from None
+
+
+def channel(address: str, tls: Tls, *, retry_services: tuple[str, ...] = ()) -> grpc.aio.Channel:
+    """A channel to one address; calls of `retry_services` (idempotent ones) are retried while UNAVAILABLE."""
+    config = {
+        "methodConfig": [
+            {"name": [{"service": name}], "retryPolicy": _IDEMPOTENT_RETRY} for name in retry_services
+        ]
+    }
+    options: list[tuple[str, int | str]] = [
+        ("grpc.keepalive_time_ms", 10_000),
+        ("grpc.keepalive_timeout_ms", 5_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.initial_reconnect_backoff_ms", 200),
+        ("grpc.min_reconnect_backoff_ms", 200),
+        ("grpc.max_reconnect_backoff_ms", 3_000),
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.service_config", json.dumps(config)),
+    ]
+    if tls.enabled:
+        return grpc.aio.secure_channel(address, _channel_credentials(tls), options=options)
+    return grpc.aio.insecure_channel(address, options=options)
+
+
+def _server_credentials(tls: Tls) -> grpc.ServerCredentials:
+    pair = (_bytes(tls.key, "a key"), _bytes(tls.certificate, "a certificate"))
+    authority = tls.authority.read_bytes() if tls.authority else None
+    return grpc.ssl_server_credentials([pair], authority, require_client_auth=authority is not None)
+
+
+def _channel_credentials(tls: Tls) -> grpc.ChannelCredentials:
+    return grpc.ssl_channel_credentials(
+        root_certificates=tls.authority.read_bytes() if tls.authority else None,
+        private_key=tls.key.read_bytes() if tls.key else None,
+        certificate_chain=tls.certificate.read_bytes() if tls.certificate else None,
+    )
+
+
+def _bytes(path: Path | None, what: str) -> bytes:
+    if path is None:
+        raise BindError(f"TLS needs {what}")
+    return path.read_bytes()
