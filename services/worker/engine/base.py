@@ -1,0 +1,91 @@
+"""What an engine is to the loop that drives it: declare what you hold, launch steps, give ids back.
+
+A runner never sees a request, the scheduler never sees a tensor. A new engine is one `Runner` and one entry in
+`load.py`; nothing else may need to change.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from services.worker.scheduler.step import KVSpec, Sampled, SlotInit, Step
+
+__all__ = [
+    "Capabilities",
+    "EngineDescription",
+    "KVSpec",
+    "LoadedEngine",
+    "Pending",
+    "Runner",
+    "Sampled",
+    "SlotInit",
+    "Step",
+]
+
+
+class Capabilities(NamedTuple):
+    """What this engine can promise; the worker tells routers in its Hello."""
+
+    run_ahead: int = 0  # steps that may be launched before the result of an earlier one is known: 0 or 1
+    prefix_reuse: bool = True  # blocks of one sequence can be read by another
+    chunked_prefill: bool = True  # a prompt may be computed in several steps
+    bit_equal_resume: bool = False  # a resumed sequence continues bit for bit (fp32)
+    logprobs: bool = True
+    max_logprobs: int = 20
+    penalties: bool = True
+
+
+class Pending(Protocol):
+    """A step under way."""
+
+    def result(self) -> Sampled:
+        """Wait for the step and return what it chose. Called once, in launch order."""
+
+
+class Runner(Protocol):
+    """A model on a device.
+
+    Steps arrive in order. Memory of the blocks in `spec` belongs to the runner, which block holds what is the
+    scheduler's business. A runner that raises is dead: the loop reports it and ends.
+    """
+
+    @property
+    def spec(self) -> KVSpec: ...
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    def launch(self, step: Step) -> Pending:
+        """Start a step. May compute it before it returns (CPU) or only enqueue it (GPU)."""
+
+    def close(self) -> None:
+        """Give memory back. Idempotent; no step is pending."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineDescription:
+    """What a worker says of its engine; plain values that cross processes."""
+
+    model: str
+    engine: str  # "torch", ...
+    engine_version: str
+    device: str  # for people: "cpu (AMD EPYC, 2 threads)", "NVIDIA H200"
+    dtype: str
+    vocab_size: int
+    eos_ids: tuple[int, ...]
+    context_length: int  # tokens of one sequence that this engine serves
+    parameters: int
+    weights_bytes: int  # as held in memory
+    weights_digest: bytes  # 32 bytes, SHA-256 over the weight files
+    numerics_id: bytes  # 32 bytes: equal where results are bit-equal (DESIGN §2)
+    spec: KVSpec
+    capabilities: Capabilities
+    load_seconds: float
+
+
+class LoadedEngine(NamedTuple):
+    """A runner that is ready, and what to say of it."""
+
+    runner: Runner
+    description: EngineDescription

@@ -1,0 +1,17 @@
+"""Which engine runs a model: the one place that knows all engines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from services.worker.engine.base import LoadedEngine
+from services.worker.engine.settings import EngineSettings
+
+EngineLoader = Callable[[EngineSettings], LoadedEngine]
+
+
+def load_engine(settings: EngineSettings) -> LoadedEngine:
+    """Load the model that the settings name. Raises EngineLoadError with one line that says what to change."""
+    from services.worker.engine.torch.load import load_torch_engine
+
+    return load_torch_engine(settings)

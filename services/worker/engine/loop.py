@@ -1,0 +1,133 @@
+"""The engine's main loop: receive, plan, launch, settle, report."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from multiprocessing.connection import Connection
+from typing import NamedTuple
+
+from services.worker.engine.base import LoadedEngine, Pending
+from services.worker.engine.outbox import Outbox
+from services.worker.engine.report import Commands, KVSnapshot, Progress, StepReport
+from services.worker.scheduler.policy import SchedulerSettings
+from services.worker.scheduler.scheduler import Scheduler
+from services.worker.scheduler.step import Step
+
+RETRY_PLAN_S = 0.005  # work is there but may not run now (a batch request behind its gate): look again
+
+
+class _Launched(NamedTuple):
+    step: Step
+    pending: Pending
+    at_s: float
+
+
+class EngineLoop:
+    """Drives one scheduler and one runner until told to close, or until the pipe breaks (EOFError, OSError)."""
+
+    def __init__(self, engine: LoadedEngine, settings: SchedulerSettings, connection: Connection) -> None:
+        description = engine.description
+        self._runner = engine.runner
+        self._scheduler = Scheduler(
+            engine.runner.spec,
+            settings,
+            vocab_size=description.vocab_size,
+            eos_ids=description.eos_ids,
+            numerics_id=description.numerics_id,
+            capabilities=engine.runner.capabilities,
+        )
+        self._connection = connection
+        self._in_flight: deque[_Launched] = deque()
+        self._last_command = 0
+        self._snapshot_wanted = False
+        self._closing = False
+        self._progress = Progress(0, False, time.monotonic(), 0, 0, 0.0)
+
+    def run(self) -> None:
+        """Serve until closed."""
+        with Outbox(self._connection) as outbox:
+            self._report(outbox)
+            wait_s: float | None = None
+            while not self._closing:
+                news = self._receive(wait_s)
+                launched = self._launch(outbox)
+                settled = self._settle_if_due(launched)
+                if news or settled:
+                    self._report(outbox)
+                wait_s = self._may_wait_s(launched)
+
+    def _receive(self, wait_s: float | None) -> bool:
+        received = self._connection.poll(wait_s)
+        if received:
+            self._obey(self._connection.recv())
+            while self._connection.poll(0):
+                self._obey(self._connection.recv())
+        return received
+
+    def _obey(self, commands: Commands) -> None:
+        now = time.monotonic()
+        for request in commands.submits:
+            self._scheduler.add(request, now)
+        for handle in commands.aborts:
+            self._scheduler.abort(handle, now)
+        if commands.drain:
+            self._scheduler.drain(now)
+        self._snapshot_wanted |= commands.kv_snapshot
+        self._closing |= commands.close
+        self._last_command = commands.last_number
+
+    def _launch(self, outbox: Outbox) -> bool:
+        step = self._scheduler.plan(time.monotonic())
+        if step is not None:
+            outbox.mark_busy()
+            at_s = time.monotonic()
+            self._in_flight.append(_Launched(step, self._runner.launch(step), at_s))
+        return step is not None
+
+    def _settle_if_due(self, launched: bool) -> bool:
+        allowed = self._runner.capabilities.run_ahead if launched else 0
+        due = len(self._in_flight) > allowed
+        if due:
+            self._settle(self._in_flight.popleft())
+        return due
+
+    def _settle(self, launched: _Launched) -> None:
+        sampled = launched.pending.result()
+        now = time.monotonic()
+        step, before = launched.step, self._progress
+        seconds = now - max(launched.at_s, before.last_finished_s)
+        self._scheduler.commit(step, sampled, now, seconds)
+        self._progress = Progress(
+            before.finished_steps + 1, self._has_work, now, len(step.slots), len(step.tokens), seconds
+        )
+
+    def _report(self, outbox: Outbox) -> None:
+        events = self._scheduler.take_events()
+        outbox.send(
+            StepReport(
+                last_command=self._last_command,
+                load=self._scheduler.load(),
+                credits=self._scheduler.credits(),
+                progress=self._progress._replace(has_work=self._has_work),
+                step_model=self._scheduler.model.state(),
+                outputs=events.outputs,
+                terminals=events.terminals,
+                kv=events.kv,
+                kv_snapshot=self._take_snapshot(),
+                served=events.served,
+            )
+        )
+
+    def _take_snapshot(self) -> KVSnapshot | None:
+        wanted, self._snapshot_wanted = self._snapshot_wanted, False
+        return self._scheduler.kv_snapshot() if wanted else None
+
+    @property
+    def _has_work(self) -> bool:
+        return self._scheduler.has_work or bool(self._in_flight)
+
+    def _may_wait_s(self, launched: bool) -> float | None:
+        if launched or self._in_flight:
+            return 0.0
+        return RETRY_PLAN_S if self._scheduler.has_work else None

@@ -1,0 +1,75 @@
+"""Reports out of the engine, and heartbeats between them.
+
+A step may take longer than the heartbeat interval (a long prompt on a CPU), so a thread of its own keeps the time.
+What it says is what the loop last said, without the news: `progress` stands still while a step hangs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from typing import Self
+
+from services.worker.engine.report import StepReport
+from services.worker.scheduler.events import NO_KV_EVENTS, NO_OUTPUTS, Terminals
+
+HEARTBEAT_S = 0.2
+
+
+class Outbox:
+    """The sending half of the engine's pipe; used by the loop and by the heartbeat thread."""
+
+    def __init__(self, connection: Connection, interval_s: float = HEARTBEAT_S) -> None:
+        self._connection = connection
+        self._interval_s = interval_s
+        self._lock = threading.Lock()
+        self._standing: StepReport | None = None  # what a heartbeat repeats
+        self._sent_s = 0.0
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="engine-heartbeat", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closed.set()
+        self._thread.join()
+
+    def send(self, report: StepReport) -> None:
+        """Send news. Raises OSError when the other side is gone."""
+        with self._lock:
+            self._standing = replace(
+                report,
+                outputs=NO_OUTPUTS,
+                terminals=Terminals(),
+                kv=NO_KV_EVENTS,
+                kv_snapshot=None,
+                served={},
+            )
+            self._sent_s = time.monotonic()
+            self._connection.send(report)
+
+    def mark_busy(self) -> None:
+        """A step begins: heartbeats until its report say that there is work."""
+        with self._lock:
+            if self._standing is not None and not self._standing.progress.has_work:
+                progress = self._standing.progress._replace(has_work=True, last_finished_s=time.monotonic())
+                self._standing = replace(self._standing, progress=progress)
+
+    def _beat(self) -> None:
+        with contextlib.suppress(OSError):  # the loop notices the same end
+            while not self._closed.wait(self._until_due()):
+                with self._lock:
+                    self._beat_if_due()
+
+    def _until_due(self) -> float:
+        return max(0.001, self._sent_s + 0.8 * self._interval_s - time.monotonic())
+
+    def _beat_if_due(self) -> None:
+        if self._standing is not None and self._until_due() <= 0.001:
+            self._sent_s = time.monotonic()
+            self._connection.send(self._standing)

@@ -1,0 +1,121 @@
+"""Where an engine runs: a spawned process (default), or a thread of this one with the same pipe (tests).
+
+The engine ends when it is told to, when its pipe breaks because the parent is gone, or when it fails; in each case
+its end of the pipe closes, which is all that the client has to notice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import signal
+import threading
+import traceback
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Protocol
+
+from services.worker.engine.errors import EngineDied, EngineLoadError
+from services.worker.engine.load import EngineLoader
+from services.worker.engine.loop import EngineLoop
+from services.worker.engine.settings import EngineSettings
+
+
+class EngineHost(Protocol):
+    """What holds a running engine."""
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the end, at most `timeout_s`."""
+
+    def kill(self) -> None:
+        """End it now where that is possible. Idempotent."""
+
+    def epitaph(self) -> str:
+        """How it ended, for a log line."""
+
+
+def host_engine(
+    settings: EngineSettings, loader: EngineLoader, *, in_process: bool
+) -> tuple[EngineHost, Connection]:
+    """Start an engine; its first message is an EngineDescription or an EngineError."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=True)
+    if in_process:
+        return _ThreadHost(theirs, settings, loader), ours
+    process = context.Process(
+        target=_process_main, args=(theirs, settings, loader), name="headrace-engine", daemon=True
+    )
+    process.start()
+    theirs.close()
+    return _ProcessHost(process), ours
+
+
+def run_engine(connection: Connection, settings: EngineSettings, loader: EngineLoader) -> None:
+    """Load, say so, serve until the end. Failures are the last message on the pipe."""
+    with connection:
+        try:
+            engine = loader(settings)
+        except EngineLoadError as error:
+            _last_words(connection, error)
+            return
+        except Exception as error:
+            _last_words(connection, EngineLoadError(f"cannot load {settings.model}: {_brief(error)}"))
+            return
+        try:
+            connection.send(engine.description)
+            EngineLoop(engine, settings.scheduler, connection).run()
+        except (EOFError, ConnectionError):
+            pass  # the parent is gone
+        except Exception as error:
+            traceback.print_exc()
+            _last_words(connection, EngineDied(f"the engine failed: {_brief(error)}"))
+        finally:
+            engine.runner.close()
+
+
+def _process_main(connection: Connection, settings: EngineSettings, loader: EngineLoader) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent drains us
+    run_engine(connection, settings, loader)
+
+
+def _last_words(connection: Connection, error: Exception) -> None:
+    with contextlib.suppress(OSError):
+        connection.send(error)
+
+
+def _brief(error: Exception) -> str:
+    first_line = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first_line}"
+
+
+class _ProcessHost:
+    def __init__(self, process: BaseProcess) -> None:
+        self._process = process
+
+    def join(self, timeout_s: float) -> None:
+        self._process.join(timeout_s)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.join()
+
+    def epitaph(self) -> str:
+        self._process.join(1.0)
+        return f"exit code {self._process.exitcode}"
+
+
+class _ThreadHost:
+    def __init__(self, connection: Connection, settings: EngineSettings, loader: EngineLoader) -> None:
+        self._thread = threading.Thread(
+            target=run_engine, args=(connection, settings, loader), name="headrace-engine", daemon=True
+        )
+        self._thread.start()
+
+    def join(self, timeout_s: float) -> None:
+        self._thread.join(timeout_s)
+
+    def kill(self) -> None:
+        """A thread cannot be killed; it ends when it finds its pipe closed."""
+
+    def epitaph(self) -> str:
+        return "engine thread"

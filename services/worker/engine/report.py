@@ -1,0 +1,76 @@
+"""The two messages between the engine and whoever serves it: one in, one out, a step. Plain values that pickle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from services.worker.scheduler.events import (
+    NO_KV_EVENTS,
+    NO_OUTPUTS,
+    Credits,
+    KVEvents,
+    Load,
+    Outputs,
+    Served,
+    Terminals,
+)
+from services.worker.scheduler.request import Request
+
+
+@dataclass(slots=True, eq=False)
+class Commands:
+    """Engine inbox: all that was asked in one turn of the caller's event loop. Numbers count single commands."""
+
+    last_number: int = 0
+    submits: list[Request] = field(default_factory=list)
+    aborts: list[int] = field(default_factory=list)  # handles; applied after the submits
+    drain: bool = False  # return everything unfinished, reject what comes later
+    kv_snapshot: bool = False
+    close: bool = False
+
+
+class StepModelState(NamedTuple):
+    """Seconds of a step = dot(coefficients, StepCost) * quantile; routers predict with the same numbers."""
+
+    coefficients: tuple[float, float, float, float, float]
+    quantile: float  # running 95th percentile of actual / predicted, 1.0 .. 1.5
+    error: float  # running mean of |actual - predicted| / actual
+    observed_steps: int
+
+
+class Progress(NamedTuple):
+    """Proof of work: `has_work` with an old `last_finished_s` means hung, whatever else still answers."""
+
+    finished_steps: int
+    has_work: bool
+    last_finished_s: float  # monotonic seconds of the last finished step, or of the start
+    batch_size: int  # sequences in the last finished step
+    step_tokens: int  # input tokens of the last finished step
+    step_s: float  # duration of the last finished step
+
+
+class KVSnapshot(NamedTuple):
+    """All reusable blocks as they were after event `number`."""
+
+    number: int
+    digests: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StepReport:
+    """Engine outbox: everything new since the report before; a heartbeat is one without news.
+
+    Sent after each step, and at least every 200 ms, also while a step runs and when idle.
+    """
+
+    last_command: int  # number of the last command that `load` and `credits` take into account
+    load: Load
+    credits: Credits
+    progress: Progress
+    step_model: StepModelState
+    outputs: Outputs = NO_OUTPUTS
+    terminals: Terminals = Terminals()
+    kv: KVEvents = NO_KV_EVENTS
+    kv_snapshot: KVSnapshot | None = None
+    served: dict[bytes, Served] = field(default_factory=dict)  # by tenant tag, since the last report

@@ -1,0 +1,159 @@
+"""What happened to requests since one last asked, and how full the engine is: the scheduler's side of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import NamedTuple
+
+import numpy as np
+
+from services.worker.scheduler.request import NO_IDS, FinishReason
+from services.worker.scheduler.step import Bool, Int32, Int64
+
+
+class TokenLogprobs(NamedTuple):
+    """Of one output token; `top` is best first and need not contain the chosen one."""
+
+    chosen: float
+    top_ids: tuple[int, ...]
+    top: tuple[float, ...]
+
+
+class SequenceNews(NamedTuple):
+    """New output tokens of one sequence; a view into `Outputs`."""
+
+    handle: int
+    first_index: int  # output index of tokens[0]
+    tokens: Int32
+    logprobs: tuple[TokenLogprobs, ...] | None  # one a token, when the request asked
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outputs:
+    """Tokens of all sequences with news, as arrays: sequence i owns tokens[offsets[i]:offsets[i + 1]]."""
+
+    handles: Int64  # [n]
+    first_indices: Int32  # [n]
+    offsets: Int32  # [n + 1]
+    tokens: Int32  # [offsets[-1]]
+    logprobs: dict[int, tuple[TokenLogprobs, ...]] = field(default_factory=dict)  # by row i, only where asked
+
+    def __len__(self) -> int:
+        return len(self.handles)
+
+    def __iter__(self) -> Iterator[SequenceNews]:
+        handles, firsts, bounds = self.handles.tolist(), self.first_indices.tolist(), self.offsets.tolist()
+        for row, (handle, first) in enumerate(zip(handles, firsts, strict=True)):
+            tokens = self.tokens[bounds[row] : bounds[row + 1]]
+            yield SequenceNews(handle, first, tokens, self.logprobs.get(row))
+
+
+NO_OUTPUTS = Outputs(np.empty(0, np.int64), NO_IDS, np.zeros(1, np.int32), NO_IDS)
+
+
+class Usage(NamedTuple):
+    prompt_tokens: int
+    cached_tokens: int  # prompt tokens whose KV was found at first admission
+    output_tokens: int  # from index 0, so those delivered before a resume count
+    preemptions: int
+    recomputed_tokens: int  # computed a second time because of preemption
+
+
+class Timings(NamedTuple):
+    """Seconds, by the scheduler's clock; they add up to the time between arrival and finish."""
+
+    queue_s: float  # arrival to first step
+    prefill_s: float  # first step to first new token
+    decode_s: float  # first new token to finish
+
+
+class Finished(NamedTuple):
+    """The one terminal event of an accepted request; its last tokens are in the same report or an earlier one."""
+
+    handle: int
+    reason: FinishReason
+    usage: Usage
+    timings: Timings
+    stop_token_id: int | None = None  # with EOS and STOP_TOKEN
+    message: str = ""  # with ERROR
+
+
+class RejectReason(IntEnum):
+    INVALID = 1  # no engine of this model could serve it; do not retry
+    TOO_LONG = 2  # prompt beyond the context; do not retry here
+    DUPLICATE_HANDLE = 3
+    DRAINING = 4  # retry on another worker
+
+
+class Rejected(NamedTuple):
+    """The request was never accepted: nothing was computed, no other event of this submission follows."""
+
+    handle: int
+    reason: RejectReason
+    message: str
+
+
+class Returned(NamedTuple):
+    """Handed back unfinished (drain): resume it elsewhere with the tokens delivered so far. Terminal here."""
+
+    handle: int
+    output_tokens: int  # delivered so far, those before a resume included
+
+
+class Terminals(NamedTuple):
+    """Requests that ended, each in exactly one of the three."""
+
+    finished: tuple[Finished, ...] = ()
+    rejected: tuple[Rejected, ...] = ()
+    returned: tuple[Returned, ...] = ()
+
+
+class Served(NamedTuple):
+    """Tokens computed for one tenant tag since the last report."""
+
+    prompt_tokens: int  # uncached ones only
+    output_tokens: int
+
+
+class KVEvents(NamedTuple):
+    """Changes of the set of reusable blocks, in order; numbers run without gaps while the engine lives."""
+
+    first_number: int  # of digests[0]
+    stored: Bool  # [n] true: now findable; false: gone
+    digests: tuple[bytes, ...]  # [n] 32 bytes each
+
+
+NO_KV_EVENTS = KVEvents(0, np.empty(0, np.bool_), ())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Events:
+    """Everything that happened since the last call that returned one of these."""
+
+    outputs: Outputs = NO_OUTPUTS
+    terminals: Terminals = Terminals()
+    kv: KVEvents = NO_KV_EVENTS
+    served: dict[bytes, Served] = field(default_factory=dict)
+
+
+class Load(NamedTuple):
+    """How full the engine is, after all commands up to `StepReport.last_command`."""
+
+    running: int
+    waiting: int
+    waiting_uncached_tokens: int  # prompt tokens still to compute, of waiting and running requests
+    blocks_free: int
+    blocks_cached: int  # reusable, and free when needed
+    blocks_held: int
+    blocks_total: int
+
+
+class Credits(NamedTuple):
+    """What the engine could start now beyond all it has: the window that sessions share (DESIGN §5)."""
+
+    prefill_tokens: int
+    slots: int
+    blocks: int
+    waiting_by_session: dict[int, int]  # uncached tokens waiting, by Request.session: the demand to split by
