@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from services.common import identity
+from services.common.errors import Unauthenticated
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Path:
+    return tmp_path / "keys.toml"
+
+
+def test_a_created_key_names_its_tenant(keys: Path) -> None:
+    key = identity.create_key(keys, "acme")
+    assert identity.load(keys, None).authenticate(f"Bearer {key}").name == "acme"
+
+
+def test_the_key_itself_is_not_stored(keys: Path) -> None:
+    key = identity.create_key(keys, "acme")
+    assert key not in keys.read_text()
+    assert key.rpartition("_")[2] not in keys.read_text()
+    assert keys.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("shown", [None, "", "Bearer", "Bearer hr_x", "Basic abc", "Bearer " + "a" * 10_000])
+def test_without_a_key_nobody_enters(keys: Path, shown: str | None) -> None:
+    identity.create_key(keys, "acme")
+    with pytest.raises(Unauthenticated):
+        identity.load(keys, None).authenticate(shown)
+
+
+def test_another_secret_under_a_known_id_is_refused(keys: Path) -> None:
+    key = identity.create_key(keys, "acme")
+    forged = key[:-1] + ("0" if key[-1] != "0" else "1")
+    with pytest.raises(Unauthenticated) as refused:
+        identity.load(keys, None).authenticate(f"Bearer {forged}")
+    assert refused.value.reason == "WRONG_KEY"
+
+
+def test_a_revoked_key_is_refused_and_the_others_are_not(keys: Path) -> None:
+    gone, kept = identity.create_key(keys, "acme"), identity.create_key(keys, "globex")
+    assert identity.revoke_key(keys, gone.split("_")[1])
+    assert not identity.revoke_key(keys, "no-such-id")
+    directory = identity.load(keys, None)
+    assert directory.authenticate(f"Bearer {kept}").name == "globex"
+    with pytest.raises(Unauthenticated):
+        directory.authenticate(f"Bearer {gone}")
+
+
+def test_without_any_keys_everybody_is_the_local_tenant(keys: Path) -> None:
+    assert identity.load(keys, None).authenticate(None).name == identity.LOCAL_TENANT
+
+
+def test_the_tenants_file_sets_what_a_tenant_may_do(tmp_path: Path, keys: Path) -> None:
+    tenants = tmp_path / "tenants.toml"
+    tenants.write_text('[tenants.acme]\nweight = 3\nmax_class = "standard"\nconcurrent_requests = 2\n')
+    key = identity.create_key(keys, "acme")
+    tenant = identity.load(keys, tenants).authenticate(f"Bearer {key}")
+    assert (tenant.weight, tenant.max_class, tenant.concurrent_requests) == (3, "standard", 2)
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("[tenants.acme]\nweight = -1\n", "weight"),
+        ("[tenants.acme]\nwieght = 1\n", "wieght"),
+        ('[tenants.acme]\nmax_class = "urgent"\n', "max_class"),
+        ("[tenants.acme\n", "not TOML"),
+    ],
+)
+def test_a_wrong_tenants_file_is_named_with_its_place(tmp_path: Path, content: str, named: str) -> None:
+    tenants = tmp_path / "tenants.toml"
+    tenants.write_text(content)
+    with pytest.raises(ValueError, match=named) as wrong:
+        identity.load(None, tenants)
+    assert str(tenants) in str(wrong.value)
+    assert "\n" not in str(wrong.value)

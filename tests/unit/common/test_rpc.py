@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+import pytest_asyncio
+from headrace.v1 import cache_pb2, cache_pb2_grpc
+from prometheus_client import CollectorRegistry
+
+from services.common import errors, rpc, transport
+from services.common.members import MeshSecret
+from services.common.metrics import RpcMetrics
+from tests.support.waiting import eventually
+
+MESH = MeshSecret(b"s" * 32)
+
+
+class Servicer:
+    """Does what the key of a look-up says."""
+
+    def __init__(self) -> None:
+        self.cancelled = asyncio.Event()
+        self.started = asyncio.Event()
+
+    async def Lookup(self, request: cache_pb2.LookupRequest, _: Any) -> cache_pb2.LookupResponse:
+        if request.keys == [b"typed"]:
+            raise errors.Overloaded("too much", retry_s=2)
+        if request.keys == [b"bug"]:
+            raise RuntimeError("a secret that callers must not see")
+        return cache_pb2.LookupResponse()
+
+    async def LoadSnapshot(self, request: Any, _: Any) -> AsyncIterator[cache_pb2.LoadSnapshotResponse]:
+        yield cache_pb2.LoadSnapshotResponse(chunk=b"1")
+        if request.name == "fails":
+            raise errors.Unavailable("gone")
+        if request.name == "hangs":
+            self.started.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.cancelled.set()
+
+    async def SaveSnapshot(self, requests: AsyncIterator[Any], _: Any) -> cache_pb2.SaveSnapshotResponse:
+        total = 0
+        async for request in requests:
+            total += len(request.chunk)
+        return cache_pb2.SaveSnapshotResponse(stored_bytes=total)
+
+    Store = Forget = LeaseQuota = Lookup
+
+
+class Served:
+    """A server with the servicer and a channel to it."""
+
+    def __init__(self, registry: CollectorRegistry, servicer: Servicer, channel: grpc.aio.Channel) -> None:
+        self.registry, self.servicer, self.channel = registry, servicer, channel
+        self.stub = cache_pb2_grpc.CacheServiceStub(channel)
+        self.member = MESH.metadata("cache")
+
+    def count(self, method: str, code: str) -> float:
+        labels = {"method": f"CacheService.{method}", "code": code}
+        return self.registry.get_sample_value("headrace_rpc_calls_total", labels) or 0
+
+
+@pytest_asyncio.fixture
+async def served() -> AsyncIterator[Served]:
+    registry = CollectorRegistry()
+    server = transport.server()
+    servicer = Servicer()
+    registrar = rpc.Registrar(server, RpcMetrics(registry), MESH)
+    registrar.add(cache_pb2.DESCRIPTOR.services_by_name["CacheService"], servicer, members_only="cache")
+    port = transport.listen(server, "127.0.0.1:0", transport.Tls(), insecure=False)
+    await server.start()
+    channel = transport.channel(f"127.0.0.1:{port}", transport.Tls())
+    yield Served(registry, servicer, channel)
+    await channel.close()
+    await server.stop(0)
+
+
+async def failure(call: Any) -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await call
+    return failed.value
+
+
+async def test_a_stranger_is_refused_before_the_handler_and_counted(served: Served) -> None:
+    error = await failure(served.stub.Lookup(cache_pb2.LookupRequest(keys=[b"bug"])))
+    assert error.code() is grpc.StatusCode.UNAUTHENTICATED
+    strangers = {"method": "CacheService.Lookup"}
+    assert served.registry.get_sample_value("headrace_strangers_total", strangers) == 1
+
+
+async def test_a_typed_error_arrives_with_its_details(served: Served) -> None:
+    request = cache_pb2.LookupRequest(keys=[b"typed"])
+    error = await failure(served.stub.Lookup(request, metadata=served.member))
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    trailers = dict(error.trailing_metadata() or ())
+    assert trailers[errors.PUSHBACK_KEY] == "2000"
+    assert errors.DETAILS_KEY in trailers
+
+
+async def test_a_bug_is_internal_and_tells_nothing(served: Served) -> None:
+    request = cache_pb2.LookupRequest(keys=[b"bug"])
+    error = await failure(served.stub.Lookup(request, metadata=served.member))
+    assert (error.code(), error.details()) == (grpc.StatusCode.INTERNAL, "internal error")
+
+
+async def test_bytes_that_are_no_message_are_invalid(served: Served) -> None:
+    call = served.channel.unary_unary("/headrace.v1.CacheService/Lookup")
+    error = await failure(call(b"\xff\xff\xff", metadata=served.member))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_bytes_that_are_no_message_end_a_client_stream(served: Served) -> None:
+    call = served.channel.stream_unary("/headrace.v1.CacheService/SaveSnapshot")
+    error = await failure(call(iter([b"\xff\xff\xff"]), metadata=served.member))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_stream_that_fails_keeps_what_it_sent(served: Served) -> None:
+    call = served.stub.LoadSnapshot(cache_pb2.LoadSnapshotRequest(name="fails"), metadata=served.member)
+    assert (await call.read()).chunk == b"1"
+    assert (await failure(call.read())).code() is grpc.StatusCode.UNAVAILABLE
+    assert served.count("LoadSnapshot", "UNAVAILABLE") == 1
+
+
+async def test_a_cancelled_stream_reaches_the_handler(served: Served) -> None:
+    call = served.stub.LoadSnapshot(cache_pb2.LoadSnapshotRequest(name="hangs"), metadata=served.member)
+    await served.servicer.started.wait()
+    call.cancel()
+    await served.servicer.cancelled.wait()
+    await eventually(lambda: served.count("LoadSnapshot", "CANCELLED") == 1, "the cancel is counted")
+
+
+async def test_a_client_stream_is_read_to_its_end(served: Served) -> None:
+    pieces = iter([cache_pb2.SaveSnapshotRequest(chunk=b"ab"), cache_pb2.SaveSnapshotRequest(chunk=b"c")])
+    reply = await served.stub.SaveSnapshot(pieces, metadata=served.member)
+    assert reply.stored_bytes == 3

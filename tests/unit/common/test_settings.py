@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from pydantic import Field
+
+from services.common.settings import ServiceSettings, SettingsError, load_or_exit
+
+
+class ExampleSettings(ServiceSettings):
+    """Settings of a service that exists only here."""
+
+    service: ClassVar[str] = "example"
+    count: int = Field(default=1, ge=1, description="how many")
+    names: list[str] = Field(default=[], description="which")
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HEADRACE_CONFIG", "HEADRACE_COUNT", "HEADRACE_EXAMPLE_COUNT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
+    path = tmp_path / "headrace.toml"
+    path.write_text(content)
+    monkeypatch.setenv("HEADRACE_CONFIG", str(path))
+
+
+def test_each_source_beats_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ExampleSettings.load([]).count == 1
+    configuration(tmp_path, monkeypatch, "[mesh]\ncount = 2\n")
+    assert ExampleSettings.load([]).count == 2
+    configuration(tmp_path, monkeypatch, "[mesh]\ncount = 2\n[example]\ncount = 3\n")
+    assert ExampleSettings.load([]).count == 3
+    monkeypatch.setenv("HEADRACE_COUNT", "4")
+    assert ExampleSettings.load([]).count == 4
+    monkeypatch.setenv("HEADRACE_EXAMPLE_COUNT", "5")
+    assert ExampleSettings.load([]).count == 5
+    assert ExampleSettings.load(["--count", "6"]).count == 6
+
+
+def test_a_wrong_value_is_one_line_with_setting_value_and_rule(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HEADRACE_EXAMPLE_COUNT", "0")
+    with pytest.raises(SystemExit) as ended:
+        load_or_exit(ExampleSettings, [])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    for part in ("HEADRACE_EXAMPLE_COUNT", "--count", "'0'", "greater than or equal to 1"):
+        assert part in line
+
+
+def test_a_misspelt_setting_in_the_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    configuration(tmp_path, monkeypatch, "[example]\ncuont = 3\n")
+    with pytest.raises(SettingsError, match="cuont is not a setting of example"):
+        ExampleSettings.load([])
+
+
+@pytest.mark.parametrize("content", ["[example\n", "example = 3\n"])
+def test_a_broken_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
+    configuration(tmp_path, monkeypatch, content)
+    with pytest.raises(SettingsError, match="HEADRACE_CONFIG"):
+        ExampleSettings.load([])
+
+
+def test_a_missing_mesh_secret_names_the_setting() -> None:
+    with pytest.raises(SettingsError, match="HEADRACE_EXAMPLE_MESH_SECRET_FILE"):
+        ExampleSettings.load([]).mesh_secret()
+
+
+def test_the_file_can_be_named_by_a_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    configuration(tmp_path, monkeypatch, "[example]\ncount = 1\n")
+    other = tmp_path / "other.toml"
+    other.write_text("[example]\ncount = 9\n")
+    assert ExampleSettings.load([f"--config={other}"]).count == 9
