@@ -56,7 +56,7 @@ def model_config(file: GgufFile) -> dict[str, Any]:
     config["tie_word_embeddings"] = "output.weight" not in file.tensors
     config["torch_dtype"] = "bfloat16"
     if architecture.model_type == "llama":
-        config["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
+        config["attention_bias"] = _attention_bias(file)
     return config | special_ids(file)
 
 
@@ -93,6 +93,15 @@ def _shape(file: GgufFile) -> dict[str, Any]:
         "max_position_embeddings": file.integer(f"{prefix}.context_length"),
         "rms_norm_eps": file.real(f"{prefix}.attention.layer_norm_rms_epsilon"),
     }
+
+
+def _attention_bias(file: GgufFile) -> bool:
+    """Hugging Face's Llama has a bias on all four attention matrices or on none."""
+    parts = ("attn_q", "attn_k", "attn_v", "attn_output")
+    biased = {f"blk.0.{part}.bias" in file.tensors for part in parts}
+    if len(biased) > 1:
+        raise ModelUnsupported(f"{file.path.name}: biases on some of its attention matrices, not on all")
+    return biased == {True}
 
 
 def _rope(file: GgufFile) -> dict[str, Any]:
