@@ -1,0 +1,216 @@
+"""One answer: a stream of events that survives refusals before it begins and breaks after it has.
+
+Before the first token, a refusal that says when to retry (RetryInfo) is retried then, as long as the
+caller's time allows. After it, a broken stream is taken up from the next token by `Generate(resume)`; where
+the mesh cannot do that, the error that broke it is raised. A token is never seen twice and none is skipped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self, TypeAlias
+
+import grpc
+
+from headrace import errors
+from headrace.v1 import router_pb2, types_pb2
+
+Delta = router_pb2.Delta
+Finished = router_pb2.Finished
+Event: TypeAlias = router_pb2.Delta | router_pb2.Finished
+Call: TypeAlias = "grpc.aio.UnaryStreamCall[router_pb2.GenerateRequest, router_pb2.GenerateResponse]"
+Start: TypeAlias = Callable[[router_pb2.GenerateRequest, float | None], Call]
+
+RESUME_WINDOW_S = 5.0
+"""How long workers hold what a lost router left: after it there is nothing to resume."""
+_RESUME_FIRST_PAUSE_S = 0.05
+_TRANSPORT_BREAKS = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.CANCELLED,
+)
+
+
+class Answer:
+    """An async iterator of events: any number of Delta, then one Finished.
+
+    Ends early, and frees the GPU, by `aclose()`, by leaving `async with`, by cancelling the task that reads,
+    or when nobody holds it any more. Reading raises HeadraceError.
+    """
+
+    def __init__(self, start: Start, request: router_pb2.GenerateRequest, timeout_s: float | None) -> None:
+        self._start = start
+        self._request = request
+        self._deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        self._call: Call | None = None
+        self._next_index = 0
+        self._began = False
+        self._broke_s: float | None = None
+        self._ended = False
+        self.retries = 0
+        self.resumes = 0
+
+    @property
+    def request_id(self) -> str:
+        """The name of the request in the mesh."""
+        return self._request.request_id
+
+    async def text(self) -> str:
+        """The whole text. Ends the answer."""
+        async with self:
+            return "".join([event.text async for event in self])
+
+    async def finished(self) -> Finished:
+        """Reads to the end and returns its Finished with the text and the ids of all Deltas put in."""
+        texts: list[str] = []
+        ids: list[int] = []
+        logprobs: list[types_pb2.PositionLogprobs] = []
+        async with self:
+            async for event in self:
+                texts.append(event.text)
+                ids.extend(event.token_ids)
+                logprobs.extend(event.logprobs)
+        assert isinstance(event, Finished)
+        whole = Finished()
+        whole.CopyFrom(event)
+        whole.text = "".join(texts)
+        whole.token_ids[:] = ids
+        del whole.logprobs[:]
+        whole.logprobs.extend(logprobs)
+        return whole
+
+    async def aclose(self) -> None:
+        """Gives the answer up; does nothing after its end."""
+        self._close()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        while not self._ended:
+            try:
+                event = await self._next_event()
+            except errors.HeadraceError as error:
+                self._drop_call()
+                if not self._ended:
+                    await self._recover_or_raise(error)
+                continue
+            except BaseException:
+                self._close()
+                raise
+            if self._accept(event):
+                return event
+        raise StopAsyncIteration
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def __del__(self) -> None:
+        self._drop_call()
+
+    async def _next_event(self) -> Event:
+        """The next event of the call that runs, starting one where there is none."""
+        try:
+            if self._call is None:
+                self._call = self._start(self._request, self._remaining_s())
+            message = await self._call.read()
+        except grpc.aio.AioRpcError as error:
+            raise errors.from_rpc(error) from None
+        except asyncio.CancelledError:
+            raise_own_cancellation()
+            raise errors.Cancelled("the mesh cancelled the call", code=grpc.StatusCode.CANCELLED) from None
+        if not isinstance(message, router_pb2.GenerateResponse):  # EOF
+            raise errors.StreamLost("the answer ended without its end", code=grpc.StatusCode.ABORTED)
+        return message.delta if message.HasField("delta") else message.finished
+
+    def _accept(self, event: Event) -> bool:
+        """Whether the event is news; ends the answer with its last one."""
+        self._began, self._broke_s = True, None
+        if isinstance(event, Finished):
+            self._ended = True
+            self._drop_call()
+            return True
+        end = event.index + len(event.token_ids)
+        if event.token_ids and end <= self._next_index:
+            return False
+        if event.token_ids and event.index != self._next_index:
+            self._close()
+            gap = f"expected token {self._next_index}, got {event.index}"
+            raise errors.StreamLost(gap, code=grpc.StatusCode.ABORTED, reason="GAP")
+        self._next_index = max(end, self._next_index)
+        return True
+
+    async def _recover_or_raise(self, error: errors.HeadraceError) -> None:
+        if not self._began:
+            await self._wait_to_retry(error)
+        elif self._broke_s is None:
+            await self._take_up(error)
+        else:
+            await self._take_up_again(error)
+
+    async def _wait_to_retry(self, error: errors.HeadraceError) -> None:
+        retryable = isinstance(error, (errors.Unavailable, errors.Exhausted))
+        if not retryable or error.retry_s is None or not self._fits(error.retry_s):
+            self._ended = True
+            raise error
+        self.retries += 1
+        await asyncio.sleep(error.retry_s)
+
+    async def _take_up(self, error: errors.HeadraceError) -> None:
+        """The first break: asks for the rest, whichever router answers."""
+        own_words = error.reason and not isinstance(error, errors.Unavailable)
+        if error.code not in _TRANSPORT_BREAKS or own_words:
+            self._ended = True
+            raise error
+        self._break = error
+        self._broke_s = time.monotonic()
+        self._pause_s = _RESUME_FIRST_PAUSE_S
+        self._ask_for_the_rest()
+
+    async def _take_up_again(self, error: errors.HeadraceError) -> None:
+        """A resume failed: again while there may be a router, else the break itself is the caller's."""
+        assert self._broke_s is not None
+        over = time.monotonic() + self._pause_s > self._broke_s + RESUME_WINDOW_S
+        if not isinstance(error, errors.Unavailable) or over or not self._fits(self._pause_s):
+            self._ended = True
+            raise self._break from error
+        await asyncio.sleep(self._pause_s)
+        self._pause_s *= 2
+        self._ask_for_the_rest()
+
+    def _ask_for_the_rest(self) -> None:
+        self.resumes += 1
+        resume = router_pb2.Resume(request_id=self.request_id, next_index=self._next_index)
+        self._request.resume.CopyFrom(resume)
+
+    def _fits(self, pause_s: float) -> bool:
+        remaining_s = self._remaining_s()
+        return remaining_s is None or pause_s < remaining_s
+
+    def _remaining_s(self) -> float | None:
+        return None if self._deadline_s is None else max(0.0, self._deadline_s - time.monotonic())
+
+    def _close(self) -> None:
+        self._ended = True
+        self._drop_call()
+
+    def _drop_call(self) -> None:
+        call, self._call = self._call, None
+        if call is not None:
+            call.cancel()
+
+
+def raise_own_cancellation() -> None:
+    """Raises CancelledError on when this task was cancelled; grpcio raises it for a status CANCELLED, too."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError

@@ -1,0 +1,100 @@
+"""From what a caller writes to the message that is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from google.protobuf import duration_pb2
+
+from headrace.v1 import router_pb2, types_pb2
+
+Message: TypeAlias = Mapping[str, str] | tuple[str, str]
+"""A turn of a chat: {"role": …, "content": …} or (role, content)."""
+LatencyClass = Literal["interactive", "standard", "batch"]
+LATENCY_CLASSES = {
+    "interactive": types_pb2.LATENCY_CLASS_INTERACTIVE,
+    "standard": types_pb2.LATENCY_CLASS_STANDARD,
+    "batch": types_pb2.LATENCY_CLASS_BATCH,
+}
+_SAMPLING = frozenset(field.name for field in types_pb2.SamplingParams.DESCRIPTOR.fields)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to answer; a field left None means the mesh's default (see `headrace/v1/router.proto`).
+
+    Beside them the fields of SamplingParams are options, too: temperature, top_p, seed, …
+    """
+
+    model: str | None = None
+    max_tokens: int | None = None
+    stop: Sequence[str] = ()
+    latency_class: LatencyClass | None = None
+    request_id: str | None = None
+    completion_deadline_s: float | None = None
+    do_not_queue: bool | None = None
+    user: str | None = None
+    json_schema: str | None = None
+    regex: str | None = None
+    required_labels: Mapping[str, str] | None = None
+
+
+def build_request(
+    prompt: str | None = None,
+    messages: Sequence[Message] | None = None,
+    token_ids: Iterable[int] | None = None,
+    **options: Any,
+) -> router_pb2.GenerateRequest:
+    """The message for a prompt and options. Raises TypeError for an option that does not exist."""
+    sampling = {name: options.pop(name) for name in list(options) if name in _SAMPLING}
+    chosen = Options(**options)
+    request = router_pb2.GenerateRequest(
+        model=chosen.model,
+        max_tokens=chosen.max_tokens,
+        stop=list(chosen.stop),
+        request_id=chosen.request_id,
+        do_not_queue=chosen.do_not_queue,
+        user=chosen.user,
+        required_labels=dict(chosen.required_labels or {}),
+    )
+    put_prompt(request, prompt, messages, token_ids)
+    if given := {name: value for name, value in sampling.items() if value is not None}:
+        request.sampling.CopyFrom(types_pb2.SamplingParams(**given))
+    _put_limits(request, chosen)
+    return request
+
+
+def put_prompt(
+    request: Any,
+    prompt: str | None,
+    messages: Sequence[Message] | None,
+    token_ids: Iterable[int] | None,
+) -> None:
+    """Sets the one prompt that is given. Raises TypeError for none or several."""
+    if sum(each is not None for each in (prompt, messages, token_ids)) != 1:
+        raise TypeError("give exactly one of prompt, messages and token_ids")
+    if prompt is not None:
+        request.text = prompt
+    elif messages is not None:
+        request.chat.CopyFrom(types_pb2.ChatMessages(messages=[_turn(each) for each in messages]))
+    elif token_ids is not None:
+        request.token_ids.CopyFrom(types_pb2.TokenIds(ids=list(token_ids)))
+
+
+def _turn(message: Message) -> types_pb2.ChatMessage:
+    if isinstance(message, tuple):
+        return types_pb2.ChatMessage(role=message[0], content=message[1])
+    return types_pb2.ChatMessage(**message)
+
+
+def _put_limits(request: router_pb2.GenerateRequest, options: Options) -> None:
+    if options.latency_class is not None:
+        request.latency_class = LATENCY_CLASSES[options.latency_class]
+    if options.completion_deadline_s is not None:
+        deadline = duration_pb2.Duration()
+        deadline.FromMilliseconds(int(options.completion_deadline_s * 1000))
+        request.completion_deadline.CopyFrom(deadline)
+    if options.json_schema is not None or options.regex is not None:
+        request.grammar.CopyFrom(types_pb2.Grammar(json_schema=options.json_schema, regex=options.regex))
