@@ -17,10 +17,10 @@ How the session half uses it (everything needed is `EngineClient`, `Request` and
         for returned in report.terminals.returned: …     # after drain(): go on elsewhere
     await engine.close()
 
-* Handles are the caller's: any int64 that is unique among its unfinished requests. A handle is free again after
-  its terminal event. Each submit ends in exactly one of finished, rejected, returned.
-* Commands are numbered; all commands of one event-loop turn travel in one message. `report.last_command` says up
-  to which command `report.load` and `report.credits` count.
+* Handles are the caller's: any int64 that is unique among its unfinished requests. A handle is free again
+  after its terminal event. Each submit ends in exactly one of finished, rejected, returned.
+* Commands are numbered; all commands of one event-loop turn travel in one message. `report.last_command` says
+  up to which command `report.load` and `report.credits` count.
 * `reports()` has one consumer; it raises `EngineDied` when the engine is gone, and ends after `close()`.
 * A resumed request has `delivered` ids; its next token has output index len(delivered).
 * Times are `time.monotonic()` seconds, which processes of one machine share: turn "milliseconds left" into

@@ -1,7 +1,7 @@
 """What an engine is to the loop that drives it: declare what you hold, launch steps, give ids back.
 
-A runner never sees a request, the scheduler never sees a tensor. A new engine is one `Runner` and one entry in
-`load.py`; nothing else may need to change.
+A runner never sees a request, the scheduler never sees a tensor. A new engine is one `Runner` and one entry
+in `load.py`; nothing else may need to change.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from services.worker.scheduler.step import KVSpec, Sampled, SlotInit, Step
+from services.worker.scheduler.step import Capabilities, KVSpec, Sampled, SlotInit, Step
 
 __all__ = [
     "Capabilities",
@@ -22,18 +22,6 @@ __all__ = [
     "SlotInit",
     "Step",
 ]
-
-
-class Capabilities(NamedTuple):
-    """What this engine can promise; the worker tells routers in its Hello."""
-
-    run_ahead: int = 0  # steps that may be launched before the result of an earlier one is known: 0 or 1
-    prefix_reuse: bool = True  # blocks of one sequence can be read by another
-    chunked_prefill: bool = True  # a prompt may be computed in several steps
-    bit_equal_resume: bool = False  # a resumed sequence continues bit for bit (fp32)
-    logprobs: bool = True
-    max_logprobs: int = 20
-    penalties: bool = True
 
 
 class Pending(Protocol):

@@ -61,7 +61,7 @@ class EngineClient:
         return cls(host, connection, description)
 
     def submit(self, request: Request) -> int:
-        """Hand over a request; returns the number of this command. Never blocks, never raises for bad requests."""
+        """Hand over a request; returns the command's number. Never blocks; bad requests are rejected."""
         self._command().submits.append(request)
         return self._number
 
@@ -81,7 +81,7 @@ class EngineClient:
         return self._number
 
     async def reports(self) -> AsyncIterator[StepReport]:
-        """Reports as they come; for one consumer. Ends after `close`, raises EngineDied when the engine is gone."""
+        """Reports as they come; for one consumer. Ends after `close`; raises EngineDied when it is gone."""
         while True:
             while self._arrived:
                 yield self._arrived.popleft()

@@ -11,7 +11,7 @@ EngineLoader = Callable[[EngineSettings], LoadedEngine]
 
 
 def load_engine(settings: EngineSettings) -> LoadedEngine:
-    """Load the model that the settings name. Raises EngineLoadError with one line that says what to change."""
+    """Load the model that the settings name. Raises EngineLoadError: one line that says what to change."""
     from services.worker.engine.torch.load import load_torch_engine
 
     return load_torch_engine(settings)

@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 from services.worker.engine.base import LoadedEngine, Pending
 from services.worker.engine.outbox import Outbox
-from services.worker.engine.report import Commands, KVSnapshot, Progress, StepReport
+from services.worker.engine.report import Commands, Progress, StepReport
+from services.worker.scheduler.events import KVSnapshot
+from services.worker.scheduler.intake import ModelFacts
 from services.worker.scheduler.policy import SchedulerSettings
 from services.worker.scheduler.scheduler import Scheduler
 from services.worker.scheduler.step import Step
@@ -24,19 +26,13 @@ class _Launched(NamedTuple):
 
 
 class EngineLoop:
-    """Drives one scheduler and one runner until told to close, or until the pipe breaks (EOFError, OSError)."""
+    """Drives a scheduler and a runner until told to close, or until the pipe breaks (EOFError, OSError)."""
 
     def __init__(self, engine: LoadedEngine, settings: SchedulerSettings, connection: Connection) -> None:
         description = engine.description
+        facts = ModelFacts(description.vocab_size, description.eos_ids, description.numerics_id)
         self._runner = engine.runner
-        self._scheduler = Scheduler(
-            engine.runner.spec,
-            settings,
-            vocab_size=description.vocab_size,
-            eos_ids=description.eos_ids,
-            numerics_id=description.numerics_id,
-            capabilities=engine.runner.capabilities,
-        )
+        self._scheduler = Scheduler(engine.runner.spec, settings, facts, engine.runner.capabilities)
         self._connection = connection
         self._in_flight: deque[_Launched] = deque()
         self._last_command = 0
@@ -53,7 +49,7 @@ class EngineLoop:
                 news = self._receive(wait_s)
                 launched = self._launch(outbox)
                 settled = self._settle_if_due(launched)
-                if news or settled:
+                if news or settled or self._scheduler.has_news:
                     self._report(outbox)
                 wait_s = self._may_wait_s(launched)
 
@@ -72,7 +68,7 @@ class EngineLoop:
         for handle in commands.aborts:
             self._scheduler.abort(handle, now)
         if commands.drain:
-            self._scheduler.drain(now)
+            self._scheduler.drain()
         self._snapshot_wanted |= commands.kv_snapshot
         self._closing |= commands.close
         self._last_command = commands.last_number

@@ -1,7 +1,7 @@
 """Reports out of the engine, and heartbeats between them.
 
-A step may take longer than the heartbeat interval (a long prompt on a CPU), so a thread of its own keeps the time.
-What it says is what the loop last said, without the news: `progress` stands still while a step hangs.
+A step may take longer than the heartbeat interval (a long prompt on a CPU), so a thread of its own keeps the
+time. What it says is what the loop last said, without the news: `progress` stands still while a step hangs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from typing import Self
 
 from services.worker.engine.report import StepReport
-from services.worker.scheduler.events import NO_KV_EVENTS, NO_OUTPUTS, Terminals
+from services.worker.scheduler.events import NO_KV_EVENTS, NO_OUTPUTS, NO_TERMINALS
 
 HEARTBEAT_S = 0.2
 
@@ -45,7 +45,7 @@ class Outbox:
             self._standing = replace(
                 report,
                 outputs=NO_OUTPUTS,
-                terminals=Terminals(),
+                terminals=NO_TERMINALS,
                 kv=NO_KV_EVENTS,
                 kv_snapshot=None,
                 served={},

@@ -1,7 +1,7 @@
 """Where an engine runs: a spawned process (default), or a thread of this one with the same pipe (tests).
 
-The engine ends when it is told to, when its pipe breaks because the parent is gone, or when it fails; in each case
-its end of the pipe closes, which is all that the client has to notice.
+The engine ends when it is told to, when its pipe breaks because the parent is gone, or when it fails; in each
+case its end of the pipe closes, which is all that the client has to notice.
 """
 
 from __future__ import annotations

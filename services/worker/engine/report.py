@@ -1,15 +1,18 @@
-"""The two messages between the engine and whoever serves it: one in, one out, a step. Plain values that pickle."""
+"""The two messages between the engine and whoever serves it: one in, one out, a step."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from services.worker.scheduler.budget import StepModelState
 from services.worker.scheduler.events import (
     NO_KV_EVENTS,
     NO_OUTPUTS,
+    NO_TERMINALS,
     Credits,
     KVEvents,
+    KVSnapshot,
     Load,
     Outputs,
     Served,
@@ -20,23 +23,14 @@ from services.worker.scheduler.request import Request
 
 @dataclass(slots=True, eq=False)
 class Commands:
-    """Engine inbox: all that was asked in one turn of the caller's event loop. Numbers count single commands."""
+    """Engine inbox: all that was asked in one turn of the caller's event loop."""
 
-    last_number: int = 0
+    last_number: int = 0  # commands are numbered one by one
     submits: list[Request] = field(default_factory=list)
     aborts: list[int] = field(default_factory=list)  # handles; applied after the submits
     drain: bool = False  # return everything unfinished, reject what comes later
     kv_snapshot: bool = False
     close: bool = False
-
-
-class StepModelState(NamedTuple):
-    """Seconds of a step = dot(coefficients, StepCost) * quantile; routers predict with the same numbers."""
-
-    coefficients: tuple[float, float, float, float, float]
-    quantile: float  # running 95th percentile of actual / predicted, 1.0 .. 1.5
-    error: float  # running mean of |actual - predicted| / actual
-    observed_steps: int
 
 
 class Progress(NamedTuple):
@@ -48,13 +42,6 @@ class Progress(NamedTuple):
     batch_size: int  # sequences in the last finished step
     step_tokens: int  # input tokens of the last finished step
     step_s: float  # duration of the last finished step
-
-
-class KVSnapshot(NamedTuple):
-    """All reusable blocks as they were after event `number`."""
-
-    number: int
-    digests: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -70,7 +57,7 @@ class StepReport:
     progress: Progress
     step_model: StepModelState
     outputs: Outputs = NO_OUTPUTS
-    terminals: Terminals = Terminals()
+    terminals: Terminals = NO_TERMINALS
     kv: KVEvents = NO_KV_EVENTS
     kv_snapshot: KVSnapshot | None = None
     served: dict[bytes, Served] = field(default_factory=dict)  # by tenant tag, since the last report

@@ -1,8 +1,8 @@
 """Continuous batching as a pure state machine: which tokens are computed in the next step.
 
-What may live here: requests, KV block accounting, order, budgets, preemption. No torch, no grpc, no asyncio, no
-clock: whoever drives the scheduler passes `now`, in monotonic seconds. The worker's engine loop drives it in real
-time, the simulator in virtual time.
+What may live here: requests, KV block accounting, order, budgets, preemption. No torch, no grpc, no asyncio,
+no clock: whoever drives the scheduler passes `now`, in monotonic seconds. The worker's engine loop drives it
+in real time, the simulator in virtual time.
 
     request.py   what a caller asks                    blocks.py    who holds which KV block
     step.py      what a runner is asked, and answers   digests.py   names of blocks, keyed by scope

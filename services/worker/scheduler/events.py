@@ -1,4 +1,4 @@
-"""What happened to requests since one last asked, and how full the engine is: the scheduler's side of a report."""
+"""What happened to requests since one last asked, and how full the engine is."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Timings(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """The one terminal event of an accepted request; its last tokens are in the same report or an earlier one."""
+    """The terminal event of an accepted request; its last tokens are in the same report or an earlier one."""
 
     handle: int
     reason: FinishReason
@@ -110,6 +110,9 @@ class Terminals(NamedTuple):
     returned: tuple[Returned, ...] = ()
 
 
+NO_TERMINALS = Terminals()
+
+
 class Served(NamedTuple):
     """Tokens computed for one tenant tag since the last report."""
 
@@ -133,9 +136,16 @@ class Events:
     """Everything that happened since the last call that returned one of these."""
 
     outputs: Outputs = NO_OUTPUTS
-    terminals: Terminals = Terminals()
+    terminals: Terminals = NO_TERMINALS
     kv: KVEvents = NO_KV_EVENTS
     served: dict[bytes, Served] = field(default_factory=dict)
+
+
+class KVSnapshot(NamedTuple):
+    """All reusable blocks as they were after event `number`."""
+
+    number: int
+    digests: tuple[bytes, ...]
 
 
 class Load(NamedTuple):
@@ -151,7 +161,11 @@ class Load(NamedTuple):
 
 
 class Credits(NamedTuple):
-    """What the engine could start now beyond all it has: the window that sessions share (DESIGN §5)."""
+    """What the engine could start now beyond all it has: the window that sessions share (DESIGN §5).
+
+    The last request of a grant may overdraw `prefill_tokens`: otherwise no prompt longer than the window
+    would ever start.
+    """
 
     prefill_tokens: int
     slots: int

@@ -38,13 +38,14 @@ class SchedulerSettings:
     )
     targets: dict[LatencyClass, ClassTargets] = field(default_factory=_default_targets)
     idle_step_s: float = 0.050  # longest step while nothing decodes, so that an arrival never waits long
+    stretch: float = 2.0  # a target that decodes alone miss is replaced by this many times their step
     gate: float = 0.3  # no batch prefill while decodes alone take more than this part of the target
     batch_fill: float = 0.9  # batch decodes join while the step stays under this part of the target
     batch_kv_share: float = 0.3  # most KV blocks that BATCH may hold while interactive work is about
     batch_kv_share_quiet: float = 0.6  # the same once none was seen for quiet_s
     quiet_s: float = 30.0
     batch_free_slots: int = 16  # slots that BATCH leaves free, at most a quarter of all
-    standard_ageing_s: float = 10.0  # STANDARD rises one tier after this wait
+    standard_ageing_s: float = 10.0  # STANDARD rises one tier after so long without progress
     batch_ageing_s: float = 600.0  # BATCH rises after max(this, a quarter of the time to its deadline)
     max_preemptions: int = 3  # a victim is spared after so many
     credit_window_s: float = 0.25  # prompt work that sessions may have waiting here
@@ -81,7 +82,7 @@ def raised(place: Place) -> Place:
 
 
 def ageing_s(request: Request, settings: SchedulerSettings) -> float | None:
-    """Seconds after arrival at which a waiting request rises one tier; None: it is at the top."""
+    """Seconds without progress after which a request rises one tier; None: it began at the top."""
     if request.latency_class is LatencyClass.STANDARD:
         return settings.standard_ageing_s
     if request.latency_class is LatencyClass.BATCH:

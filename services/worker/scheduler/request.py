@@ -91,7 +91,7 @@ class Sampling:
 class Request:
     """One sequence to generate.
 
-    A resumed request carries the ids its client already has in `delivered`: generation goes on at output index
+    A resumed request carries the ids that its client has in `delivered`: generation goes on at output index
     `len(delivered)`, and `max_tokens` still counts from index 0. Times are seconds of the machine's monotonic
     clock, which its processes share.
     """

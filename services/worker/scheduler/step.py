@@ -1,7 +1,8 @@
 """What the scheduler asks of a runner in one step, and what it gets back: arrays, no objects per token.
 
-n is the number of sequences in the step. A sequence lives in a *slot* of the runner from the step that carries its
-`SlotInit` until the slot is initialised again; the runner keeps block table, last token and sampling state by slot.
+n is the number of sequences in the step. A sequence lives in a *slot* of the runner from the step with its
+`SlotInit` until the slot is initialised again; the runner keeps block table, last token and sampling state by
+slot.
 """
 
 from __future__ import annotations
@@ -34,6 +35,18 @@ class KVSpec:
     num_blocks: int
     max_seqs: int  # slots
     max_len: int  # tokens of one sequence, prompt and output together
+
+
+class Capabilities(NamedTuple):
+    """What an engine can promise; the worker tells routers in its Hello."""
+
+    run_ahead: int = 0  # steps that may be launched before the result of an earlier one is known: 0 or 1
+    prefix_reuse: bool = True  # blocks of one sequence can be read by another
+    chunked_prefill: bool = True  # a prompt may be computed in several steps
+    bit_equal_resume: bool = False  # a resumed sequence continues bit for bit (fp32)
+    logprobs: bool = True
+    max_logprobs: int = 20
+    penalties: bool = True
 
 
 class StepCost(NamedTuple):

@@ -1,0 +1,93 @@
+"""How long a step will take, learned from the steps that were taken.
+
+    seconds = a + b * tokens + c * prefill attention + d * context + e * sequences
+
+Recursive least squares on the relative error, with forgetting 0.999 and coefficients clipped to non-
+negative; a running 95th percentile of actual / predicted makes the prediction an upper one
+(research/algorithms.md, policy A2).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from services.worker.scheduler.step import StepCost
+
+_FORGETTING = 0.999
+_QUANTILE = 0.95
+_QUANTILE_STEP = 0.01
+_QUANTILE_RANGE = (1.0, 1.5)
+_SCALE = np.array([1.0, 1e2, 1e5, 1e4, 1e1])  # typical features: keeps the least squares well conditioned
+_MAX_VARIANCE = 1e4
+
+
+class StepModelState(NamedTuple):
+    """Seconds of a step = dot(coefficients, StepCost) * quantile; routers predict with the same numbers."""
+
+    coefficients: tuple[float, float, float, float, float]
+    quantile: float  # running 95th percentile of actual / predicted, 1.0 .. 1.5
+    error: float  # running mean of |actual - predicted| / actual
+    observed_steps: int
+
+
+PRIOR = StepModelState((2e-3, 1e-4, 1e-9, 1e-8, 1e-5), 1.0, 0.0, 0)  # cautious: 10k tokens a second
+
+
+class StepModel:
+    """The step-time model of one runner; starts from what is known of it, or from a cautious guess."""
+
+    def __init__(self, prior: StepModelState = PRIOR) -> None:
+        self._weights = np.array(prior.coefficients) * _SCALE
+        self._covariance = np.eye(5) * 10.0
+        self._coefficients = prior.coefficients
+        self._quantile = prior.quantile
+        self._error = prior.error
+        self._observed = prior.observed_steps
+
+    def predict(self, cost: StepCost) -> float:
+        """Seconds that a step of this cost takes at the upper quantile."""
+        a, b, c, d, e = self._coefficients
+        mean = a + b * cost.tokens + c * cost.attention + d * cost.context + e * cost.sequences
+        return self._quantile * mean
+
+    def tokens_within(self, seconds: float, done: int) -> int:
+        """Most tokens of a prompt with `done` tokens computed that a step has room for in the given seconds.
+
+        Solves b x + c x (done + x / 2) = seconds / quantile for x.
+        """
+        _, b, c, _, _ = self._coefficients
+        allowed = seconds / self._quantile
+        if allowed <= 0.0:
+            return 0
+        linear = max(b + c * done, 1e-12)
+        root = math.sqrt(linear * linear + 2.0 * c * allowed)
+        return int(min(2.0 * allowed / (linear + root), 1e9))
+
+    def observe(self, cost: StepCost, seconds: float) -> None:
+        """Learn from one finished step."""
+        seconds = max(seconds, 1e-6)
+        predicted = self.predict(cost) / self._quantile
+        self._track(predicted, seconds)
+        features = np.array(cost) / (_SCALE * seconds)  # relative: the target is 1
+        gained = self._covariance @ features
+        gain = gained / (_FORGETTING + features @ gained)
+        self._weights = np.maximum(self._weights + gain * (1.0 - features @ self._weights), 0.0)
+        covariance = (self._covariance - np.outer(gain, gained)) / _FORGETTING
+        self._covariance = covariance if covariance.trace() < _MAX_VARIANCE else self._covariance
+        a, b, c, d, e = (self._weights / _SCALE).tolist()
+        self._coefficients = (a, b, c, d, e)
+
+    def state(self) -> StepModelState:
+        """What to publish."""
+        return StepModelState(self._coefficients, self._quantile, self._error, self._observed)
+
+    def _track(self, predicted: float, seconds: float) -> None:
+        self._observed += 1
+        above = seconds > predicted * self._quantile
+        moved = self._quantile + _QUANTILE_STEP * (_QUANTILE if above else _QUANTILE - 1.0)
+        self._quantile = min(max(moved, _QUANTILE_RANGE[0]), _QUANTILE_RANGE[1])
+        weight = max(0.01, 1.0 / self._observed)
+        self._error += weight * (abs(seconds - predicted) / seconds - self._error)

@@ -1,0 +1,296 @@
+"""The scheduler: add, abort, plan, commit. No phases: every request only has computed and wanted tokens.
+
+add ──▶ waiting ──▶ resident ──▶ ended        plan: planner.py fills a draft, launched tokens count as
+computed
+          ▲            │                      commit: sampled ids are appended, full blocks sealed, ends found
+          └─ preempted ┘
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from typing import NamedTuple
+
+from services.worker.scheduler.ageing import Ageing
+from services.worker.scheduler.blocks import BlockPool
+from services.worker.scheduler.budget import PRIOR, StepModel, StepModelState
+from services.worker.scheduler.draft import Draft, build_step
+from services.worker.scheduler.events import (
+    Credits,
+    Events,
+    KVSnapshot,
+    Load,
+    Rejected,
+    RejectReason,
+    TokenLogprobs,
+)
+from services.worker.scheduler.forecast import OutputForecast
+from services.worker.scheduler.intake import Intake, ModelFacts
+from services.worker.scheduler.ledger import Ledger
+from services.worker.scheduler.planner import Planner
+from services.worker.scheduler.policy import SchedulerSettings
+from services.worker.scheduler.request import FinishReason, Request
+from services.worker.scheduler.residents import Residents
+from services.worker.scheduler.sequence import Sequence
+from services.worker.scheduler.step import (
+    NOT_FINITE,
+    NOT_SAMPLED,
+    Capabilities,
+    KVSpec,
+    Logprobs,
+    Sampled,
+    Step,
+)
+from services.worker.scheduler.waiting import WaitingLine
+
+_FAULTS = {
+    NOT_FINITE: "the model gave no finite logits for this sequence",
+    NOT_SAMPLED: "the engine chose no token for this sequence",
+}
+
+
+class _Row(NamedTuple):
+    """A row of a launched step."""
+
+    sequence: Sequence
+    epoch: int
+    computed: int  # tokens computed once the step has completed
+    samples: bool
+
+
+class Scheduler:
+    """Continuous batching for one runner. Not thread-safe; `now` never decreases."""
+
+    def __init__(
+        self,
+        spec: KVSpec,
+        settings: SchedulerSettings,
+        facts: ModelFacts,
+        capabilities: Capabilities,
+        prior: StepModelState = PRIOR,
+    ) -> None:
+        self.model = StepModel(prior)
+        self._settings = settings
+        self._intake = Intake(spec, settings, facts, capabilities)
+        self._pool = BlockPool(spec.num_blocks)
+        self._residents = Residents(self._pool, spec.block_size, spec.max_seqs)
+        self._waiting = WaitingLine()
+        self._ageing = Ageing(settings)
+        self._forecast = OutputForecast()
+        self._ledger = Ledger()
+        self._planner = Planner(
+            settings,
+            self._residents,
+            self._waiting,
+            self._pool,
+            self.model,
+            self._forecast,
+            chunked=capabilities.chunked_prefill,
+        )
+        self._sequences: dict[int, Sequence] = {}
+        self._deadlines: list[tuple[float, int]] = []
+        self._launched: deque[tuple[int, list[_Row]]] = deque()
+        self._last_step = 0
+        self._draining = False
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any request is unfinished."""
+        return bool(self._sequences)
+
+    @property
+    def has_news(self) -> bool:
+        """Whether `take_events` would return anything of requests."""
+        return not self._ledger.empty
+
+    def add(self, request: Request, now: float) -> None:
+        """Accept a request, or record why not."""
+        rejected = self._refusal(request) or self._intake.fault(request)
+        if rejected is not None:
+            self._ledger.rejected(rejected)
+            return
+        sequence = self._intake.sequence(request, self.model, self._pool)
+        if not self._ends_at_once(sequence, now):
+            self._sequences[request.handle] = sequence
+            self._waiting.push(sequence)
+            self._ageing.watch(sequence)
+            if request.deadline_s is not None:
+                heapq.heappush(self._deadlines, (request.deadline_s, request.handle))
+
+    def abort(self, handle: int, now: float) -> None:
+        """End a request as CANCELLED: in no step planned from now on. Unknown handles are ignored."""
+        sequence = self._sequences.get(handle)
+        if sequence is not None:
+            self._finish(sequence, FinishReason.CANCELLED, now)
+
+    def drain(self) -> None:
+        """Return everything unfinished, and reject what comes later."""
+        self._draining = True
+        for sequence in list(self._sequences.values()):
+            self._forget(sequence)
+            self._ledger.returned(sequence)
+
+    def plan(self, now: float) -> Step | None:
+        """The next step, whose tokens count as computed from now on; None when nothing can or may run."""
+        self._expire(now)
+        for risen in self._ageing.rise(now):
+            self._waiting.moved_up(risen)
+        draft = self._planner.draft(now)
+        return self._launch(draft, now) if draft.rows else None
+
+    def commit(self, step: Step, sampled: Sampled, now: float, seconds: float) -> None:
+        """Settle the oldest launched step, which took `seconds`."""
+        number, rows = self._launched.popleft()
+        assert number == step.number, "steps are committed in the order of their launch"
+        self.model.observe(step.cost, seconds)
+        self._pool.complete(number)
+        logprobs = _by_row(sampled.logprobs, rows)
+        for index, (row, token) in enumerate(zip(rows, sampled.tokens.tolist(), strict=True)):
+            if not row.sequence.finished:
+                self._settle(row, token, logprobs.get(index), now)
+
+    def take_events(self) -> Events:
+        """Everything that happened since the last call."""
+        return self._ledger.take(self._pool.take_events())
+
+    def kv_snapshot(self) -> KVSnapshot:
+        """All reusable blocks."""
+        return self._pool.snapshot()
+
+    def load(self) -> Load:
+        """How full it is."""
+        uncached = self._waiting.uncached_tokens
+        uncached += sum(sequence.missing for sequence in self._residents.prefilling.values())
+        free, cached, held, total = self._pool.statistics()
+        return Load(len(self._residents), len(self._waiting), uncached, free, cached, held, total)
+
+    def credits(self) -> Credits:
+        """What could be started beyond all that is there."""
+        load = self.load()
+        window = self.model.tokens_within(self._settings.credit_window_s, 0)
+        return Credits(
+            prefill_tokens=max(0, window - load.waiting_uncached_tokens),
+            slots=max(0, self._residents.free_slots - load.waiting),
+            blocks=max(0, self._pool.available - self._residents.blocks_for(self._waiting.uncached_tokens)),
+            waiting_by_session=dict(self._waiting.by_session),
+        )
+
+    def check(self) -> None:
+        """Raise AssertionError when blocks or requests are out of balance; for tests and idle times."""
+        self._pool.check()
+        assert len(self._sequences) == len(self._residents) + len(self._waiting)
+        if not self._sequences and not self._launched:
+            assert self._pool.statistics().held == 0, "blocks are held by nobody"
+
+    def _refusal(self, request: Request) -> Rejected | None:
+        if self._draining:
+            return Rejected(request.handle, RejectReason.DRAINING, "the engine is draining")
+        if request.handle in self._sequences:
+            return Rejected(request.handle, RejectReason.DUPLICATE_HANDLE, "the handle is in use")
+        return None
+
+    def _ends_at_once(self, sequence: Sequence, now: float) -> bool:
+        """A resumed request may have had all its output before it came here."""
+        last = int(sequence.ids[-1]) if sequence.outputs else None
+        reason = None if last is None else self._intake.stop_reason(sequence, last)
+        if reason is None and sequence.exhausted:
+            reason, last = FinishReason.LENGTH, None
+        if reason is not None:
+            self._ledger.finished(sequence, reason, now, last, "")
+        return reason is not None
+
+    def _expire(self, now: float) -> None:
+        while self._deadlines and self._deadlines[0][0] <= now:
+            due_s, handle = heapq.heappop(self._deadlines)
+            sequence = self._sequences.get(handle)
+            if sequence is not None and sequence.request.deadline_s == due_s:
+                self._finish(sequence, FinishReason.DEADLINE, now)
+
+    def _launch(self, draft: Draft, now: float) -> Step:
+        self._last_step += 1
+        entering = self._residents.entering(draft.rows)
+        step = build_step(self._last_step, draft, entering)
+        rows = []
+        for sequence, take in draft.rows.items():
+            samples = sequence.missing == take
+            self._count_prompt_tokens(sequence, take)
+            self._residents.launched(sequence, take, self._last_step, now)
+            rows.append(_Row(sequence, sequence.epoch, sequence.computed, samples))
+            if sequence.first_step_s is None:
+                sequence.first_step_s = now
+        self._launched.append((self._last_step, rows))
+        return step
+
+    def _count_prompt_tokens(self, sequence: Sequence, take: int) -> None:
+        start = max(sequence.computed, sequence.was_computed)  # nobody pays for a preemption
+        fresh = min(sequence.computed + take, sequence.prompt_len) - start
+        if fresh > 0:
+            self._ledger.served(sequence.request.tenant, fresh, 0)
+
+    def _settle(self, row: _Row, token: int, logprobs: TokenLogprobs | None, now: float) -> None:
+        sequence = row.sequence
+        if sequence.epoch == row.epoch:
+            sequence.settled = row.computed
+            self._residents.seal(sequence)
+        if not row.samples:
+            return
+        sequence.pending -= 1
+        if token < 0:
+            self._finish(sequence, FinishReason.ERROR, now, message=_FAULTS[token])
+            return
+        self._append(sequence, token, logprobs, now)
+        reason = self._intake.stop_reason(sequence, token)
+        if reason is not None:
+            self._finish(sequence, reason, now, stop_token_id=token)
+        elif sequence.outputs >= sequence.max_outputs:
+            self._finish(sequence, FinishReason.LENGTH, now)
+
+    def _append(self, sequence: Sequence, token: int, logprobs: TokenLogprobs | None, now: float) -> None:
+        self._ledger.token(sequence, token)
+        if logprobs is not None:
+            self._ledger.logprobs_of_last_token(logprobs)
+        self._ledger.served(sequence.request.tenant, 0, 1)
+        sequence.ids.append(token)
+        sequence.outputs += 1
+        if sequence.first_token_s is None:
+            sequence.first_token_s = now
+
+    def _finish(
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        now: float,
+        *,
+        stop_token_id: int | None = None,
+        message: str = "",
+    ) -> None:
+        self._forget(sequence)
+        self._ledger.finished(sequence, reason, now, stop_token_id, message)
+        if reason in (FinishReason.EOS, FinishReason.STOP_TOKEN, FinishReason.LENGTH):
+            self._forecast.observe(sequence)
+
+    def _forget(self, sequence: Sequence) -> None:
+        del self._sequences[sequence.handle]
+        sequence.finished = True
+        if sequence.slot is None:
+            self._waiting.remove(sequence)
+        else:
+            self._residents.leave(sequence)
+
+
+def _by_row(logprobs: Logprobs | None, rows: list[_Row]) -> dict[int, TokenLogprobs]:
+    """As values, cut to what each row's request asked for."""
+    if logprobs is None:
+        return {}
+    found = {}
+    tables = (
+        logprobs.rows.tolist(),
+        logprobs.chosen.tolist(),
+        logprobs.top_ids.tolist(),
+        logprobs.top.tolist(),
+    )
+    for index, chosen, ids, values in zip(*tables, strict=True):
+        count = rows[index].sequence.request.sampling.logprobs or 0
+        found[index] = TokenLogprobs(chosen, tuple(ids[:count]), tuple(values[:count]))
+    return found
