@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from headrace.v1 import session_pb2 as headrace_dot_v1_dot_session__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17headrace/v1/admin.proto\x12\x0bheadrace.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x19headrace/v1/session.proto\"\x14\n\x12ListWorkersRequest\"A\n\x13ListWorkersResponse\x12*\n\x07workers\x18\x01 \x03(\x0b\x32\x19.headrace.v1.WorkerStatus\"\xff\x02\n\x0cWorkerStatus\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\'\n\x05state\x18\x06 \x01(\x0e\x32\x18.headrace.v1.WorkerState\x12\x1f\n\x04load\x18\x07 \x01(\x0b\x32\x11.headrace.v1.Load\x12#\n\x06\x63redit\x18\x08 \x01(\x0b\x32\x13.headrace.v1.Credit\x12\x10\n\x08requests\x18\t \x01(\r\x12\x31\n\x0elast_frame_age\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x35\n\x06labels\x18\x0b \x03(\x0b\x32%.headrace.v1.WorkerStatus.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"Q\n\x12\x44rainWorkerRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12(\n\x05grace\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"&\n\x13\x44rainWorkerResponse\x12\x0f\n\x07running\x18\x01 \x01(\r*v\n\x0bWorkerState\x12\x1c\n\x18WORKER_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12WORKER_STATE_READY\x10\x01\x12\x19\n\x15WORKER_STATE_DRAINING\x10\x02\x12\x16\n\x12WORKER_STATE_STALE\x10\x03\x32\xb2\x01\n\x0c\x41\x64minService\x12P\n\x0bListWorkers\x12\x1f.headrace.v1.ListWorkersRequest\x1a .headrace.v1.ListWorkersResponse\x12P\n\x0b\x44rainWorker\x12\x1f.headrace.v1.DrainWorkerRequest\x1a .headrace.v1.DrainWorkerResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17headrace/v1/admin.proto\x12\x0bheadrace.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x19headrace/v1/session.proto\"\x14\n\x12ListWorkersRequest\"A\n\x13ListWorkersResponse\x12*\n\x07workers\x18\x01 \x03(\x0b\x32\x19.headrace.v1.WorkerStatus\"\xa5\x03\n\x0cWorkerStatus\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x04 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x05 \x01(\t\x12\'\n\x05state\x18\x06 \x01(\x0e\x32\x18.headrace.v1.WorkerState\x12\x1f\n\x04load\x18\x07 \x01(\x0b\x32\x11.headrace.v1.Load\x12#\n\x06\x63redit\x18\x08 \x01(\x0b\x32\x13.headrace.v1.Credit\x12\x10\n\x08requests\x18\t \x01(\r\x12\x31\n\x0elast_frame_age\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x35\n\x06labels\x18\x0b \x03(\x0b\x32%.headrace.v1.WorkerStatus.LabelsEntry\x12$\n\x07kv_spec\x18\x0c \x01(\x0b\x32\x13.headrace.v1.KvSpec\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"Q\n\x12\x44rainWorkerRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12(\n\x05grace\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"&\n\x13\x44rainWorkerResponse\x12\x0f\n\x07running\x18\x01 \x01(\r*v\n\x0bWorkerState\x12\x1c\n\x18WORKER_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12WORKER_STATE_READY\x10\x01\x12\x19\n\x15WORKER_STATE_DRAINING\x10\x02\x12\x16\n\x12WORKER_STATE_STALE\x10\x03\x32\xb2\x01\n\x0c\x41\x64minService\x12P\n\x0bListWorkers\x12\x1f.headrace.v1.ListWorkersRequest\x1a .headrace.v1.ListWorkersResponse\x12P\n\x0b\x44rainWorker\x12\x1f.headrace.v1.DrainWorkerRequest\x1a .headrace.v1.DrainWorkerResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,20 +35,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_WORKERSTATUS_LABELSENTRY']._loaded_options = None
   _globals['_WORKERSTATUS_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_WORKERSTATE']._serialized_start=697
-  _globals['_WORKERSTATE']._serialized_end=815
+  _globals['_WORKERSTATE']._serialized_start=735
+  _globals['_WORKERSTATE']._serialized_end=853
   _globals['_LISTWORKERSREQUEST']._serialized_start=99
   _globals['_LISTWORKERSREQUEST']._serialized_end=119
   _globals['_LISTWORKERSRESPONSE']._serialized_start=121
   _globals['_LISTWORKERSRESPONSE']._serialized_end=186
   _globals['_WORKERSTATUS']._serialized_start=189
-  _globals['_WORKERSTATUS']._serialized_end=572
-  _globals['_WORKERSTATUS_LABELSENTRY']._serialized_start=527
-  _globals['_WORKERSTATUS_LABELSENTRY']._serialized_end=572
-  _globals['_DRAINWORKERREQUEST']._serialized_start=574
-  _globals['_DRAINWORKERREQUEST']._serialized_end=655
-  _globals['_DRAINWORKERRESPONSE']._serialized_start=657
-  _globals['_DRAINWORKERRESPONSE']._serialized_end=695
-  _globals['_ADMINSERVICE']._serialized_start=818
-  _globals['_ADMINSERVICE']._serialized_end=996
+  _globals['_WORKERSTATUS']._serialized_end=610
+  _globals['_WORKERSTATUS_LABELSENTRY']._serialized_start=565
+  _globals['_WORKERSTATUS_LABELSENTRY']._serialized_end=610
+  _globals['_DRAINWORKERREQUEST']._serialized_start=612
+  _globals['_DRAINWORKERREQUEST']._serialized_end=693
+  _globals['_DRAINWORKERRESPONSE']._serialized_start=695
+  _globals['_DRAINWORKERRESPONSE']._serialized_end=733
+  _globals['_ADMINSERVICE']._serialized_start=856
+  _globals['_ADMINSERVICE']._serialized_end=1034
 # @@protoc_insertion_point(module_scope)

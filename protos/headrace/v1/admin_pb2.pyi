@@ -33,7 +33,7 @@ class ListWorkersResponse(_message.Message):
     def __init__(self, workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
-    __slots__ = ("worker_id", "incarnation", "model", "engine", "device", "state", "load", "credit", "requests", "last_frame_age", "labels")
+    __slots__ = ("worker_id", "incarnation", "model", "engine", "device", "state", "load", "credit", "requests", "last_frame_age", "labels", "kv_spec")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -52,6 +52,7 @@ class WorkerStatus(_message.Message):
     REQUESTS_FIELD_NUMBER: _ClassVar[int]
     LAST_FRAME_AGE_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    KV_SPEC_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     incarnation: int
     model: str
@@ -63,7 +64,8 @@ class WorkerStatus(_message.Message):
     requests: int
     last_frame_age: _duration_pb2.Duration
     labels: _containers.ScalarMap[str, str]
-    def __init__(self, worker_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., model: _Optional[str] = ..., engine: _Optional[str] = ..., device: _Optional[str] = ..., state: _Optional[_Union[WorkerState, str]] = ..., load: _Optional[_Union[_session_pb2.Load, _Mapping]] = ..., credit: _Optional[_Union[_session_pb2.Credit, _Mapping]] = ..., requests: _Optional[int] = ..., last_frame_age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    kv_spec: _session_pb2.KvSpec
+    def __init__(self, worker_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., model: _Optional[str] = ..., engine: _Optional[str] = ..., device: _Optional[str] = ..., state: _Optional[_Union[WorkerState, str]] = ..., load: _Optional[_Union[_session_pb2.Load, _Mapping]] = ..., credit: _Optional[_Union[_session_pb2.Credit, _Mapping]] = ..., requests: _Optional[int] = ..., last_frame_age: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., labels: _Optional[_Mapping[str, str]] = ..., kv_spec: _Optional[_Union[_session_pb2.KvSpec, _Mapping]] = ...) -> None: ...
 
 class DrainWorkerRequest(_message.Message):
     __slots__ = ("worker_id", "grace")
