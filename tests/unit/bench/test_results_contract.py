@@ -1,0 +1,93 @@
+"""Results keep what they claim: where they were measured, their spread, and the aims they missed."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from bench.collect import collect
+from bench.results_contract import ContractError, Row, quantity, read, record, row, this_commit, this_machine
+
+ROW = row("16 streams", "tokens_per_s", "tok/s", [880.0, 900.0, 930.0])
+
+
+@given(st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=9))
+def test_value_is_the_median_within_its_spread(samples: list[float]) -> None:
+    found = row("case", "metric", "s", samples)
+    assert found.value == statistics.median(samples)
+    assert found.spread == (min(samples), max(samples))
+    assert found.repeats == len(samples)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"value": 2000.0},
+        {"value": float("nan")},
+        {"repeats": 0},
+        {"aim": ">= 1"},
+        {"met": False},
+        {"peer_value": 1.0},
+        {"unit": ""},
+    ],
+    ids=str,
+)
+def test_a_row_that_does_not_hold_together_is_refused(fault: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Row(**{**ROW.model_dump(), **fault})
+
+
+def test_what_is_recorded_can_be_read_again(tmp_path: Path) -> None:
+    written = record("decode", [ROW], packages=["pydantic"], results=tmp_path)
+    assert read(tmp_path / "decode.json") == written
+    assert written.machine == this_machine()
+    assert written.commit == this_commit()
+    assert list(written.versions) == ["pydantic"]
+    assert written.command.startswith("python ")
+
+
+def test_a_broken_file_is_named_with_place_and_fault(tmp_path: Path) -> None:
+    record("decode", [ROW], results=tmp_path)
+    content = json.loads((tmp_path / "decode.json").read_text())
+    content["rows"][0]["repeats"] = 0
+    (tmp_path / "decode.json").write_text(json.dumps(content))
+    with pytest.raises(ContractError, match=r"decode\.json: rows\.0\.repeats: .*greater than or equal to 1"):
+        read(tmp_path / "decode.json")
+
+
+def test_a_result_under_another_name_is_refused(tmp_path: Path) -> None:
+    record("decode", [ROW], results=tmp_path)
+    (tmp_path / "decode.json").rename(tmp_path / "prefill.json")
+    with pytest.raises(ContractError, match="says prefill, not decode"):
+        collect(tmp_path)
+
+
+def test_page_shows_every_row_and_lists_missed_aims_first(tmp_path: Path) -> None:
+    missed = row(
+        "1 stream", "tokens_per_s", "tok/s", [17.0], aim=">= peer", met=False, peer="p", peer_samples=[48.0]
+    )
+    record("decode", [ROW, missed], results=tmp_path)
+    page = collect(tmp_path)
+    assert "2 rows of 1 benchmarks; 1 aims, 1 missed." in page
+    assert page.index("| [decode](#decode) | 1 stream | 17 tok/s | >= peer |") < page.index("## decode")
+    assert "| 16 streams | tokens_per_s | 900 tok/s | 880 … 930, n = 3 |  |  |" in page
+    assert "| 1 stream | tokens_per_s | 17 tok/s | 17 … 17, n = 1 | p: 48 tok/s | >= peer: MISSED |" in page
+
+
+def test_committed_page_is_that_of_the_committed_results(project_root: Path) -> None:
+    page = (project_root / "docs" / "results.md").read_text()
+    assert page == collect(project_root / "bench" / "results"), "stale page: run `make results`"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(0.000123456, "0.0001235 s"), (1234567.0, "1,235,000 s"), (0.0, "0 s")]
+)
+def test_quantities_have_four_digits(value: float, shown: str) -> None:
+    assert quantity(value, "s") == shown
