@@ -1,0 +1,96 @@
+"""`headrace chat`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from services.cli import options, output
+from services.cli.generate import print_text
+
+if TYPE_CHECKING:
+    from headrace.client import Headrace
+
+HELP = "/quit leaves, /reset forgets what was said, Ctrl-C stops an answer"
+
+
+def chat(
+    address: options.Address = options.DEFAULT_ADDRESS,
+    api_key: options.ApiKey = None,
+    model: options.Model = None,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Most tokens of one answer.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
+    tls: options.UseTls = False,
+    tls_authority: options.Authority = None,
+) -> None:
+    """Talk with a model; what was said is kept until /reset or /quit."""
+    asked = {"model": model, "max_tokens": max_tokens, "temperature": temperature}
+    _make_input_editable()
+    with asyncio.Runner() as runner:
+        mesh = runner.run(_connected(address, api_key, tls, tls_authority))
+        try:
+            _talk(runner, mesh, system, asked)
+        finally:
+            runner.run(mesh.close())
+
+
+def _make_input_editable() -> None:
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  its import is what does it
+
+
+async def _connected(*connection: Any) -> Headrace:
+    return options.connect(*connection)  # inside the loop that will use it
+
+
+def _talk(runner: asyncio.Runner, mesh: Headrace, system: str | None, asked: dict[str, Any]) -> None:
+    first = [("system", system)] if system is not None else []
+    turns = list(first)
+    if sys.stdin.isatty():
+        output.note(HELP, dim=True)
+    while (line := _read()) not in (None, "/quit", "/exit"):
+        if line == "/reset":
+            turns = list(first)
+        elif line.startswith("/"):
+            output.note(HELP)
+        elif line:
+            turns.append(("user", line))
+            turns.append(("assistant", _answer(runner, mesh, turns, asked)))
+
+
+def _read() -> str | None:
+    """The next line; None at the end of input. Ctrl-C empties the line."""
+    try:
+        return input("> " if sys.stdin.isatty() else "").strip()
+    except EOFError:
+        return None
+    except KeyboardInterrupt:
+        output.note(f"\n({HELP})", dim=True)
+        return ""
+
+
+def _answer(
+    runner: asyncio.Runner, mesh: Headrace, turns: list[tuple[str, str]], asked: dict[str, Any]
+) -> str:
+    """Streams one answer; what came of it until Ctrl-C or an error is the answer."""
+    from headrace.client import HeadraceError
+
+    said: list[str] = []
+    try:
+        runner.run(_stream(mesh, turns, asked, said))
+    except KeyboardInterrupt:
+        output.note(" (stopped)", dim=True)
+    except HeadraceError as error:
+        output.note(f"\nheadrace: {error.code.name}: {error}")
+    return "".join(said)
+
+
+async def _stream(
+    mesh: Headrace, turns: list[tuple[str, str]], asked: dict[str, Any], said: list[str]
+) -> None:
+    await print_text(mesh.generate(messages=turns, **asked), said)

@@ -1,0 +1,47 @@
+"""How a command ends that failed: one line, and an exit code that scripts can tell apart."""
+
+from __future__ import annotations
+
+FAILURE = 1
+USAGE = 2
+INTERRUPTED = 130
+
+
+class CliError(Exception):
+    """What went wrong, in one line that says what to change."""
+
+    exit_code = FAILURE
+
+
+class UsageError(CliError):
+    """The command was called in a way that it cannot follow."""
+
+    exit_code = USAGE
+
+
+def one_line(error: Exception) -> str | None:
+    """The line for an error that a person can act on; None for a fault of our own."""
+    if isinstance(error, CliError):
+        return str(error)
+    if (describe := getattr(error, "format_message", None)) is not None:  # typer's own
+        return str(describe())
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    if "HeadraceError" in kinds:
+        return _with_reason(error)
+    if kinds & {"ModelError", "SettingsError", "BindError"} or isinstance(error, OSError):
+        return str(error)
+    return None
+
+
+def exit_code(error: Exception) -> int:
+    """2 for a wrong call, 1 for the rest."""
+    return int(getattr(error, "exit_code", FAILURE))
+
+
+def _with_reason(error: Exception) -> str:
+    code = getattr(getattr(error, "code", None), "name", "UNKNOWN")
+    text = " ".join(str(error).split())
+    if code == "UNAVAILABLE" and not getattr(error, "reason", ""):
+        return f"nobody answers there: {text.rpartition('last error: ')[2]}"
+    retry_s = getattr(error, "retry_s", None)
+    return f"{code}: {text}" + (f" (try again in {retry_s:g} s)" if retry_s else "")

@@ -1,0 +1,102 @@
+"""`headrace generate`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from services.cli import options, output
+
+if TYPE_CHECKING:
+    from headrace.client import Answer, Finished
+
+
+class Class(StrEnum):
+    """How urgent a request is."""
+
+    INTERACTIVE = "interactive"
+    STANDARD = "standard"
+    BATCH = "batch"
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to answer; '-' reads standard input.")],
+    address: options.Address = options.DEFAULT_ADDRESS,
+    api_key: options.ApiKey = None,
+    model: options.Model = None,
+    chat: Annotated[bool, typer.Option(help="Ask as a chat turn, or continue the text as it is.")] = True,
+    system: Annotated[str | None, typer.Option(help="System message before the prompt.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Most output tokens.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Nucleus, in (0, 1].")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the randomness.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="String that ends the answer; repeatable.")] = None,
+    latency_class: Annotated[Class | None, typer.Option("--class", help="How urgent it is.")] = None,
+    as_json: options.Json = False,
+    tls: options.UseTls = False,
+    tls_authority: options.Authority = None,
+    timeout: options.TimeoutS = None,
+) -> None:
+    """Ask for one answer; it streams to standard output as it is made."""
+    text = sys.stdin.read() if prompt == "-" else prompt
+    asked: dict[str, Any] = {
+        **as_prompt(text, system, chat),
+        "model": model,
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "seed": seed,
+        "stop": stop or (),
+        "latency_class": latency_class.value if latency_class else None,
+        "timeout_s": timeout,
+    }
+
+    async def ask() -> None:
+        async with options.connect(address, api_key, tls, tls_authority) as mesh:
+            await (print_json(mesh.generate(**asked)) if as_json else print_text(mesh.generate(**asked), []))
+
+    asyncio.run(ask())
+
+
+def as_prompt(text: str, system: str | None, chat: bool) -> dict[str, Any]:
+    """The prompt's argument of the client."""
+    if not chat:
+        return {"prompt": text}
+    turns = [("system", system)] if system is not None else []
+    return {"messages": [*turns, ("user", text)]}
+
+
+async def print_json(answer: Answer) -> None:
+    """The whole answer as one JSON document."""
+    from google.protobuf.json_format import MessageToDict
+
+    output.json_line(MessageToDict(await answer.finished(), preserving_proto_field_name=True))
+
+
+async def print_text(answer: Answer, said: list[str]) -> None:
+    """Writes the text as it comes, adds it to `said`, and tells a terminal how fast it came."""
+    from headrace.client import Finished
+
+    started_s = time.monotonic()
+    first_s: float | None = None
+    async with answer:
+        async for event in answer:
+            first_s = first_s or time.monotonic()
+            said.append(event.text)
+            print(event.text, end="", flush=True)
+            if isinstance(event, Finished):
+                print(flush=True)
+                if sys.stderr.isatty():
+                    output.note(speed(event, first_s - started_s, time.monotonic() - first_s), dim=True)
+
+
+def speed(finished: Finished, first_s: float, rest_s: float) -> str:
+    """A line about how fast an answer came."""
+    tokens = finished.usage.output_tokens
+    rate = f", then {(tokens - 1) / rest_s:.0f} a second" if tokens > 1 and rest_s > 0 else ""
+    return f"[{tokens} tokens, the first after {first_s:.2f} s{rate}]"

@@ -1,0 +1,69 @@
+"""`headrace health`: the gRPC health check of containers, without a binary of its own.
+
+It runs every few seconds in every container, so `__main__` calls it before anything else is imported, and it
+imports grpc and nothing else of weight: no typer, which is why its flags are argparse's.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from services.cli.errors import CliError, UsageError
+
+if TYPE_CHECKING:
+    import grpc
+
+HELP = "Exit with 0 when the service at ADDRESS is serving, else with 1."
+
+
+def health(arguments: Sequence[str]) -> int:
+    """Asks once. Raises CliError when the service does not say that it serves."""
+    options = _parser().parse_args(arguments)
+    state = _ask(options)
+    if state != "SERVING":
+        raise CliError(f"{options.address}: {state}")
+    print(state)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="headrace health", description=HELP)
+    parser.add_argument("address", metavar="ADDRESS", help="host:port or unix:path of any service")
+    parser.add_argument("--service", default="", help="which service of it; default: the whole process")
+    parser.add_argument("--timeout", type=float, default=3.0, help="seconds; default 3")
+    for name in ("authority", "certificate", "key"):
+        parser.add_argument(f"--tls-{name}", type=Path, help="PEM file")
+    return parser
+
+
+def _ask(options: argparse.Namespace) -> str:
+    import grpc
+    from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+
+    with _channel(options) as channel:
+        check = channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=HealthCheckRequest.SerializeToString,
+            response_deserializer=HealthCheckResponse.FromString,
+        )
+        try:
+            found = check(HealthCheckRequest(service=options.service), timeout=options.timeout)
+        except grpc.RpcError as error:
+            raise CliError(f"{options.address}: {error.code().name}: {error.details()}") from None
+    return str(HealthCheckResponse.ServingStatus.Name(found.status))
+
+
+def _channel(options: argparse.Namespace) -> grpc.Channel:
+    import grpc
+
+    files = (options.tls_authority, options.tls_key, options.tls_certificate)
+    if not any(files):
+        return grpc.insecure_channel(options.address)
+    try:
+        read = (each.read_bytes() if each else None for each in files)
+        return grpc.secure_channel(options.address, grpc.ssl_channel_credentials(*read))
+    except OSError as error:
+        raise UsageError(f"cannot read {error.filename}: {error.strerror}") from None

@@ -1,0 +1,74 @@
+"""`headrace init`: everything secret that a deployment needs, written once; run it again and nothing changes.
+
+STATE/master.secret, mesh.secret, valkey.password, keys.toml, salts/     TLS/authority.pem, mesh.pem, mesh.key
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from services.cli.errors import CliError, UsageError
+
+PASSWORD_BYTES = 24
+DEFAULT_NAMES = ("router", "tokenizer", "cache", "worker", "localhost", "127.0.0.1", "::1")
+
+
+def init(
+    state: Annotated[Path, typer.Option(help="Directory for secrets and keys.", file_okay=False)],
+    tls: Annotated[
+        Path | None,
+        typer.Option(help="Directory for the mesh's own authority and certificate.", file_okay=False),
+    ] = None,
+    tenant: Annotated[str, typer.Option(help="Whose first API key is made.")] = "default",
+    name: Annotated[
+        list[str] | None,
+        typer.Option(help="Host name or address in the certificate, beside the usual ones; repeatable."),
+    ] = None,
+) -> None:
+    """Write secrets, a first API key and certificates where they are missing; print the new key once."""
+    try:
+        _secrets(state)
+        _certificates(tls, (*DEFAULT_NAMES, *(name or ())))
+        _first_key(state / "keys.toml", tenant)
+    except OSError as error:
+        raise CliError(f"cannot write {error.filename}: {error.strerror}") from None
+
+
+def _secrets(state: Path) -> None:
+    from services.common.members import write_new_secret
+
+    for directory in (state, state / "salts"):
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for file, size in (("master.secret", 32), ("mesh.secret", 32), ("valkey.password", PASSWORD_BYTES)):
+        existed = (state / file).exists()
+        write_new_secret(state / file, size)
+        _say(existed, state / file)
+
+
+def _certificates(directory: Path | None, names: tuple[str, ...]) -> None:
+    from services.cli.certificates import write_mesh_certificates
+
+    if directory is None:
+        return
+    existed = not write_mesh_certificates(directory, names)
+    _say(existed, directory / "mesh.pem")
+
+
+def _first_key(keys_file: Path, tenant: str) -> None:
+    from services.common.identity import create_key, load
+
+    try:
+        if load(keys_file, None).keys:
+            return _say(True, keys_file)
+        key = create_key(keys_file, tenant)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    _say(False, keys_file)
+    print(f"API key of tenant {tenant}, shown only now:\n{key}", flush=True)
+
+
+def _say(existed: bool, path: Path) -> None:
+    print(f"{'kept' if existed else 'made'} {path}", flush=True)

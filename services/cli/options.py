@@ -1,0 +1,49 @@
+"""Options that several commands share, and the connection that they describe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from headrace.client import Headrace, Tls
+
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+
+Address = Annotated[
+    str, typer.Option(envvar="HEADRACE_ADDRESS", help="Public address of the mesh, host:port.")
+]
+ApiKey = Annotated[
+    str | None, typer.Option(envvar="HEADRACE_API_KEY", help="API key hr_…; not needed without tenants.")
+]
+UseTls = Annotated[bool, typer.Option("--tls", help="Encrypt; trusts the system's authorities.")]
+Authority = Annotated[
+    Path | None, typer.Option("--tls-authority", help="Encrypt; PEM authority to trust.", dir_okay=False)
+]
+Model = Annotated[str | None, typer.Option(help="Which model; default: the only one served.")]
+TimeoutS = Annotated[float | None, typer.Option("--timeout", help="Seconds for the whole call.", min=0.001)]
+StateDir = Annotated[
+    Path | None,
+    typer.Option(envvar="HEADRACE_STATE_DIR", help="Where secrets, keys and logs are kept."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def tls(use: bool, authority: Path | None) -> Tls | None:
+    """The TLS that the options describe; None for plain text. Raises UsageError for a missing file."""
+    from headrace.client import Tls
+
+    from services.cli.errors import UsageError
+
+    if authority is not None and not authority.is_file():
+        raise UsageError(f"--tls-authority: no file {authority}")
+    return Tls(authority=authority) if use or authority else None
+
+
+def connect(address: str, api_key: str | None, use_tls: bool, authority: Path | None) -> Headrace:
+    """A client of the mesh."""
+    from headrace.client import Headrace
+
+    return Headrace(address, api_key=api_key, tls=tls(use_tls, authority))

@@ -1,0 +1,42 @@
+"""`headrace workers`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from services.cli import admin, options, output
+
+if TYPE_CHECKING:
+    from headrace.v1.admin_pb2 import WorkerStatus
+
+TIMEOUT_S = 10.0
+
+
+def workers(
+    admin_address: admin.AdminAddress = None,
+    mesh_secret_file: admin.MeshSecretFile = None,
+    mesh_tls: admin.MeshTls = None,
+    state_dir: options.StateDir = None,
+    as_json: options.Json = False,
+) -> None:
+    """List the workers of a router: what they serve, on what, and how busy they are."""
+    from google.protobuf.json_format import MessageToDict
+    from headrace.v1.admin_pb2 import ListWorkersRequest
+
+    async def question(stub: Any, metadata: admin.Metadata) -> Any:
+        return await stub.ListWorkers(ListWorkersRequest(), metadata=metadata, timeout=TIMEOUT_S)
+
+    found = admin.ask(admin_address, mesh_secret_file, state_dir, mesh_tls, question).workers
+    if as_json:
+        return output.json_line([MessageToDict(each, preserving_proto_field_name=True) for each in found])
+    columns = ("Worker", "State", "Model", "Engine", "Device", "Requests", "KV blocks free", "Last frame")
+    output.table(columns, map(_row, found))
+
+
+def _row(worker: WorkerStatus) -> tuple[object, ...]:
+    from headrace.v1.admin_pb2 import WorkerState
+
+    state = WorkerState.Name(worker.state).removeprefix("WORKER_STATE_").lower()
+    age_s = worker.last_frame_age.ToTimedelta().total_seconds()
+    what = (worker.worker_id, state, worker.model, worker.engine, worker.device)
+    return (*what, worker.requests, worker.load.kv_blocks_free, f"{age_s:.1f} s")

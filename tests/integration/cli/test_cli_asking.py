@@ -1,0 +1,136 @@
+"""generate, chat, models and health against a scripted router, as processes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from services.common import errors
+from tests.support.commands import headrace, start
+from tests.support.scripted_router import Events, ScriptedRouter, delta, serving, words
+from tests.support.waiting import eventually
+
+
+def say(*texts: str) -> Any:
+    return lambda request, context: words(*texts)
+
+
+async def hang(request: Any, context: Any) -> Events:
+    yield delta(0, "begun")
+    await asyncio.Event().wait()
+
+
+async def test_generate_streams_the_answer_to_standard_output() -> None:
+    router = ScriptedRouter(say("It ", "carries ", "water."))
+    async with serving(router) as address:
+        found = await headrace(
+            "generate", "Why?", "--address", address, "--max-tokens", "7", "--class", "batch"
+        )
+    assert (found.code, found.out, found.err) == (0, "It carries water.\n", "")
+    assert [turn.content for turn in router.requests[0].chat.messages] == ["Why?"]
+    assert router.requests[0].max_tokens == 7
+
+
+async def test_generate_reads_a_plain_prompt_from_standard_input_and_prints_json() -> None:
+    router = ScriptedRouter(say("a", "b"))
+    async with serving(router) as address:
+        arguments = ("generate", "-", "--no-chat", "--json", "--address", address, "--api-key", "hr_x")
+        found = await headrace(*arguments, stdin="Once upon")
+    answer = json.loads(found.out)
+    assert (answer["text"], answer["token_ids"], answer["usage"]["output_tokens"]) == ("ab", [0, 1], 2)
+    assert router.requests[0].text == "Once upon"
+    assert router.metadata[0]["authorization"] == "Bearer hr_x"
+
+
+async def test_a_refusal_is_one_line_and_code_1() -> None:
+    async def refuse(request: Any, context: Any) -> Events:
+        raise errors.NotFound("no model 'x' is served", kind="model", name="x")
+        yield
+
+    async with serving(ScriptedRouter(refuse)) as address:
+        found = await headrace("generate", "Why?", "--model", "x", "--address", address)
+    assert (found.code, found.out, found.err) == (1, "", "headrace: NOT_FOUND: no model 'x' is served\n")
+
+
+async def test_ctrl_c_cancels_the_request_and_exits_with_130() -> None:
+    router = ScriptedRouter(hang)
+    async with serving(router) as address:
+        process = await start("generate", "Why?", "--address", address)
+        assert process.stdout is not None
+        assert await process.stdout.read(5) == b"begun"
+        process.send_signal(signal.SIGINT)
+        assert await asyncio.wait_for(process.wait(), 30) == 130
+        await eventually(lambda: router.cancelled == 1, "the request is cancelled")
+
+
+async def test_chat_keeps_what_was_said_until_reset() -> None:
+    router = ScriptedRouter(say("Hi", "!"), say("Fine."), say("New."))
+    async with serving(router) as address:
+        found = await headrace("chat", "--address", address, stdin="hello\nhow?\n/reset\nagain\n/quit\n")
+    assert (found.code, found.out) == (0, "Hi!\nFine.\nNew.\n")
+    said = [[turn.content for turn in request.chat.messages] for request in router.requests]
+    assert said == [["hello"], ["hello", "Hi!", "how?"], ["again"]]
+
+
+async def test_ctrl_c_stops_the_running_answer_of_a_chat_only() -> None:
+    router = ScriptedRouter(hang, say("Yes."))
+    async with serving(router) as address:
+        process = await start("chat", "--address", address)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"first\n")
+        assert await process.stdout.read(5) == b"begun"
+        process.send_signal(signal.SIGINT)
+        await eventually(lambda: router.cancelled == 1, "the answer is cancelled")
+        out, _ = await asyncio.wait_for(process.communicate(b"second\n"), 30)
+    assert (process.returncode, out) == (0, b"Yes.\n")
+
+
+async def test_models_are_plain_lines_in_a_pipe() -> None:
+    async with serving(ScriptedRouter(say("a"))) as address:
+        found = await headrace("models", "--address", address)
+        listed = await headrace("models", "--json", "--address", address)
+    assert found.out.splitlines()[1] == "scripted\t2048\t100\t1\tyes\t"
+    assert json.loads(listed.out)[0]["name"] == "scripted"
+
+
+async def test_nobody_listening_is_one_line(tmp_path: Path) -> None:
+    found = await headrace("models", "--address", f"unix:{tmp_path}/none.sock")
+    assert found.code == 1
+    assert found.err.startswith("headrace: nobody answers there: ")
+    assert found.err.count("\n") == 1
+
+
+async def test_a_wrong_call_is_one_line_and_code_2() -> None:
+    for arguments in (["frobnicate"], ["generate"], ["generate", "x", "--max-tokens", "many"]):
+        found = await headrace(*arguments)
+        assert (found.code, found.out, found.err.count("\n")) == (2, "", 1), arguments
+
+
+async def health_server(status: Any) -> AsyncIterator[str]:
+    server = grpc.aio.server()
+    servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    await servicer.set("", status)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield f"127.0.0.1:{port}"
+    await server.stop(None)
+
+
+async def test_health_follows_what_the_service_says() -> None:
+    async for address in health_server(health_pb2.HealthCheckResponse.SERVING):
+        found = await headrace("health", address)
+        unknown = await headrace("health", address, "--service", "other")
+    assert (found.code, found.out) == (0, "SERVING\n")
+    assert (unknown.code, unknown.err.count("\n")) == (1, 1)
+    async for address in health_server(health_pb2.HealthCheckResponse.NOT_SERVING):
+        found = await headrace("health", address)
+        assert (found.code, found.err) == (1, f"headrace: {address}: NOT_SERVING\n")
