@@ -1,0 +1,63 @@
+"""Attention over paged KV: each sequence gathers its own blocks, nothing is padded, no mask spans the batch.
+
+Query heads that share a key-value head become rows of one query, so that each key is read once:
+[1, kv_heads, group * queries, head_dim] against [1, kv_heads, context, head_dim].
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional
+
+
+class Reader(NamedTuple):
+    """One row of a step: which queries read which part of the pool."""
+
+    start: int  # first of its queries among the step's tokens
+    queries: int
+    context: int  # tokens to read, its own queries included
+    blocks: torch.Tensor  # [blocks] of the pool that hold them
+    mask: torch.Tensor | None  # [group * queries, context] true: may read; None: everything
+
+
+def causal_mask(queries: int, context: int, group: int, device: torch.device) -> torch.Tensor | None:
+    """Query i stands at position context - queries + i and reads up to there."""
+    if queries == 1:
+        return None
+    positions = torch.arange(context - queries, context, device=device)
+    mask = torch.arange(context, device=device) <= positions.unsqueeze(1)  # [queries, context]
+    return mask.repeat(group, 1)
+
+
+def attend(query: torch.Tensor, pool: torch.Tensor, readers: list[Reader], block_size: int) -> torch.Tensor:
+    """[tokens, heads, head_dim] queries over a layer's pool; same shape out."""
+    output = torch.empty_like(query)
+    kv_heads, head_dim = pool.shape[2:]
+    blocks = pool.view(2, -1, block_size * kv_heads * head_dim)
+    for reader in readers:
+        rows = slice(reader.start, reader.start + reader.queries)
+        gathered = blocks.index_select(1, reader.blocks).view(2, -1, kv_heads, head_dim)
+        keys, values = gathered[:, : reader.context].transpose(1, 2)  # each [kv_heads, context, head_dim]
+        grouped = _group(query[rows], kv_heads)
+        attended = functional.scaled_dot_product_attention(
+            grouped.unsqueeze(0), keys.unsqueeze(0), values.unsqueeze(0), attn_mask=reader.mask
+        )
+        output[rows] = _ungroup(attended.squeeze(0), reader.queries)
+    return output
+
+
+def _group(query: torch.Tensor, kv_heads: int) -> torch.Tensor:
+    """[queries, heads, head_dim] -> [kv_heads, group * queries, head_dim]"""
+    queries, heads, head_dim = query.shape
+    group = heads // kv_heads
+    by_head = query.view(queries, kv_heads, group, head_dim).permute(1, 2, 0, 3)
+    return by_head.reshape(kv_heads, group * queries, head_dim)
+
+
+def _ungroup(attended: torch.Tensor, queries: int) -> torch.Tensor:
+    """[kv_heads, group * queries, head_dim] -> [queries, heads, head_dim]"""
+    kv_heads, rows, head_dim = attended.shape
+    by_head = attended.view(kv_heads, rows // queries, queries, head_dim).permute(2, 0, 1, 3)
+    return by_head.reshape(queries, -1, head_dim)

@@ -1,0 +1,121 @@
+"""From settings to a runner that is ready: device, dtype, weights, memory, description."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import platform
+import time
+from pathlib import Path
+
+import torch
+
+from services.common.models import ModelDirectory, ModelError
+from services.worker.engine.base import EngineDescription, LoadedEngine
+from services.worker.engine.errors import EngineLoadError, ModelFormatError, NotEnoughMemory
+from services.worker.engine.settings import EngineSettings
+from services.worker.engine.torch.config import ModelConfig, parse_config
+from services.worker.engine.torch.memory import choose_spec, usable_cpus
+from services.worker.engine.torch.model import Llama
+from services.worker.engine.torch.rope import Rope
+from services.worker.engine.torch.runner import TorchRunner
+from services.worker.engine.torch.weights import open_weights
+from services.worker.scheduler.step import Capabilities, KVSpec
+
+_DTYPES = {"auto": torch.bfloat16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def load_torch_engine(settings: EngineSettings) -> LoadedEngine:
+    """Load a model directory. Raises EngineLoadError: one line that says what to change."""
+    started = time.monotonic()
+    device, dtype = choose_device(settings), _DTYPES[settings.dtype]
+    if device.type == "cpu":
+        torch.set_num_threads(settings.threads or usable_cpus())
+    directory = ModelDirectory(settings.model, settings.model_name or settings.model.name)
+    try:
+        config = parse_config(directory.config)
+        if not directory.weight_files:
+            raise ModelFormatError(f"{settings.model} has no *.safetensors; weights are loaded from there")
+        spec = choose_spec(settings, config, dtype, device)
+        runner = _runner(directory.weight_files, config, spec, dtype, device)
+        weights_digest = directory.weights_digest
+    except ModelError as error:
+        raise ModelFormatError(str(error)) from error
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise NotEnoughMemory(f"{directory.name} does not fit on {device}; lower kv_memory_bytes") from error
+    parameters = count_parameters(config)
+    description = EngineDescription(
+        model=directory.name,
+        engine="torch",
+        engine_version=torch.__version__,
+        device=device_name(device),
+        dtype=str(dtype).removeprefix("torch."),
+        vocab_size=config.vocab_size,
+        eos_ids=directory.eos_ids,
+        context_length=spec.max_len,
+        parameters=parameters,
+        weights_bytes=parameters * dtype.itemsize,
+        weights_digest=weights_digest,
+        numerics_id=numerics_id(weights_digest, dtype, device),
+        spec=spec,
+        capabilities=runner.capabilities,
+        load_seconds=time.monotonic() - started,
+    )
+    return LoadedEngine(runner, description)
+
+
+def choose_device(settings: EngineSettings) -> torch.device:
+    """The device that the settings name. Raises EngineLoadError where there is none."""
+    there = torch.cuda.is_available()
+    if settings.device == "cpu" or (settings.device == "auto" and not there):
+        return torch.device("cpu")
+    if not there:
+        raise EngineLoadError("device cuda was asked for and none is to be had; use device auto or cpu")
+    if settings.device_index >= torch.cuda.device_count():
+        raise EngineLoadError(
+            f"CUDA device {settings.device_index} was asked for, there are {torch.cuda.device_count()}"
+        )
+    return torch.device("cuda", settings.device_index)
+
+
+def device_name(device: torch.device) -> str:
+    """For people."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_cpu_name()}, {torch.get_num_threads()} threads"
+
+
+def numerics_id(weights_digest: bytes, dtype: torch.dtype, device: torch.device) -> bytes:
+    """Digest of all that must be equal for bit-equal results (DESIGN §2)."""
+    engine = f"torch {torch.__version__} {device.type}".encode()
+    fields = (b"headrace-numerics-v1", weights_digest, str(dtype).encode(), b"unquantised", engine)
+    framed = b"".join(len(field).to_bytes(8, "little") + field for field in fields)
+    return hashlib.sha256(framed).digest()
+
+
+def count_parameters(config: ModelConfig) -> int:
+    """Weights of the model; a tied embedding counts once."""
+    attention = config.hidden * (config.qkv_rows + config.heads * config.head_dim)
+    layer = attention + 3 * config.hidden * config.ffn + 2 * config.hidden
+    embeddings = math.prod((1 if config.tied else 2, config.vocab_size, config.hidden))
+    return config.layers * layer + embeddings + config.hidden
+
+
+def _runner(
+    paths: tuple[Path, ...], config: ModelConfig, spec: KVSpec, dtype: torch.dtype, device: torch.device
+) -> TorchRunner:
+    capabilities = Capabilities(
+        run_ahead=1 if device.type == "cuda" else 0, bit_equal_resume=dtype == torch.float32
+    )
+    with torch.inference_mode(), open_weights(paths, dtype=dtype, device=device) as weights:
+        model = Llama(config, weights, Rope(config, spec.max_len, dtype, device))
+    return TorchRunner(model, config, spec, capabilities, dtype=dtype, device=device)
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
