@@ -1,10 +1,10 @@
-"""Names of KV blocks: a chain of keyed digests that says which tokens precede, and nothing to those without the key.
+"""Names of KV blocks: a chain of keyed digests, which says nothing to those without the key.
 
     d_0 = BLAKE2b-256(key, frame("headrace-kv-v1", numerics id, block size))
     d_i = BLAKE2b-256(key, frame(d_{i-1}, ids of block i as little-endian uint32))
 
-A worker and a router that compute it over the same ids get the same bytes. Past a public prefix the chain goes on
-under the tenant's key, over the public digest before it. A chain never covers a block that is not full.
+A worker and a router that compute it over the same ids get the same bytes. Past a public prefix the chain
+goes on under the tenant's key, over the public digest before it. A chain never covers a block that is not full.
 """
 
 from __future__ import annotations

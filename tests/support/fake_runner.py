@@ -1,8 +1,8 @@
 """A runner without a model that notices every mistake of a scheduler.
 
 Its KV memory holds token ids instead of tensors. The next token is a digest of all ids that a row can read
-through its block table, so a lost, doubled or overwritten token changes the output; `expected_output` says what
-it must be.
+through its block table, so a lost, doubled or overwritten token changes the output; `expected_output` says
+what it must be.
 """
 
 from __future__ import annotations

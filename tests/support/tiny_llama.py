@@ -1,7 +1,7 @@
 """A seeded random Llama of about a million parameters, written in Hugging Face's layout at test time.
 
-Nine query heads share three key-value heads, as in SmolLM2; weights are large enough that greedy output is not
-one repeated token. `write_tiny_llama` needs numpy and safetensors only.
+Nine query heads share three key-value heads, as in SmolLM2; weights are large enough that greedy output is
+not one repeated token. `write_tiny_llama` needs numpy and safetensors only.
 """
 
 from __future__ import annotations
