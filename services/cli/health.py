@@ -7,6 +7,7 @@ imports grpc and nothing else of weight: no typer, which is why its flags are ar
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,12 +17,15 @@ from services.cli.errors import CliError, UsageError
 if TYPE_CHECKING:
     import grpc
 
+TLS_FILES = ("authority", "certificate", "key")
 HELP = "Exit with 0 when the service at ADDRESS is serving, else with 1."
 
 
 def health(arguments: Sequence[str]) -> int:
     """Asks once. Raises CliError when the service does not say that it serves."""
     options = _parser().parse_args(arguments)
+    if options.mesh:
+        _take_mesh_tls(options)
     state = _ask(options)
     if state != "SERVING":
         raise CliError(f"{options.address}: {state}")
@@ -34,9 +38,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("address", metavar="ADDRESS", help="host:port or unix:path of any service")
     parser.add_argument("--service", default="", help="which service of it; default: the whole process")
     parser.add_argument("--timeout", type=float, default=3.0, help="seconds; default 3")
-    for name in ("authority", "certificate", "key"):
+    for name in TLS_FILES:
         parser.add_argument(f"--tls-{name}", type=Path, help="PEM file")
+    parser.add_argument(
+        "--mesh", action="store_true", help="an internal port: TLS as HEADRACE_MESH_TLS_… say, if they do"
+    )
     return parser
+
+
+def _take_mesh_tls(options: argparse.Namespace) -> None:
+    for name in TLS_FILES:
+        path = os.environ.get(f"HEADRACE_MESH_TLS_{name.upper()}")
+        if path and getattr(options, f"tls_{name}") is None:
+            setattr(options, f"tls_{name}", Path(path))
 
 
 def _ask(options: argparse.Namespace) -> str:

@@ -1,6 +1,9 @@
 """`headrace init`: everything secret that a deployment needs, written once; run it again and nothing changes.
 
-STATE/master.secret, mesh.secret, valkey.password, keys.toml, salts/     TLS/authority.pem, mesh.pem, mesh.key
+STATE    master.secret, keys.toml, salts/             for routers alone
+MESH     mesh.secret                                  for all members; default: STATE
+TLS      authority.pem, mesh.pem, mesh.key            for all members
+VALKEY   valkey.password                              for Valkey and the cache service; default: STATE
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import typer
 
 from services.cli.errors import CliError, UsageError
 
+SECRET_BYTES = 32
 PASSWORD_BYTES = 24
 DEFAULT_NAMES = ("router", "tokenizer", "cache", "worker", "localhost", "127.0.0.1", "::1")
 
@@ -22,6 +26,12 @@ def init(
         Path | None,
         typer.Option(help="Directory for the mesh's own authority and certificate.", file_okay=False),
     ] = None,
+    mesh: Annotated[
+        Path | None, typer.Option(help="Directory for the mesh secret; default: STATE.", file_okay=False)
+    ] = None,
+    valkey: Annotated[
+        Path | None, typer.Option(help="Directory for Valkey's password; default: STATE.", file_okay=False)
+    ] = None,
     tenant: Annotated[str, typer.Option(help="Whose first API key is made.")] = "default",
     name: Annotated[
         list[str] | None,
@@ -30,22 +40,27 @@ def init(
 ) -> None:
     """Write secrets, a first API key and certificates where they are missing; print the new key once."""
     try:
-        _secrets(state)
+        _secrets(state, mesh or state, valkey or state)
         _certificates(tls, (*DEFAULT_NAMES, *(name or ())))
         _first_key(state / "keys.toml", tenant)
     except OSError as error:
         raise CliError(f"cannot write {error.filename}: {error.strerror}") from None
 
 
-def _secrets(state: Path) -> None:
+def _secrets(state: Path, mesh: Path, valkey: Path) -> None:
     from services.common.members import write_new_secret
 
-    for directory in (state, state / "salts"):
+    for directory in (state, state / "salts", mesh, valkey):
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    for file, size in (("master.secret", 32), ("mesh.secret", 32), ("valkey.password", PASSWORD_BYTES)):
-        existed = (state / file).exists()
-        write_new_secret(state / file, size)
-        _say(existed, state / file)
+    secrets = {
+        state / "master.secret": SECRET_BYTES,
+        mesh / "mesh.secret": SECRET_BYTES,
+        valkey / "valkey.password": PASSWORD_BYTES,
+    }
+    for path, size in secrets.items():
+        existed = path.exists()
+        write_new_secret(path, size)
+        _say(existed, path)
 
 
 def _certificates(directory: Path | None, names: tuple[str, ...]) -> None:
