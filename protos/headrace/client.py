@@ -77,7 +77,7 @@ class Headrace:
         tls: Tls | None = None,
         timeout_s: float | None = None,
     ) -> None:
-        self._channel = _channel(address, tls)
+        self._channel = channel(address, tls)
         self._stub = router_pb2_grpc.RouterServiceStub(self._channel)
         self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
         self._timeout_s = timeout_s
@@ -196,7 +196,8 @@ async def _outcome(call: Awaitable[Reply]) -> Reply:
         cancel()
 
 
-def _channel(address: str, tls: Tls | None) -> grpc.aio.Channel:
+def channel(address: str, tls: Tls | None) -> grpc.aio.Channel:
+    """A channel as this client uses it; close it. Reads the files of `tls`: raises OSError."""
     if tls is None:
         return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
     files = (tls.authority, tls.key, tls.certificate)

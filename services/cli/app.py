@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from services.cli import chat, drain, generate, health, init, keys, models, version, workers
+from services.cli.bench import command as bench
 
 _ANY = {"ignore_unknown_options": True}
 
@@ -27,6 +28,7 @@ def build() -> typer.Typer:
     app.add_typer(keys.app, name="keys")
     app.command("workers")(workers.workers)
     app.command("drain")(drain.drain)
+    app.command("bench")(bench.bench)
     app.command("init")(init.init)
     app.command("health", help=health.HELP, add_help_option=False, context_settings=_ANY)(_health)
     app.command("version")(version.version)
