@@ -1,0 +1,117 @@
+"""Text to ids through the tokenizer services, with the ids of long texts kept in the cache."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from headrace.v1 import tokenizer_pb2, types_pb2
+
+from services.common import errors
+from services.common.errors import FieldViolation
+from services.common.scope import ScopeKeys
+from services.router.caching import ENCODING, CacheClient
+from services.router.models import ServedModel
+from services.router.tokenizers import TokenizerPool
+
+KIND = "encoding"
+RETRY_S = 0.5
+
+
+class Source(NamedTuple):
+    """What to encode: exactly one is set."""
+
+    text: str | None
+    chat: types_pb2.ChatMessages | None
+
+    @property
+    def field(self) -> str:
+        return "text" if self.text is not None else "chat"
+
+    def item(self, max_tokens: int | None) -> tokenizer_pb2.EncodeItem:
+        return tokenizer_pb2.EncodeItem(text=self.text, chat=self.chat, max_tokens=max_tokens)
+
+
+class Encoder:
+    """Encodes prompts."""
+
+    def __init__(self, pool: TokenizerPool, cache: CacheClient | None, long_bytes: int) -> None:
+        self._pool = pool
+        self._cache = cache
+        self._long_bytes = long_bytes
+
+    async def encode(
+        self,
+        source: Source,
+        model: ServedModel,
+        scope: ScopeKeys | None,
+        *,
+        limit: int | None,
+        timeout_s: float,
+        tag: bytes = b"",
+    ) -> list[int]:
+        """The ids of a text or conversation, at most `limit`.
+
+        Raises:
+            InvalidArgument: it cannot be encoded, the template refuses it, or it has more ids than `limit`.
+            DeadlineExceeded, Overloaded, Unavailable, NotFound: as the tokenizer service says.
+        """
+        item = source.item(limit)
+        cache = self._cache if scope is not None and item.ByteSize() > self._long_bytes else None
+        if cache is None or scope is None:
+            return await self._ask(source, item, model, scope, timeout_s)
+        key = _key(source, model, scope)
+        found = _ids(await cache.look_up(ENCODING, [key], scope).value())
+        if found is not None and (limit is None or len(found) <= limit):
+            return found
+        ids = await self._ask(source, item, model, scope, timeout_s)
+        cache.store(ENCODING, key, np.asarray(ids, dtype="<u4").tobytes(), scope, tag)
+        return ids
+
+    async def _ask(
+        self,
+        source: Source,
+        item: tokenizer_pb2.EncodeItem,
+        model: ServedModel,
+        scope: ScopeKeys | None,
+        timeout_s: float,
+    ) -> list[int]:
+        request = tokenizer_pb2.EncodeRequest(
+            model=model.name, items=[item], scope_digest=scope.digest() if scope else b""
+        )
+        reply = await self._pool.encode(request, timeout_s)
+        _check_digests(reply.digests, model)
+        if len(reply.items) != 1:
+            raise errors.Internal("the tokenizer service answered for another number of texts")
+        if reply.items[0].HasField("failure"):
+            raise _failure(reply.items[0].failure, source.field)
+        return list(reply.items[0].ids)
+
+
+def _key(source: Source, model: ServedModel, scope: ScopeKeys) -> bytes:
+    content = source.item(None).SerializeToString(deterministic=True)
+    return scope.cache_key(KIND, content, model.digests.tokenizer, model.digests.template)
+
+
+def _ids(value: bytes | None) -> list[int] | None:
+    if value is None or len(value) % 4:
+        return None
+    found: list[int] = np.frombuffer(value, dtype="<u4").tolist()
+    return found
+
+
+def _check_digests(used: types_pb2.ModelDigests, model: ServedModel) -> None:
+    if used.tokenizer != model.digests.tokenizer or used.template != model.digests.template:
+        raise errors.Unavailable(
+            "the tokenizer services are changing to another version",
+            reason="TOKENIZER_MISMATCH",
+            retry_s=RETRY_S,
+        )
+
+
+def _failure(failure: tokenizer_pb2.EncodeFailure, field: str) -> errors.HeadraceError:
+    if failure.reason == tokenizer_pb2.ENCODE_FAILURE_REASON_OVERLOADED:
+        return errors.Overloaded("the tokenizer service is overloaded", retry_s=RETRY_S)
+    if failure.reason == tokenizer_pb2.ENCODE_FAILURE_REASON_TIMEOUT:
+        return errors.DeadlineExceeded(failure.message or "encoding took too long", reason="ENCODE_TIMEOUT")
+    return errors.InvalidArgument(FieldViolation(field, failure.message or "cannot be encoded"))

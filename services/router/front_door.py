@@ -1,0 +1,206 @@
+"""RouterService: the life of a request, as prose (DESIGN §3)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+
+from headrace.v1 import router_pb2
+
+from services.common import errors, logs
+from services.common.errors import FieldViolation
+from services.common.rpc import Context
+from services.router import responses, validation
+from services.router.caching import CacheClient
+from services.router.dispatcher import Dispatcher
+from services.router.encoding import Source
+from services.router.metrics import RouterMetrics
+from services.router.models import ModelBook, ServedModel
+from services.router.policy.classify import OutputHistory
+from services.router.preparation import Preparation, Prepared
+from services.router.reception import Reception, Visit
+from services.router.relay.flight import Flight
+from services.router.relay.order import WIRE_CLASS, Order
+from services.router.relay.outlet import Flush, Outlet, Patience
+from services.router.relay.text import TextReader
+from services.router.relay.trailers import trailers
+from services.router.settings import RouterSettings
+
+log = logs.get(__name__)
+_UNWATCHED = Patience(1 << 62, float("inf"))
+
+
+class RouterServicer:
+    """Serves `headrace.v1.RouterService`."""
+
+    def __init__(
+        self,
+        settings: RouterSettings,
+        reception: Reception,
+        preparation: Preparation,
+        models: ModelBook,
+        dispatcher: Dispatcher,
+        cache: CacheClient | None,
+        history: OutputHistory,
+        metrics: RouterMetrics,
+    ) -> None:
+        self._settings = settings
+        self._reception = reception
+        self._preparation = preparation
+        self._models = models
+        self._dispatcher = dispatcher
+        self._cache = cache
+        self._history = history
+        self._metrics = metrics
+
+    async def Generate(
+        self, request: router_pb2.GenerateRequest, context: Context
+    ) -> AsyncIterator[router_pb2.GenerateResponse]:
+        """Streams the output. Cancelling the call cancels the work in the same turn."""
+        streaming = request.stream if request.HasField("stream") else True
+        with self._visit(request, context, streaming=streaming) as visit:
+            outlet = await self._begin(visit)
+            while (reply := await outlet.next()) is not None:
+                if reply.HasField("finished"):
+                    self._complete(visit, reply.finished, context)
+                yield reply
+
+    async def GenerateUnary(
+        self, request: router_pb2.GenerateRequest, context: Context
+    ) -> router_pb2.Finished:
+        """The whole output at once. Cancelling the call cancels the work in the same turn."""
+        with self._visit(request, context, streaming=False) as visit:
+            outlet = await self._begin(visit)
+            reply = await outlet.next()
+            assert reply is not None, "an outlet ends with Finished or raises"
+            self._complete(visit, reply.finished, context)
+            return reply.finished
+
+    async def ListModels(
+        self, _: router_pb2.ListModelsRequest, context: Context
+    ) -> router_pb2.ListModelsResponse:
+        """The models that can be asked for now."""
+        self._reception.tenant(context)
+        return router_pb2.ListModelsResponse(models=[self._describe(each) for each in self._models.known()])
+
+    async def CountTokens(
+        self, request: router_pb2.CountTokensRequest, context: Context
+    ) -> router_pb2.CountTokensResponse:
+        """Prompt tokens that a generation would use."""
+        self._reception.tenant(context)
+        source = _source(request, self._settings.limits.request_bytes)
+        model = await self._models.find(request.model if request.HasField("model") else None)
+        tokens = await self._preparation.count(source, model, self._settings.encode_timeout_s)
+        return router_pb2.CountTokensResponse(tokens=tokens, model=model.name)
+
+    @contextmanager
+    def _visit(
+        self, request: router_pb2.GenerateRequest, context: Context, *, streaming: bool
+    ) -> Iterator[Visit]:
+        """A call from arrival to end: whatever it holds is given back, and its end is counted once."""
+        outcome, visit = "cancelled", None
+        self._metrics.running.inc()
+        try:
+            visit = self._reception.enter(request, context, streaming=streaming)
+            yield visit
+            outcome = "ok"
+        except errors.HeadraceError as error:
+            outcome = error.reason.lower()
+            raise
+        finally:
+            self._metrics.running.dec()
+            self._metrics.ended.labels(outcome).inc()
+            if visit is not None:
+                self._leave(visit, outcome)
+
+    async def _begin(self, visit: Visit) -> Outlet:
+        """Where the output comes from: the cache, or a worker."""
+        prepared = await self._preparation.prepare(visit)
+        if prepared.order is None:
+            return self._replay(visit, prepared)
+        return self._launch(visit, prepared.model, prepared.order)
+
+    def _launch(self, visit: Visit, model: ServedModel, order: Order) -> Outlet:
+        text = TextReader(model.table, order.stops, order.sampling.min_tokens)
+        outlet = Outlet(
+            self._flush(visit), self._patience(), whole=not visit.streaming, keep=visit.keys is not None
+        )
+        visit.flight = Flight(order, text, outlet)
+        visit.shares.charge(len(order.prompt_ids))
+        self._metrics.prompt_tokens.inc(len(order.prompt_ids))
+        self._dispatcher.launch(visit.flight, wait=visit.accepted.wait, on_start=visit.shares.started)
+        return outlet
+
+    def _replay(self, visit: Visit, prepared: Prepared) -> Outlet:
+        answer = prepared.answer
+        assert answer is not None
+        finished = responses.replayed(answer, visit.accepted, WIRE_CLASS[visit.latency_class])
+        finished.timings.total_us = int((time.monotonic() - visit.arrival_s) * 1e6)
+        finished.timings.first_token_us = finished.timings.total_us
+        outlet = Outlet(Flush(0.0, 1), _UNWATCHED, whole=not visit.streaming)
+        outlet.push(answer.token_ids, answer.text, answer.logprobs)
+        outlet.finish(finished)
+        return outlet
+
+    def _complete(self, visit: Visit, finished: router_pb2.Finished, context: Context) -> None:
+        """A request ended well: its timings go with it, its answer is kept where that is right."""
+        context.set_trailing_metadata(trailers(finished))
+        flight = visit.flight
+        if flight is None:
+            return
+        order = flight.order
+        self._history.record(order.tenant, order.model, order.latency_class, len(flight.ids))
+        if self._cache is not None and visit.keys is not None:
+            responses.keep(self._cache, visit.keys, flight)
+
+    def _leave(self, visit: Visit, outcome: str) -> None:
+        flight = visit.flight
+        if flight is not None:
+            self._dispatcher.leave(flight)
+            visit.shares.charge(len(flight.ids))
+        visit.shares.leave()
+        log.info(
+            "request",
+            request=visit.accepted.request_id,
+            tenant=visit.tenant.name,
+            outcome=outcome,
+            latency_class=visit.latency_class.name.lower(),
+            prompt_tokens=len(flight.order.prompt_ids) if flight else 0,
+            output_tokens=len(flight.ids) if flight else 0,
+            attempts=flight.attempt if flight else 0,
+            total_ms=int((time.monotonic() - visit.arrival_s) * 1000),
+        )
+
+    def _flush(self, visit: Visit) -> Flush:
+        defaults, accepted = self._settings.classes[visit.latency_class], visit.accepted
+        delay_s = defaults.flush_delay_s if accepted.flush_delay_s is None else accepted.flush_delay_s
+        return Flush(delay_s, accepted.flush_tokens or defaults.flush_tokens)
+
+    def _patience(self) -> Patience:
+        slow = self._settings.slow_reader
+        return Patience(slow.unsent_tokens, slow.stall_s)
+
+    def _describe(self, model: ServedModel) -> router_pb2.Model:
+        workers, known = self._dispatcher.workers, model.description
+        return router_pb2.Model(
+            name=model.name,
+            context_length=workers.context_length(model.name, known.context_length),
+            vocab_size=known.vocab_size,
+            workers=len(workers.of(model.name)),
+            chat=known.chat,
+            capabilities=sorted(workers.capabilities(model.name)),
+        )
+
+
+def _source(request: router_pb2.CountTokensRequest, limit: int) -> Source:
+    if request.ByteSize() > limit:
+        message = f"the request has more than {limit} bytes"
+        raise errors.ResourceExhausted(message, reason="REQUEST_TOO_LARGE")
+    kind = request.WhichOneof("prompt")
+    if kind is None:
+        raise errors.InvalidArgument(FieldViolation("prompt", "needed: text or chat"))
+    faults = validation.chat_faults(request.chat) if kind == "chat" else []
+    if faults:
+        raise errors.InvalidArgument(*faults)
+    return Source(request.text, None) if kind == "text" else Source(None, request.chat)

@@ -1,0 +1,122 @@
+"""What one tenant may have in the router at one time and in a minute, before anything is spent on it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+
+from services.common.errors import AlreadyExists, Overloaded, QuotaExceeded
+from services.common.identity import Tenant
+from services.router.policy import Gcra
+
+RETRY_S = 1.0
+MINUTE_S = 60.0
+
+
+@dataclass(slots=True)
+class _Account:
+    """One tenant's use. Buckets are made anew when its quotas change."""
+
+    requests: Gcra | None = None
+    tokens: Gcra | None = None
+    quotas: tuple[float | None, float | None] = (None, None)
+    queued_bytes: int = 0
+    running: set[str] = field(default_factory=set)
+
+
+class Pass:
+    """One request's share of the limits; give it back with `leave`."""
+
+    def __init__(self, gate: Gate, account: _Account, request_id: str, size: int) -> None:
+        self._gate = gate
+        self._account = account
+        self._request_id = request_id
+        self._queued = size
+
+    def started(self) -> None:
+        """The request no longer waits."""
+        self._account.queued_bytes -= self._queued
+        self._gate.queued_bytes -= self._queued
+        self._queued = 0
+
+    def charge(self, tokens: int) -> None:
+        """Counts tokens against the tenant's minute."""
+        if self._account.tokens is not None and tokens:
+            self._account.tokens.take(time.monotonic(), tokens)
+
+    def leave(self) -> None:
+        """The request has ended."""
+        self.started()
+        self._account.running.discard(self._request_id)
+        self._gate.left()
+
+
+class Gate:
+    """All tenants' limits in this router process."""
+
+    def __init__(self, queued_bytes: int) -> None:
+        self.queued_bytes = 0
+        self._most_queued = queued_bytes
+        self._accounts: dict[str, _Account] = {}
+        self._inside = 0
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    async def emptied(self) -> None:
+        """Returns when no request is inside."""
+        await self._empty.wait()
+
+    def left(self) -> None:
+        """A pass was given back."""
+        self._inside -= 1
+        if not self._inside:
+            self._empty.set()
+
+    def enter(self, tenant: Tenant, request_id: str, size: int) -> Pass:
+        """Lets a request of `size` bytes in.
+
+        Raises:
+            AlreadyExists: the tenant has a request of this name running.
+            QuotaExceeded: the tenant has too much at once or in a minute.
+            Overloaded: too much waits in all.
+        """
+        account = self._account(tenant)
+        now = time.monotonic()
+        self._check(tenant, account, request_id, size, now)
+        if account.requests is not None:
+            account.requests.take(now, 1)
+        self._inside += 1
+        self._empty.clear()
+        account.running.add(request_id)
+        account.queued_bytes += size
+        self.queued_bytes += size
+        return Pass(self, account, request_id, size)
+
+    def _check(self, tenant: Tenant, account: _Account, request_id: str, size: int, now: float) -> None:
+        if request_id in account.running:
+            raise AlreadyExists("a request of this name is running", reason="REQUEST_ID_IN_USE")
+        most = tenant.concurrent_requests
+        if most is not None and len(account.running) >= most:
+            raise QuotaExceeded(f"{most} requests at one time are allowed", retry_s=RETRY_S)
+        for bucket, what in ((account.requests, "requests"), (account.tokens, "tokens")):
+            wait_s = bucket.wait(now) if bucket is not None else 0.0
+            if wait_s > 0:
+                raise QuotaExceeded(f"the {what} of this minute are used up", retry_s=wait_s)
+        if account.queued_bytes + size > tenant.queued_bytes:
+            raise QuotaExceeded(f"{tenant.queued_bytes} bytes may wait at one time", retry_s=RETRY_S)
+        if self.queued_bytes + size > self._most_queued:
+            raise Overloaded("too many bytes wait", retry_s=RETRY_S)
+
+    def _account(self, tenant: Tenant) -> _Account:
+        account = self._accounts.setdefault(tenant.name, _Account())
+        quotas = (tenant.requests_per_minute, tenant.tokens_per_minute)
+        if quotas != account.quotas:
+            account.quotas = quotas
+            account.requests, account.tokens = map(_bucket, quotas)
+        return account
+
+
+def _bucket(units_per_minute: float | None) -> Gcra | None:
+    """A minute's units may be used at once."""
+    return Gcra(units_per_minute / MINUTE_S, units_per_minute) if units_per_minute else None

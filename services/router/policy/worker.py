@@ -1,0 +1,59 @@
+"""What the scheduler knows of a worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from services.router.policy.ticket import Cost, Ticket
+
+
+@dataclass(slots=True, kw_only=True)
+class WorkerView:
+    """A worker at one moment: its last report less what it has not acknowledged yet."""
+
+    key: str
+    model: str
+    ready: bool
+    credit: Cost
+    sequences: int
+    """Sequences that run or wait there."""
+    waiting_tokens: int
+    """Prompt tokens still to compute there."""
+    max_sequences: int
+    max_tokens: int
+    """Most tokens of one sequence."""
+    total_blocks: int
+    labels: frozenset[tuple[str, str]] = frozenset()
+    capabilities: frozenset[str] = frozenset()
+
+    def suits(self, ticket: Ticket) -> bool:
+        """Whether it could ever run the request."""
+        return (
+            self.model == ticket.model
+            and self.max_tokens >= ticket.total_tokens
+            and ticket.labels <= self.labels
+            and ticket.capabilities <= self.capabilities
+            and self.key not in ticket.barred
+        )
+
+    def open(self) -> bool:
+        """Whether it takes anything now."""
+        return self.ready and self.credit.sequences > 0 and self.credit.prefill_tokens > 0
+
+    def affords(self, cost: Cost) -> bool:
+        """Whether its credit covers the request.
+
+        A prompt larger than the whole window of prefill credit goes as soon as the window is open at all, and
+        blocks are not counted while the worker is idle: else such requests would wait for ever.
+        """
+        return self.open() and (cost.kv_blocks <= self.credit.kv_blocks or self.sequences == 0)
+
+    def book(self, cost: Cost) -> None:
+        """Takes a request off the credit and onto the load."""
+        self.credit = Cost(
+            self.credit.prefill_tokens - cost.prefill_tokens,
+            self.credit.sequences - cost.sequences,
+            self.credit.kv_blocks - cost.kv_blocks,
+        )
+        self.sequences += cost.sequences
+        self.waiting_tokens += cost.prefill_tokens

@@ -1,0 +1,193 @@
+"""From a visit to an order: model, encoding beside the response cache, context limits, shape, seed."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import time
+from dataclasses import dataclass
+
+from headrace.v1 import router_pb2, types_pb2
+
+from services.common import errors
+from services.common.errors import FieldViolation
+from services.common.scope import Keyring, ScopeKeys, TenantKeys
+from services.router import responses, validation
+from services.router.caching import CacheClient, Lookup
+from services.router.encoding import Encoder, Source
+from services.router.models import ModelBook, ServedModel
+from services.router.policy.classify import OutputHistory
+from services.router.reception import Visit
+from services.router.relay.order import Order
+from services.router.sessions.workers import Workers
+from services.router.settings import RouterSettings
+
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a visit became: an order to run, or an answer that was kept."""
+
+    model: ServedModel
+    order: Order | None
+    answer: router_pb2.Finished | None = None
+
+
+class Preparation:
+    """Prepares visits."""
+
+    def __init__(
+        self,
+        settings: RouterSettings,
+        models: ModelBook,
+        encoder: Encoder,
+        workers: Workers,
+        keyring: Keyring,
+        cache: CacheClient | None,
+        history: OutputHistory,
+    ) -> None:
+        self._settings = settings
+        self._models = models
+        self._encoder = encoder
+        self._workers = workers
+        self._keyring = keyring
+        self._cache = cache
+        self._history = history
+
+    async def prepare(self, visit: Visit) -> Prepared:
+        """Encodes the prompt and looks for a kept answer meanwhile.
+
+        Raises:
+            NotFound, InvalidArgument, Unimplemented, DeadlineExceeded, Overloaded, Unavailable.
+        """
+        model = await self._models.find(visit.accepted.model)
+        self._check_capabilities(visit, model)
+        keys = self._keyring.tenant(visit.tenant.name)
+        scope = _scope(visit, keys)
+        context = self._workers.context_length(model.name, model.description.context_length)
+        lookup = self._look_for_answer(visit, model, context, scope)
+        started = time.monotonic()
+        try:
+            ids = await self._prompt_ids(visit, model, scope, keys, context)
+            encode_s = time.monotonic() - started
+            kept = await lookup.value() if lookup else None
+        except BaseException:
+            if lookup:
+                lookup.abandon()
+            raise
+        answer = responses.revive(kept) if kept is not None else None
+        if answer is not None:
+            return Prepared(model, None, answer)
+        return Prepared(model, self._order(visit, model, ids, context, keys, scope, encode_s))
+
+    async def count(self, source: Source, model: ServedModel, timeout_s: float) -> int:
+        """Prompt tokens of a text or conversation. Raises as `prepare`."""
+        ids = await self._encoder.encode(source, model, None, limit=None, timeout_s=timeout_s)
+        return len(ids)
+
+    def _look_for_answer(
+        self, visit: Visit, model: ServedModel, context: int, scope: ScopeKeys | None
+    ) -> Lookup | None:
+        if self._cache is None or scope is None or not visit.accepted.reproducible:
+            return None
+        request = responses.canonical(visit.request, visit.accepted, model.name)
+        made_with = self._workers.numerics(model.name)
+        visit.keys = responses.response_keys(request, model, made_with, context, scope)
+        return responses.ask(self._cache, visit.keys)
+
+    def _check_capabilities(self, visit: Visit, model: ServedModel) -> None:
+        """Refuses at once what no worker that is there can do."""
+        sessions = self._workers.of(model.name)
+        for capability in _needed(visit):
+            if sessions and not any(capability in each.capabilities for each in sessions):
+                raise errors.Unimplemented(
+                    f"no worker of model {model.name!r} has the capability {capability!r}"
+                )
+        if visit.accepted.chat is not None and not model.description.chat:
+            raise errors.InvalidArgument(
+                FieldViolation("chat", f"the model {model.name!r} has no chat template")
+            )
+
+    async def _prompt_ids(
+        self, visit: Visit, model: ServedModel, scope: ScopeKeys | None, keys: TenantKeys, context: int
+    ) -> list[int]:
+        accepted = visit.accepted
+        validation.check_ids(list(accepted.sampling.stop_token_ids), model.description.vocab_size)
+        if accepted.token_ids is not None:
+            validation.check_ids(accepted.token_ids, model.description.vocab_size)
+            ids = accepted.token_ids
+        else:
+            timeout_s = visit.remaining_s(self._settings.encode_timeout_s)
+            source = Source(accepted.text, accepted.chat)
+            ids = await self._encoder.encode(
+                source, model, scope, limit=context, timeout_s=timeout_s, tag=keys.tag
+            )
+        if not ids:
+            raise errors.InvalidArgument(FieldViolation(accepted.prompt_field, "has no tokens"))
+        if len(ids) >= context:
+            message = f"{len(ids)} tokens leave no room in the context of {context}"
+            raise errors.InvalidArgument(FieldViolation(accepted.prompt_field, message))
+        return ids
+
+    def _order(
+        self,
+        visit: Visit,
+        model: ServedModel,
+        ids: list[int],
+        context: int,
+        keys: TenantKeys,
+        scope: ScopeKeys | None,
+        encode_s: float,
+    ) -> Order:
+        accepted, latency_class = visit.accepted, visit.latency_class
+        targets = self._settings.classes[latency_class]
+        max_tokens = min(accepted.max_tokens, context - len(ids))
+        return Order(
+            number=next(_numbers),
+            request_id=accepted.request_id,
+            tenant=visit.tenant.name,
+            tenant_tag=keys.tag,
+            model=model.name,
+            prompt_ids=ids,
+            max_tokens=max_tokens,
+            sampling=_seeded(accepted.sampling),
+            grammar=accepted.grammar,
+            stops=accepted.stops,
+            latency_class=latency_class,
+            arrival_s=visit.arrival_s,
+            deadline_s=visit.deadline_s,
+            ttft_target_s=targets.ttft_s,
+            tpot_target_s=targets.tpot_s,
+            expected_output=self._history.expect(visit.tenant.name, model.name, latency_class, max_tokens),
+            scope=scope,
+            labels=accepted.labels,
+            capabilities=frozenset(_needed(visit)),
+            encode_s=encode_s,
+            traceparent=visit.traceparent,
+        )
+
+
+def _scope(visit: Visit, keys: TenantKeys) -> ScopeKeys | None:
+    if visit.accepted.cache_scope == types_pb2.CACHE_SCOPE_NONE:
+        return None
+    user = visit.accepted.user if visit.accepted.cache_scope == types_pb2.CACHE_SCOPE_USER else None
+    return keys.scope(user)
+
+
+def _needed(visit: Visit) -> list[str]:
+    needed = []
+    if visit.accepted.grammar is not None:
+        needed.append("grammar")
+    if visit.accepted.sampling.HasField("logprobs"):
+        needed.append("logprobs")
+    return needed
+
+
+def _seeded(sampling: types_pb2.SamplingParams) -> types_pb2.SamplingParams:
+    """With a seed: the caller's, a fresh one for sampled requests, 0 for greedy ones."""
+    found = types_pb2.SamplingParams()
+    found.CopyFrom(sampling)
+    if not found.HasField("seed"):
+        found.seed = secrets.randbits(64) if found.temperature > 0 else 0
+    return found

@@ -1,0 +1,111 @@
+"""A call's arrival: who asks, what is asked, is it allowed. Nothing is spent on it before that."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from headrace.v1 import router_pb2
+
+from services.common import errors
+from services.common.identity import Tenant
+from services.common.rpc import Context, metadata_value
+from services.router import validation
+from services.router.access import Access
+from services.router.limits import Gate, Pass
+from services.router.policy import LatencyClass, classify
+from services.router.relay.flight import Flight
+from services.router.responses import ResponseKeys
+from services.router.settings import LimitSettings
+from services.router.validation import Accepted
+
+RETRY_S = 1.0
+
+
+@dataclass(slots=True, kw_only=True)
+class Visit:
+    """One call, from its arrival to its end. Times are seconds of the monotonic clock."""
+
+    request: router_pb2.GenerateRequest
+    accepted: Accepted
+    tenant: Tenant
+    shares: Pass
+    streaming: bool
+    latency_class: LatencyClass
+    arrival_s: float
+    deadline_s: float | None
+    traceparent: str
+    flight: Flight | None = None
+    keys: ResponseKeys | None = None
+    """Where its answer may be kept."""
+
+    def remaining_s(self, limit_s: float) -> float:
+        """Time that is left, at most `limit_s`. Raises DeadlineExceeded when there is none."""
+        if self.deadline_s is None:
+            return limit_s
+        left = self.deadline_s - time.monotonic()
+        if left <= 0:
+            raise _too_late()
+        return min(limit_s, left)
+
+
+class Reception:
+    """Lets calls in."""
+
+    def __init__(self, access: Access, gate: Gate, limits: LimitSettings) -> None:
+        self.draining = False
+        self._access = access
+        self._gate = gate
+        self._limits = limits
+
+    def tenant(self, context: Context) -> Tenant:
+        """The caller's tenant. Raises Unauthenticated; Unavailable while draining."""
+        tenant = self._access.tenant(context)
+        if self.draining:
+            raise errors.Unavailable("this router is leaving", reason="DRAINING", retry_s=RETRY_S)
+        return tenant
+
+    def enter(self, request: router_pb2.GenerateRequest, context: Context, *, streaming: bool) -> Visit:
+        """Takes a call in; its `shares` must be given back.
+
+        Raises:
+            Unauthenticated, Unavailable, InvalidArgument, AlreadyExists, ResourceExhausted, DeadlineExceeded.
+        """
+        tenant = self.tenant(context)
+        accepted = validation.accept(request, self._limits)
+        arrival_s = time.monotonic()
+        left_s = _time_left(accepted, context)
+        return Visit(
+            request=request,
+            accepted=accepted,
+            tenant=tenant,
+            shares=self._gate.enter(tenant, accepted.request_id, request.ByteSize()),
+            streaming=streaming,
+            latency_class=classify(
+                accepted.latency_class,
+                streaming=streaming,
+                deadline_s=left_s,
+                most_urgent=LatencyClass[tenant.max_class.upper()],
+            ),
+            arrival_s=arrival_s,
+            deadline_s=None if left_s is None else arrival_s + left_s,
+            traceparent=_text(metadata_value(context, "traceparent")),
+        )
+
+
+def _time_left(accepted: Accepted, context: Context) -> float | None:
+    """The sooner of the call's deadline and the request's own, in seconds from now."""
+    bounds = [each for each in (context.time_remaining(), accepted.completion_s) if each is not None]
+    left_s = min(bounds, default=None)
+    if left_s is not None and left_s <= 0:
+        raise _too_late()
+    return left_s
+
+
+def _text(value: str | bytes | None) -> str:
+    found = value.decode("latin-1") if isinstance(value, bytes) else value or ""
+    return found[:64]
+
+
+def _too_late() -> errors.DeadlineExceeded:
+    return errors.DeadlineExceeded("the deadline passed before the request could be queued")

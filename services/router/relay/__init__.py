@@ -1,0 +1,7 @@
+"""From a worker's updates to a client's messages: plain synchronous code, no task, no await a token.
+
+text        ids to text, stop strings, one stream at a time
+outlet      what waits for the client, and when it is flushed
+flight      one request from submission to its one terminal event: the fence
+trailers    timings for tools that see only trailers
+"""

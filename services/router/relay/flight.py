@@ -1,0 +1,257 @@
+"""One request from submission to its one terminal event.
+
+The fence: an update counts only for the attempt that is running, and only from the index that comes next.
+What was seen before is dropped, a gap fails the attempt and is never skipped. So the client's output is a
+prefix of one undisturbed run, whatever workers die and whatever frames come late.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum, auto
+from typing import NamedTuple
+
+from headrace.v1 import router_pb2, session_pb2, types_pb2
+
+from services.common import errors
+from services.router.policy import log2_bucket
+from services.router.relay.order import WIRE_CLASS, Order
+from services.router.relay.outlet import Outlet
+from services.router.relay.text import TextReader
+
+STOP = types_pb2.FINISH_REASON_STOP
+LENGTH = types_pb2.FINISH_REASON_LENGTH
+MAX_SUSPICIONS = 2
+
+
+class Progress(Enum):
+    """What an update led to, for the session that brought it."""
+
+    ONGOING = auto()
+    ENDED = auto()
+    """Over, and the worker knows."""
+    CUT = auto()
+    """Over for the client; the worker must be told."""
+    GAP = auto()
+    """The attempt lost tokens: it must be cancelled and tried again."""
+    LOST = auto()
+    """The worker ended it without being asked: it must be tried again."""
+
+
+class Seat(NamedTuple):
+    """Where a flight runs: its slot in a worker's session."""
+
+    worker_id: str
+    slot: int
+    numerics: bytes
+
+
+class Flight:
+    """The state of one request. All methods are synchronous; `outlet` is what its client reads."""
+
+    def __init__(self, order: Order, text: TextReader, outlet: Outlet) -> None:
+        self.order = order
+        self.outlet = outlet
+        self.ids: list[int] = []
+        self.attempt = 0
+        self.losses = 0
+        self.barred: frozenset[str] = frozenset()
+        self.seat: Seat | None = None
+        self.numerics: set[bytes] = set()
+        """Of all workers that made a part of the output."""
+        self.cached_tokens = 0
+        self.queue_s = 0.0
+        self.waiting_since = 0.0
+        self.submitted_s = 0.0
+        self.first_token_s = 0.0
+        self.last_token_s = 0.0
+        self.last_update_s = 0.0
+        self.finished: router_pb2.Finished | None = None
+        self._text = text
+        self._suspicions = 0
+
+    @property
+    def over(self) -> bool:
+        """Whether its terminal event is decided."""
+        return self.outlet.ended
+
+    def take_seat(self, seat: Seat, now: float) -> None:
+        """Begins the next attempt on a worker."""
+        self.attempt += 1
+        self.seat = seat
+        self.queue_s += now - self.waiting_since
+        self.submitted_s = now
+
+    def leave_seat(self) -> None:
+        """Ends the attempt; its late updates no longer count."""
+        self.seat = None
+
+    def lose_worker(self, *, alone: bool, resumes: int) -> bool:
+        """Notes that its worker was lost under it. False: it may not be tried again, and has failed.
+
+        `alone` says that nothing else ran there, so that nothing else can have been the cause.
+        """
+        self.losses += 1
+        self._suspicions += alone
+        if self._suspicions >= MAX_SUSPICIONS:
+            self.fail(
+                errors.Aborted("two workers died while only this request ran there", reason="QUARANTINED")
+            )
+        elif self.losses > resumes:
+            self.fail(self._lost_error())
+        return not self.over
+
+    def fail(self, error: errors.HeadraceError) -> None:
+        """Ends the request with an error, unless it has ended."""
+        self.outlet.fail(error)
+
+    def advance(self, update: session_pb2.SequenceUpdate, now: float) -> Progress:
+        """Takes an update of the running attempt."""
+        self.last_update_s = now
+        ids: Sequence[int] = update.token_ids
+        logprobs: Sequence[types_pb2.PositionLogprobs] = update.logprobs
+        ending = update.HasField("end")
+        behind = len(self.ids) - update.first_index
+        if behind < 0 and (ids or update.first_index):
+            return Progress.GAP
+        if behind > 0 and ids:
+            ids, logprobs = ids[behind:], logprobs[behind:]
+        if ids:
+            end = update.end if ending else None
+            if self._take(ids, logprobs, end, now):
+                return Progress.ENDED if ending else Progress.CUT
+        return self._end(update.end) if ending else Progress.ONGOING
+
+    def _take(
+        self,
+        ids: Sequence[int],
+        logprobs: Sequence[types_pb2.PositionLogprobs],
+        end: session_pb2.SequenceEnd | None,
+        now: float,
+    ) -> bool:
+        """Adds ids to the output; returns whether they completed it on our side."""
+        room = self.order.max_tokens - len(self.ids)
+        overlong = len(ids) > room
+        if overlong:
+            ids = ids[:room]
+        silent = end is not None and not overlong and end.reason in _ENDED_BY_TOKEN
+        read = self._text.read(ids[:-1] if silent else ids)
+        if read.stop is not None:
+            ids = ids[: read.taken]
+        self._note_tokens(ids, now)
+        self.outlet.push(ids, read.text, logprobs[: len(ids)] if logprobs else ())
+        if read.stop is not None:
+            self._finish(STOP, stop_string=read.stop)
+        elif overlong:
+            self._finish_text(LENGTH)
+        elif (slow := self.outlet.too_slow(now)) is not None:
+            self.fail(slow)
+        return self.over
+
+    def _note_tokens(self, ids: Sequence[int], now: float) -> None:
+        if not self.ids:
+            self.first_token_s = now
+        self.last_token_s = now
+        self.ids.extend(ids)
+        if self.seat is not None:
+            self.numerics.add(self.seat.numerics)
+
+    def _end(self, end: session_pb2.SequenceEnd) -> Progress:
+        """Takes the worker's word that the sequence is over."""
+        if end.reason == session_pb2.END_REASON_CANCELLED:
+            return Progress.LOST
+        self.cached_tokens = min(end.usage.cached_tokens, len(self.order.prompt_ids))
+        if end.reason == session_pb2.END_REASON_LENGTH:
+            self._finish_text(LENGTH, end)
+        elif end.reason == session_pb2.END_REASON_EOS:
+            self._finish_text(STOP, end)
+        elif end.reason == session_pb2.END_REASON_STOP_TOKEN:
+            self._finish_text(STOP, end, stop_token_id=end.stop_token_id)
+        else:
+            self.fail(_failure(end, begun=bool(self.ids)))
+        return Progress.ENDED
+
+    def _finish_text(
+        self,
+        reason: types_pb2.FinishReason,
+        end: session_pb2.SequenceEnd | None = None,
+        stop_token_id: int | None = None,
+    ) -> None:
+        """Ends well; what the decoder and the matcher held back is decided now."""
+        rest = self._text.finish()
+        self.outlet.push((), rest.text)
+        if rest.stop is not None:
+            self._finish(STOP, end, stop_string=rest.stop)
+        else:
+            self._finish(reason, end, stop_token_id=stop_token_id)
+
+    def _finish(
+        self,
+        reason: types_pb2.FinishReason,
+        end: session_pb2.SequenceEnd | None = None,
+        *,
+        stop_string: str | None = None,
+        stop_token_id: int | None = None,
+    ) -> None:
+        order = self.order
+        self.finished = router_pb2.Finished(
+            request_id=order.request_id,
+            model=order.model,
+            finish_reason=reason,
+            stop_string=stop_string,
+            stop_token_id=stop_token_id,
+            usage=types_pb2.Usage(
+                prompt_tokens=len(order.prompt_ids),
+                cached_tokens=self.cached_tokens,
+                output_tokens=len(self.ids),
+            ),
+            timings=self._timings(end),
+            latency_class=WIRE_CLASS[order.latency_class],
+            shape=types_pb2.Shape(
+                uncached_prompt_bucket=log2_bucket(len(order.prompt_ids) - self.cached_tokens),
+                expected_output_bucket=log2_bucket(order.expected_output),
+            ),
+            seed=order.sampling.seed,
+            worker_id=self.seat.worker_id if self.seat else "",
+            attempts=self.attempt,
+        )
+        self.outlet.finish(self.finished)
+
+    def _timings(self, end: session_pb2.SequenceEnd | None) -> types_pb2.Timings:
+        """The worker's own times where it told them, else what was seen from here."""
+        in_worker_us = end.queue_us if end else 0
+        first_s = self.first_token_s or self.submitted_s
+        seen_prefill_us = max(0, _us(first_s - self.submitted_s) - in_worker_us)
+        last_s = max(self.last_token_s, first_s)
+        return types_pb2.Timings(
+            encode_us=_us(self.order.encode_s),
+            queue_us=_us(self.queue_s) + in_worker_us,
+            prefill_us=end.prefill_us if end else seen_prefill_us,
+            decode_us=end.decode_us if end and self.attempt == 1 else _us(last_s - first_s),
+            first_token_us=_us(first_s - self.order.arrival_s),
+            total_us=_us(self.last_update_s - self.order.arrival_s),
+        )
+
+    def _lost_error(self) -> errors.HeadraceError:
+        if not self.ids:
+            return errors.Unavailable(f"{self.losses} workers were lost before the first token", retry_s=1.0)
+        return errors.Aborted(f"{self.losses} workers were lost; {len(self.ids)} tokens had been made")
+
+
+_ENDED_BY_TOKEN = (session_pb2.END_REASON_EOS, session_pb2.END_REASON_STOP_TOKEN)
+"""The last id of such an end is delivered in token_ids, not in text."""
+
+
+def _failure(end: session_pb2.SequenceEnd, *, begun: bool) -> errors.HeadraceError:
+    if end.reason == session_pb2.END_REASON_DEADLINE:
+        return errors.DeadlineExceeded("the deadline passed while the request ran")
+    if end.reason != session_pb2.END_REASON_GRAMMAR:
+        return errors.Internal(end.message or "the engine failed on this request", reason="ENGINE_FAULT")
+    message = end.message or "the grammar cannot be used"
+    if begun:
+        return errors.FailedPrecondition(message, reason="CONSTRAINT_FAILED")
+    return errors.InvalidArgument(errors.FieldViolation("grammar", message))
+
+
+def _us(seconds: float) -> int:
+    return max(0, int(seconds * 1_000_000))

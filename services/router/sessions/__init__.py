@@ -1,0 +1,10 @@
+"""Workers' sessions: who a worker is, what it holds, what it may be given, what it says.
+
+handshake   strangers out, members in, digests compared
+ledger      what was submitted and is not acknowledged
+outbox      the commands of one event-loop turn in one frame
+submit      an order as the wire's Submit, long prompts in pieces
+session     one worker
+servicer    SessionService: one call, one session
+workers     all sessions of this router process
+"""

@@ -1,0 +1,103 @@
+"""Commands for one worker: all of one event-loop turn in one frame, one frame being written at a time.
+
+While a frame is being written, further commands gather and leave with the next one. Frames keep to 64 KiB;
+what does not fit waits for the frame after.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from headrace.v1 import session_pb2
+
+from services.router.sessions.ledger import Booking
+
+FRAME_BYTES = 60 << 10
+Command = session_pb2.Submit | session_pb2.PromptPiece | session_pb2.Cancel
+
+
+class _Entry(NamedTuple):
+    command: Command
+    booking: Booking | None
+
+
+class Outbox:
+    """What waits to be written. `number` is that of the last frame that left."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.acknowledge = 0
+        """Highest worker frame handled; told along with any frame."""
+        self.acknowledged = 0
+        """The highest that was told."""
+        self._commands: deque[_Entry] = deque()
+        self._extra = session_pb2.RouterFrame()
+        self._urgent = False
+        self._news = asyncio.Event()
+
+    def put(self, commands: Iterable[Command], booking: Booking | None = None) -> None:
+        """Adds commands; the booking is numbered by the frame that the last of them leaves with."""
+        entries = [_Entry(command, None) for command in commands]
+        entries[-1] = entries[-1]._replace(booking=booking)
+        self._commands.extend(entries)
+        self._news.set()
+
+    def demand(self, demand: session_pb2.Demand, *, urgent: bool) -> None:
+        """Tells what waits: at once, or with the next frame."""
+        self._extra.demand.CopyFrom(demand)
+        if urgent:
+            self.wake()
+
+    def drain(self, grace_ms: int) -> None:
+        """Asks the worker to leave."""
+        self._extra.drain.grace_ms = grace_ms
+        self.wake()
+
+    def wake(self) -> None:
+        """Lets a frame leave even without commands."""
+        self._urgent = True
+        self._news.set()
+
+    def close(self) -> None:
+        """Wakes the writer for good."""
+        self._news.set()
+
+    async def wait(self) -> None:
+        """Returns when there is something to write."""
+        await self._news.wait()
+
+    def take(self) -> session_pb2.RouterFrame | None:
+        """The next frame; None when nothing has to be said."""
+        if not (self._commands or self._urgent):
+            self._news.clear()
+            return None
+        self.number += 1
+        frame, self._extra, self._urgent = self._extra, session_pb2.RouterFrame(), False
+        frame.number = self.number
+        self.acknowledged = frame.acknowledged_frame = self.acknowledge
+        self._fill(frame)
+        return frame
+
+    def _fill(self, frame: session_pb2.RouterFrame) -> None:
+        size = 0
+        while self._commands:
+            command, booking = self._commands[0]
+            size += command.ByteSize()
+            if size > FRAME_BYTES and command.ByteSize() < size:
+                return
+            self._commands.popleft()
+            _append(frame, command)
+            if booking is not None:
+                booking.number = self.number
+
+
+def _append(frame: session_pb2.RouterFrame, command: Command) -> None:
+    if isinstance(command, session_pb2.Submit):
+        frame.submits.append(command)
+    elif isinstance(command, session_pb2.Cancel):
+        frame.cancels.append(command)
+    else:
+        frame.prompt_pieces.append(command)

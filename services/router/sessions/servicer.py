@@ -1,0 +1,140 @@
+"""SessionService: one call is one worker's session, from its Hello to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator
+from typing import TypeVar
+
+from headrace.v1 import session_pb2
+
+from services.common import errors, logs
+from services.common.lifecycle import Tasks
+from services.common.members import MeshSecret
+from services.common.rpc import Context
+from services.router.dispatcher import Dispatcher
+from services.router.metrics import RouterMetrics
+from services.router.models import ModelBook
+from services.router.sessions.handshake import Handshake, check_digests
+from services.router.sessions.session import Session as WorkerSession
+from services.router.settings import SessionTimes
+
+HANDSHAKE_FRAMES = 2
+METHOD = "SessionService.Session"
+Frames = AsyncIterator[session_pb2.WorkerFrame]
+Result = TypeVar("Result")
+log = logs.get(__name__)
+
+
+class SessionServicer:
+    """Lets workers in and carries frames both ways."""
+
+    def __init__(
+        self,
+        mesh: MeshSecret,
+        models: ModelBook,
+        dispatcher: Dispatcher,
+        tasks: Tasks,
+        times: SessionTimes,
+        metrics: RouterMetrics,
+    ) -> None:
+        self.router_id = ""
+        self.siblings: tuple[str, ...] = ()
+        self._mesh = mesh
+        self._models = models
+        self._dispatcher = dispatcher
+        self._tasks = tasks
+        self._times = times
+        self._metrics = metrics
+
+    async def Session(self, frames: Frames, context: Context) -> AsyncIterator[session_pb2.RouterFrame]:
+        """One session; ends when the worker ends it, leaves, or falls silent."""
+        handshake = Handshake(self._mesh)
+        try:
+            yield handshake.challenge(await self._soon(anext(frames)))
+            hello = handshake.admit(await self._soon(anext(frames)))
+        except errors.Unauthenticated:
+            self._metrics.rpc.strangers.labels(METHOD).inc()
+            raise
+        await self._check_model(hello)
+        session = self._open(hello)
+        yield self._welcome(session)
+        async for frame in self._carry(session, frames):
+            yield frame
+
+    async def _carry(self, session: WorkerSession, frames: Frames) -> AsyncIterator[session_pb2.RouterFrame]:
+        self._dispatcher.join(session)
+        reader = self._tasks.spawn(_read(session, frames), f"session {session.worker_id}")
+        try:
+            while not session.closed:
+                frame = session.outbox.take()
+                if frame is None:
+                    await session.outbox.wait()
+                else:
+                    yield frame
+        finally:
+            reader.cancel()
+            session.close()
+            self._dispatcher.part(session)
+        if session.close_error is not None:
+            raise session.close_error
+
+    async def _soon(self, frame: asyncio.Future[Result] | object) -> session_pb2.WorkerFrame:
+        """A frame of the handshake; who dawdles is a stranger."""
+        try:
+            return await asyncio.wait_for(frame, self._times.handshake_s)  # type: ignore[arg-type]
+        except (TimeoutError, StopAsyncIteration):
+            raise errors.Unauthenticated("no handshake", reason="NOT_A_MEMBER") from None
+
+    async def _check_model(self, hello: session_pb2.Hello) -> None:
+        """Compares digests with the tokenizer service's; a copy that differs may be old and is read again."""
+        try:
+            check_digests(hello, (await self._models.find(hello.model)).digests)
+        except errors.FailedPrecondition:
+            check_digests(hello, (await self._models.refresh(hello.model)).digests)
+        except errors.NotFound:
+            raise errors.FailedPrecondition(
+                f"no tokenizer service knows the model {hello.model!r}", reason="MODEL_UNKNOWN"
+            ) from None
+
+    def _open(self, hello: session_pb2.Hello) -> WorkerSession:
+        return WorkerSession(
+            hello,
+            secrets.token_hex(8),
+            self._times,
+            self._dispatcher,
+            self._metrics,
+            frames_received=HANDSHAKE_FRAMES,
+            frames_sent=HANDSHAKE_FRAMES,
+            now=time.monotonic(),
+        )
+
+    def _welcome(self, session: WorkerSession) -> session_pb2.RouterFrame:
+        return session_pb2.RouterFrame(
+            number=HANDSHAKE_FRAMES,
+            acknowledged_frame=HANDSHAKE_FRAMES,
+            welcome=session_pb2.Welcome(
+                router_id=self.router_id,
+                session_id=session.session_id,
+                siblings=self.siblings,
+                heartbeat_ms=int(self._times.heartbeat_s * 1000),
+                resume_grace_ms=int(self._times.resume_grace_s * 1000),
+            ),
+        )
+
+
+async def _read(session: WorkerSession, frames: Frames) -> None:
+    """Hands frames to the session until either ends; whatever goes wrong ends this session alone."""
+    try:
+        async for frame in frames:
+            session.handle(frame, time.monotonic())
+        session.close()
+    except errors.HeadraceError as error:
+        session.close(error)
+    except Exception as error:
+        log.error("session_failed", worker=session.worker_id, exc_info=error)
+        session.close(errors.Internal("the session failed"))
+    finally:
+        session.close()

@@ -1,0 +1,302 @@
+"""One worker as this router holds it: its seats, its credit and load, its frames.
+
+    load = reported + submitted and not acknowledged        credit = granted - submitted and not acknowledged
+
+Whatever a worker sends is contained here: unknown slots, other attempts, wrong indices and absurd numbers are
+counted and dropped, and a worker that goes on with it is closed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from headrace.v1 import admin_pb2, session_pb2
+
+from services.common import errors, logs
+from services.router.metrics import RouterMetrics
+from services.router.policy import Cost, Waiting, WorkerView
+from services.router.relay.flight import Flight, Progress, Seat
+from services.router.sessions import submit
+from services.router.sessions.ledger import Booking, Ledger
+from services.router.sessions.outbox import Outbox
+from services.router.settings import SessionTimes
+
+MAX_BAD_FRAMES = 1000
+NO_CREDIT_PAUSE_S = 0.05
+_STEPS_UNTIL_HUNG = 20
+log = logs.get(__name__)
+
+
+class Floor(Protocol):
+    """Where sessions take their news: the dispatcher."""
+
+    def changed(self, session: Session) -> None:
+        """The session may take more or other work than before."""
+
+    def again(self, flight: Flight) -> None:
+        """The flight has left its seat and wants another."""
+
+    def lost(self, flight: Flight, *, alone: bool) -> None:
+        """The flight's attempt failed under it."""
+
+
+@dataclass(slots=True)
+class _Occupied:
+    attempt: int
+    booking: Booking
+    flight: Flight | None
+    """None: cancelled here; the worker's terminal update is still to come."""
+
+
+class Session:
+    """A worker's open session, from Welcome to its end."""
+
+    def __init__(
+        self,
+        hello: session_pb2.Hello,
+        session_id: str,
+        times: SessionTimes,
+        floor: Floor,
+        metrics: RouterMetrics,
+        *,
+        frames_received: int,
+        frames_sent: int,
+        now: float,
+    ) -> None:
+        self.hello = hello
+        self.worker_id = hello.worker_id
+        self.model = hello.model
+        self.session_id = session_id
+        self.labels = frozenset(hello.labels.items())
+        self.capabilities = frozenset(hello.capabilities)
+        self.outbox = Outbox(frames_sent)
+        self.load = session_pb2.Load()
+        self.credit = session_pb2.Credit()
+        self.step_model: session_pb2.StepModel | None = None
+        self.draining = False
+        self.last_frame_s = now
+        self.closed = False
+        self.close_error: errors.HeadraceError | None = None
+        self._times = times
+        self._floor = floor
+        self._metrics = metrics
+        self._frames_received = frames_received
+        self._uncredited = Ledger()
+        self._unreported = Ledger()
+        self._seats: dict[int, _Occupied] = {}
+        self._next_slot = 1
+        self._paused_until = 0.0
+        self._bad_frames = 0
+        self._demand = Waiting(0, 0)
+        self._last_step_us = 0
+
+    def view(self, now: float) -> WorkerView:
+        """What the scheduler needs to know, at this moment."""
+        load, credit, spec = self.load, self.credit, self.hello.kv_spec
+        return WorkerView(
+            key=self.worker_id,
+            model=self.model,
+            ready=self.takes_work(now),
+            credit=Cost(
+                credit.prefill_tokens - self._uncredited.prefill_tokens,
+                credit.sequences - self._uncredited.sequences,
+                credit.kv_blocks - self._uncredited.kv_blocks,
+            ),
+            sequences=load.running + load.waiting + self._unreported.sequences,
+            waiting_tokens=load.waiting_tokens + self._unreported.prefill_tokens,
+            max_sequences=spec.max_sequences,
+            max_tokens=spec.max_tokens,
+            total_blocks=spec.blocks,
+            labels=self.labels,
+            capabilities=self.capabilities,
+        )
+
+    def takes_work(self, now: float) -> bool:
+        """Whether it may be given new requests."""
+        return (
+            self.state(now) == admin_pb2.WORKER_STATE_READY and now >= self._paused_until and not self.closed
+        )
+
+    def state(self, now: float) -> admin_pb2.WorkerState:
+        """Its state, as operators see it."""
+        if self.draining:
+            return admin_pb2.WORKER_STATE_DRAINING
+        if now - self.last_frame_s > self._times.stale_s:
+            return admin_pb2.WORKER_STATE_STALE
+        return admin_pb2.WORKER_STATE_READY
+
+    def flights(self) -> list[Flight]:
+        """The requests that it holds."""
+        return [seat.flight for seat in self._seats.values() if seat.flight is not None]
+
+    def submit(self, flight: Flight, cost: Cost, now: float) -> None:
+        """Seats a flight; the command leaves with the others of this turn."""
+        slot = self._free_slot()
+        numerics = self.hello.digests.numerics
+        flight.take_seat(Seat(self.worker_id, slot, numerics), now)
+        booking = Booking(cost)
+        self._uncredited.add(booking)
+        self._unreported.add(booking)
+        self._seats[slot] = _Occupied(flight.attempt, booking, flight)
+        self.outbox.put(submit.commands(flight, slot, numerics, now), booking)
+
+    def cancel(self, flight: Flight) -> None:
+        """Ends a flight's attempt; the command leaves with the others of this turn."""
+        if flight.seat is None:
+            return
+        slot = flight.seat.slot
+        flight.leave_seat()
+        seat = self._seats[slot]
+        seat.flight = None
+        self.outbox.put([session_pb2.Cancel(slot=slot, attempt=seat.attempt)])
+
+    def tell_demand(self, waiting: Waiting) -> None:
+        """Lets the worker know what would be submitted; at once when it begins or ends to be anything."""
+        if waiting == self._demand:
+            return
+        urgent = bool(waiting.requests) != bool(self._demand.requests)
+        self._demand = waiting
+        demand = session_pb2.Demand(prefill_tokens=waiting.prefill_tokens, requests=waiting.requests)
+        self.outbox.demand(demand, urgent=urgent)
+
+    def drain(self, grace_ms: int) -> None:
+        """Gives it no new work and asks it to leave."""
+        self.draining = True
+        self.outbox.drain(grace_ms)
+        self._floor.changed(self)
+
+    def check(self, now: float) -> None:
+        """Closes it when it has been silent or stuck for too long; otherwise acknowledges its frames."""
+        if now - self.last_frame_s > self._times.lost_s:
+            self.close(errors.Unavailable(f"no frame for {now - self.last_frame_s:.1f} s", reason="STALE"))
+        elif self.outbox.acknowledge > self.outbox.acknowledged:
+            self.outbox.wake()
+
+    def close(self, error: errors.HeadraceError | None = None) -> None:
+        """Ends the session; its requests are given up by who holds it."""
+        if not self.closed:
+            self.closed, self.close_error = True, error
+            self.outbox.close()
+
+    def give_up(self) -> None:
+        """Moves all its requests after the session has ended."""
+        flights = self.flights()
+        alone = len(flights) == 1 and self.load.running + self.load.waiting <= 1
+        for seat in list(self._seats.values()):
+            flight, seat.flight = seat.flight, None
+            if flight is None:
+                continue
+            flight.leave_seat()
+            if self.draining or seat.booking.number is None:
+                self._floor.again(flight)
+            else:
+                self._floor.lost(flight, alone=alone)
+        self._seats.clear()
+
+    def handle(self, frame: session_pb2.WorkerFrame, now: float) -> None:
+        """Takes one frame of the worker."""
+        if frame.number <= self._frames_received:
+            self._bad("duplicate_frame")
+            return
+        if frame.number > self._frames_received + 1:
+            self._bad("frame_gap")
+        self._frames_received = self.outbox.acknowledge = frame.number
+        self.last_frame_s = now
+        self._reported(frame)
+        for update in frame.updates:
+            self._update(update, now)
+        for returned in frame.returned:
+            self._returned(returned, now)
+        if frame.HasField("progress"):
+            self._progressed(frame.progress)
+        self._floor.changed(self)
+
+    def _reported(self, frame: session_pb2.WorkerFrame) -> None:
+        if frame.HasField("credit"):
+            self.credit = frame.credit
+            self._uncredited.acknowledge(frame.acknowledged_command)
+        if frame.HasField("load"):
+            self.load = frame.load
+            self._last_step_us = frame.load.step_us
+            self._unreported.acknowledge(frame.acknowledged_command)
+        if frame.HasField("step_model"):
+            self.step_model = frame.step_model
+        if frame.HasField("draining"):
+            self.draining = True
+
+    def _update(self, update: session_pb2.SequenceUpdate, now: float) -> None:
+        seat = self._seat(update.slot, update.attempt)
+        if seat is None:
+            return
+        flight = seat.flight
+        if flight is None:
+            if update.HasField("end"):
+                del self._seats[update.slot]
+            return
+        had, last_s = len(flight.ids), flight.last_token_s
+        progress = flight.advance(update, now)
+        made = len(flight.ids) - had
+        if made:
+            self._metrics.tokens(flight, made, had, last_s, now)
+        if progress is not Progress.ONGOING:
+            self._settle(flight, update.slot, progress)
+
+    def _settle(self, flight: Flight, slot: int, progress: Progress) -> None:
+        if progress in (Progress.CUT, Progress.GAP):
+            self.cancel(flight)
+        else:
+            del self._seats[slot]
+            flight.leave_seat()
+        if progress is Progress.GAP:
+            self._bad("index_gap")
+        if progress in (Progress.GAP, Progress.LOST):
+            self._floor.lost(flight, alone=False)
+
+    def _returned(self, returned: session_pb2.Returned, now: float) -> None:
+        seat = self._seat(returned.slot, returned.attempt)
+        if seat is None:
+            return
+        del self._seats[returned.slot]
+        if returned.reason in (session_pb2.RETURN_REASON_NO_CREDIT, session_pb2.RETURN_REASON_UNSPECIFIED):
+            self._paused_until = now + max(returned.retry_ms / 1000, NO_CREDIT_PAUSE_S)
+        if seat.flight is not None:
+            flight = seat.flight
+            flight.leave_seat()
+            if returned.reason == session_pb2.RETURN_REASON_UNSUPPORTED:
+                flight.barred |= {self.worker_id}
+            self._metrics.returned.labels(_reason(returned.reason)).inc()
+            self._floor.again(flight)
+
+    def _progressed(self, progress: session_pb2.Progress) -> None:
+        stuck_s = progress.since_last_step_us / 1e6 if progress.has_work else 0.0
+        if stuck_s > max(self._times.hung_s, _STEPS_UNTIL_HUNG * self._last_step_us / 1e6):
+            self.close(errors.Unavailable(f"no step finished for {stuck_s:.1f} s", reason="HUNG"))
+
+    def _seat(self, slot: int, attempt: int) -> _Occupied | None:
+        seat = self._seats.get(slot)
+        if seat is None:
+            self._bad("unknown_slot")
+        elif seat.attempt != attempt:
+            self._bad("other_attempt")
+            return None
+        return seat
+
+    def _free_slot(self) -> int:
+        slot = self._next_slot
+        self._next_slot = slot % 0xFFFFFFFF + 1
+        return slot if slot not in self._seats else self._free_slot()
+
+    def _bad(self, kind: str) -> None:
+        self._bad_frames += 1
+        self._metrics.bad_frames.labels(kind).inc()
+        log.warning("bad_frame", worker=self.worker_id, kind=kind)
+        if self._bad_frames > MAX_BAD_FRAMES:
+            self.close(errors.FailedPrecondition("too many bad frames", reason="BAD_FRAMES"))
+
+
+def _reason(reason: session_pb2.ReturnReason) -> str:
+    try:
+        return session_pb2.ReturnReason.Name(reason).removeprefix("RETURN_REASON_").lower()
+    except ValueError:
+        return "unknown"

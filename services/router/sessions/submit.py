@@ -1,0 +1,64 @@
+"""An order as the wire's Submit; a prompt that is too long for one frame follows in pieces."""
+
+from __future__ import annotations
+
+from headrace.v1 import session_pb2
+
+from services.router.relay.flight import Flight
+from services.router.relay.order import WIRE_CLASS, Order
+from services.router.sessions.outbox import Command
+
+PIECE_IDS = 8192
+"""At most 5 bytes an id: a piece stays under 64 KiB whatever the ids are."""
+
+
+def commands(flight: Flight, slot: int, numerics: bytes, now: float) -> list[Command]:
+    """What starts the flight's current attempt in `slot`."""
+    return [_submit(flight, slot, numerics, now), *_pieces(flight, slot)]
+
+
+def _submit(flight: Flight, slot: int, numerics: bytes, now: float) -> session_pb2.Submit:
+    order = flight.order
+    return session_pb2.Submit(
+        slot=slot,
+        request_id=order.request_id,
+        attempt=flight.attempt,
+        next_index=len(flight.ids),
+        prompt_tokens=len(order.prompt_ids),
+        prompt_ids=order.prompt_ids[:PIECE_IDS],
+        delivered_ids=flight.ids,
+        sampling=order.sampling,
+        max_tokens=order.max_tokens,
+        grammar=order.grammar,
+        latency_class=WIRE_CLASS[order.latency_class],
+        remaining_ms=_remaining_ms(order, now),
+        waited_ms=_ms(now - order.arrival_s),
+        ttft_target_ms=_target_ms(order.ttft_target_s),
+        tpot_target_ms=_target_ms(order.tpot_target_s),
+        expected_output_tokens=order.expected_output,
+        kv_key=order.scope.kv_key(numerics) if order.scope else b"",
+        tenant_tag=order.tenant_tag,
+        traceparent=order.traceparent,
+    )
+
+
+def _pieces(flight: Flight, slot: int) -> list[Command]:
+    ids = flight.order.prompt_ids
+    return [
+        session_pb2.PromptPiece(
+            slot=slot, attempt=flight.attempt, offset=offset, ids=ids[offset : offset + PIECE_IDS]
+        )
+        for offset in range(PIECE_IDS, len(ids), PIECE_IDS)
+    ]
+
+
+def _remaining_ms(order: Order, now: float) -> int | None:
+    return None if order.deadline_s is None else max(1, _ms(order.deadline_s - now))
+
+
+def _target_ms(target_s: float | None) -> int | None:
+    return None if target_s is None else _ms(target_s)
+
+
+def _ms(seconds: float) -> int:
+    return max(0, int(seconds * 1000))

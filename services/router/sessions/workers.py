@@ -1,0 +1,57 @@
+"""All workers' sessions of this router process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from services.router.sessions.session import Session
+
+
+class Workers:
+    """Sessions by the worker's name; a worker has one session here."""
+
+    def __init__(self) -> None:
+        self._sessions: dict[str, Session] = {}
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(list(self._sessions.values()))
+
+    def get(self, worker_id: str) -> Session | None:
+        """The session of a worker."""
+        return self._sessions.get(worker_id)
+
+    def add(self, session: Session) -> Session | None:
+        """Adds a session and returns the one that it replaces."""
+        earlier = self._sessions.get(session.worker_id)
+        self._sessions[session.worker_id] = session
+        return earlier
+
+    def remove(self, session: Session) -> bool:
+        """Removes a session unless a newer one of the same worker is there; returns whether it was."""
+        if self._sessions.get(session.worker_id) is not session:
+            return False
+        del self._sessions[session.worker_id]
+        return True
+
+    def of(self, model: str) -> list[Session]:
+        """The sessions that serve a model."""
+        return [each for each in self._sessions.values() if each.model == model]
+
+    def models(self) -> set[str]:
+        """The models that are served."""
+        return {each.model for each in self._sessions.values()}
+
+    def numerics(self, model: str) -> list[tuple[bytes, bytes]]:
+        """Weights and numerics digests among a model's workers, each pair once, in a stable order."""
+        digests = (each.hello.digests for each in self.of(model))
+        return sorted({(each.weights, each.numerics) for each in digests})
+
+    def context_length(self, model: str, limit: int) -> int:
+        """Most tokens of one sequence that some worker takes, at most `limit`."""
+        longest = max((each.hello.kv_spec.max_tokens for each in self.of(model)), default=limit)
+        return min(longest, limit)
+
+    def capabilities(self, model: str) -> frozenset[str]:
+        """What all workers of a model can do."""
+        found = [each.capabilities for each in self.of(model)]
+        return frozenset.intersection(*found) if found else frozenset()

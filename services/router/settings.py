@@ -1,0 +1,156 @@
+"""What a router can be told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_settings import NoDecode
+
+from services.common.settings import ServiceSettings
+from services.common.transport import Tls
+from services.router.policy.classify import LatencyClass
+
+Addresses = Annotated[tuple[str, ...], NoDecode]
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ClassSettings(_Group):
+    """What a latency class promises and how it is treated. Times in seconds; unset: none."""
+
+    ttft_s: float | None = Field(default=None, gt=0, description="target for the first token")
+    tpot_s: float | None = Field(default=None, gt=0, description="target for the time between tokens")
+    flush_delay_s: float = Field(default=0.0, ge=0, le=10, description="longest that a token waits")
+    flush_tokens: int = Field(default=1, ge=1, description="most tokens that wait")
+    aging_s: float = Field(default=0.0, ge=0, description="wait after which it goes ahead of fresh requests")
+    patience_s: float | None = Field(
+        default=None, gt=0, description="wait for a worker where none is there; unset: until the deadline"
+    )
+
+
+class InteractiveSettings(ClassSettings):
+    """Defaults of INTERACTIVE."""
+
+    ttft_s: float | None = 0.5
+    tpot_s: float | None = 0.04
+    patience_s: float | None = 5.0
+
+
+class StandardSettings(ClassSettings):
+    """Defaults of STANDARD."""
+
+    ttft_s: float | None = 2.0
+    tpot_s: float | None = 0.08
+    flush_delay_s: float = 0.025
+    flush_tokens: int = 8
+    aging_s: float = 10.0
+    patience_s: float | None = 30.0
+
+
+class BatchSettings(ClassSettings):
+    """Defaults of BATCH."""
+
+    flush_delay_s: float = 0.2
+    flush_tokens: int = 64
+    aging_s: float = 600.0
+
+
+class LimitSettings(_Group):
+    """Bounds that hold for everybody, whatever a tenant's own quotas say."""
+
+    request_bytes: int = Field(default=4 << 20, ge=1024, description="bytes of one request")
+    grammar_bytes: int = Field(default=32 << 10, ge=1, description="bytes of one grammar")
+    queued_bytes: int = Field(default=512 << 20, ge=1, description="bytes of all requests that wait")
+    queued_requests: int = Field(default=10_000, ge=1, description="requests that wait")
+    resumes: int = Field(default=2, ge=0, description="lost workers that one request survives")
+
+
+class SessionTimes(_Group):
+    """Times of workers' sessions, in seconds."""
+
+    handshake_s: float = Field(default=2.0, gt=0, description="longest handshake")
+    heartbeat_s: float = Field(default=0.2, gt=0, description="longest time between a worker's frames")
+    stale_s: float = Field(default=1.0, gt=0, description="silence after which a worker gets no new work")
+    lost_s: float = Field(default=1.5, gt=0, description="silence after which its requests are moved")
+    hung_s: float = Field(
+        default=30.0, gt=0, description="work without a finished step after which its requests are moved"
+    )
+    resume_grace_s: float = Field(
+        default=3.0, ge=0, description="how long a worker keeps requests of a broken session"
+    )
+
+
+class SlowReaderSettings(_Group):
+    """When a client that does not read is given up."""
+
+    unsent_tokens: int = Field(default=4096, ge=1, description="tokens that wait while a write is stuck")
+    stall_s: float = Field(default=10.0, gt=0, description="how long one write may be stuck")
+
+
+class CacheSettings(_Group):
+    """How the cache service is used."""
+
+    lookup_s: float = Field(default=0.005, gt=0, description="a look-up is abandoned after this time")
+    ttl_s: int = Field(default=86_400, ge=1, description="seconds to keep an entry")
+    queue: int = Field(default=256, ge=1, description="entries that wait to be stored")
+    value_bytes: int = Field(default=256 << 10, ge=1, description="largest value that is stored")
+    long_text_bytes: int = Field(default=4096, ge=1, description="texts beyond this have their ids cached")
+
+
+class RouterSettings(ServiceSettings):
+    """Settings of one router process."""
+
+    service: ClassVar[str] = "router"
+
+    listen: str = Field(default="127.0.0.1:50051", description="host:port for clients")
+    mesh_listen: str = Field(default="127.0.0.1:50061", description="host:port for workers and operators")
+    advertise: str | None = Field(
+        default=None, description="host:port that workers reach mesh_listen under; unset: mesh_listen"
+    )
+    siblings: Addresses = Field(default=(), description="host:port of the other routers' mesh ports")
+    tls_certificate: Path | None = Field(default=None, description="PEM certificate of the public port")
+    tls_key: Path | None = Field(default=None, description="PEM key of tls_certificate")
+    tokenizers: Addresses = Field(default=("127.0.0.1:50062",), description="host:port of tokenizers")
+    cache: str | None = Field(default=None, description="host:port of the cache service; unset: no caches")
+    master_secret_file: Path | None = Field(
+        default=None, description="secret that keys of everything cached derive from; unset: a passing one"
+    )
+    salts_directory: Path | None = Field(default=None, description="directory with one salt a tenant")
+    keys_file: Path | None = Field(default=None, description="API keys; unset: everybody on this machine")
+    tenants_file: Path | None = Field(default=None, description="what tenants may do")
+    encode_timeout_s: float = Field(default=30.0, gt=0, description="longest encoding, in seconds")
+    router_id: str | None = Field(default=None, description="name in logs; unset: made from host and port")
+
+    interactive: InteractiveSettings = InteractiveSettings()
+    standard: StandardSettings = StandardSettings()
+    batch: BatchSettings = BatchSettings()
+    limits: LimitSettings = LimitSettings()
+    session: SessionTimes = SessionTimes()
+    slow_reader: SlowReaderSettings = SlowReaderSettings()
+    caching: CacheSettings = CacheSettings()
+
+    @field_validator("tokenizers", "siblings", mode="before")
+    @classmethod
+    def _addresses(cls, given: object) -> object:
+        """Accepts `a:1,b:2` beside a list."""
+        if isinstance(given, str):
+            return tuple(part.strip(" \"'") for part in given.strip("[] ").split(",") if part.strip())
+        return given
+
+    @property
+    def tls(self) -> Tls:
+        """TLS of the public port."""
+        return Tls(certificate=self.tls_certificate, key=self.tls_key)
+
+    @property
+    def classes(self) -> dict[LatencyClass, ClassSettings]:
+        """Settings by class."""
+        return {
+            LatencyClass.INTERACTIVE: self.interactive,
+            LatencyClass.STANDARD: self.standard,
+            LatencyClass.BATCH: self.batch,
+        }
