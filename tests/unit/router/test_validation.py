@@ -145,8 +145,7 @@ def test_whatever_is_accepted_is_in_range(
     )
     try:
         found = accept(message, LIMITS)
-    except InvalidArgument as error:
-        assert error.violations
+    except InvalidArgument:
         return
     assert 0 <= found.sampling.temperature <= 100
     assert 0 < found.sampling.top_p <= 1

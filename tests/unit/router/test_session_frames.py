@@ -1,0 +1,311 @@
+"""One worker's session, frame by frame: exact load and credit, and nothing that a worker sends does harm."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from headrace.v1 import admin_pb2, session_pb2
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+
+from services.common.errors import FailedPrecondition
+from services.router.metrics import RouterMetrics
+from services.router.policy import Cost
+from services.router.relay.flight import Flight
+from services.router.sessions.session import MAX_BAD_FRAMES, Session
+from services.router.settings import SessionTimes
+from tests.support.flights import IDS, LENGTH, flight, news
+
+COST = Cost(10, 1, 2)
+
+
+class Floor:
+    """Notes what a session tells."""
+
+    def __init__(self) -> None:
+        self.back: list[Flight] = []
+        self.gone: list[tuple[Flight, bool]] = []
+
+    def changed(self, session: Session) -> None:
+        pass
+
+    def again(self, it: Flight) -> None:
+        self.back.append(it)
+
+    def lost(self, it: Flight, *, alone: bool) -> None:
+        self.gone.append((it, alone))
+
+
+class Bench:
+    """A session and a worker's pen."""
+
+    def __init__(self) -> None:
+        self.floor = Floor()
+        self.registry = CollectorRegistry()
+        hello = session_pb2.Hello(
+            worker_id="w", model="m", kv_spec=session_pb2.KvSpec(blocks=100, max_sequences=8, max_tokens=1000)
+        )
+        self.session = Session(
+            hello,
+            "s",
+            SessionTimes(),
+            self.floor,
+            RouterMetrics(self.registry),
+            frames_received=2,
+            frames_sent=2,
+            now=0.0,
+        )
+        self.number = 2
+
+    def say(self, now: float = 0.0, acknowledged: int = 0, **parts: object) -> None:
+        self.number += 1
+        self.session.handle(
+            session_pb2.WorkerFrame(number=self.number, acknowledged_command=acknowledged, **parts),  # type: ignore[arg-type]
+            now,
+        )
+
+    def seat(self, **more: object) -> Flight:
+        it = flight(**more)
+        self.session.submit(it, COST, 0.0)
+        return it
+
+    def bad(self, kind: str) -> float:
+        return self.registry.get_sample_value("headrace_bad_frames_total", {"kind": kind}) or 0.0
+
+    def update(self, it: Flight, *args: object, **more: object) -> session_pb2.SequenceUpdate:
+        message = news(*args, **more)  # type: ignore[arg-type]
+        assert it.seat is not None
+        message.slot, message.attempt = it.seat.slot, it.attempt
+        return message
+
+
+@pytest.fixture
+async def bench() -> Bench:
+    return Bench()
+
+
+def grant(sequences: int = 4) -> dict[str, object]:
+    return {
+        "credit": session_pb2.Credit(prefill_tokens=100, sequences=sequences, kv_blocks=50),
+        "load": session_pb2.Load(running=1, waiting=1, waiting_tokens=7),
+    }
+
+
+async def test_credit_and_load_count_what_was_not_acknowledged(bench: Bench) -> None:
+    bench.say(**grant())
+    bench.seat()
+    bench.seat()
+    view = bench.session.view(0.0)
+    assert view.credit == Cost(80, 2, 46)
+    assert (view.sequences, view.waiting_tokens) == (4, 27)
+    frame = bench.session.outbox.take()
+    assert frame is not None
+    bench.say(acknowledged=frame.number - 1, **grant())
+    assert bench.session.view(0.0).credit.sequences == 2
+    bench.say(acknowledged=frame.number, **grant())
+    view = bench.session.view(0.0)
+    assert view.credit == Cost(100, 4, 50)
+    assert (view.sequences, view.waiting_tokens) == (2, 7)
+
+
+async def test_an_acknowledgement_without_credit_does_not_give_credit_back(bench: Bench) -> None:
+    bench.say(**grant())
+    bench.seat()
+    frame = bench.session.outbox.take()
+    assert frame is not None
+    bench.say(acknowledged=frame.number)
+    assert bench.session.view(0.0).credit.sequences == 3
+
+
+async def test_a_gap_cancels_the_attempt_and_asks_for_another(bench: Bench) -> None:
+    it = bench.seat()
+    bench.session.outbox.take()
+    bench.say(updates=[bench.update(it, 0, IDS[:2])])
+    bench.say(updates=[bench.update(it, 5, IDS[5:7])])
+    assert bench.floor.gone == [(it, False)]
+    assert it.seat is None
+    frame = bench.session.outbox.take()
+    assert frame is not None
+    assert [(each.slot, each.attempt) for each in frame.cancels] == [(1, 1)]
+    assert bench.bad("index_gap") == 1
+
+
+async def test_late_news_of_a_cancelled_request_are_dropped_and_its_end_frees_the_slot(bench: Bench) -> None:
+    it = bench.seat()
+    late = bench.update(it, 0, IDS[:2])
+    last = bench.update(it, 2, IDS[2:4], session_pb2.END_REASON_CANCELLED)
+    bench.session.cancel(it)
+    bench.say(updates=[late])
+    bench.say(updates=[last])
+    assert it.ids == []
+    assert bench.bad("unknown_slot") == 0
+    bench.say(updates=[last])
+    assert bench.bad("unknown_slot") == 1
+
+
+async def test_unknown_slots_other_attempts_and_repeated_frames_are_counted_and_dropped(bench: Bench) -> None:
+    it = bench.seat()
+    wrong = bench.update(it, 0, IDS[:2])
+    wrong.attempt = 7
+    bench.say(updates=[wrong, session_pb2.SequenceUpdate(slot=99, token_ids=[1])])
+    bench.number -= 1
+    bench.say(updates=[bench.update(it, 0, IDS[:2])])
+    assert it.ids == []
+    assert (bench.bad("other_attempt"), bench.bad("unknown_slot"), bench.bad("duplicate_frame")) == (1, 1, 1)
+    assert not bench.session.closed
+
+
+async def test_a_worker_that_goes_on_with_nonsense_is_closed(bench: Bench) -> None:
+    for _ in range(MAX_BAD_FRAMES + 1):
+        bench.say(updates=[session_pb2.SequenceUpdate(slot=99)])
+    assert isinstance(bench.session.close_error, FailedPrecondition)
+
+
+async def test_a_returned_request_comes_back_and_no_credit_pauses_the_worker(bench: Bench) -> None:
+    bench.say(**grant())
+    it = bench.seat()
+    returned = session_pb2.Returned(
+        slot=1, attempt=1, reason=session_pb2.RETURN_REASON_NO_CREDIT, retry_ms=300
+    )
+    bench.say(returned=[returned])
+    assert bench.floor.back == [it]
+    assert not bench.session.view(0.2).ready
+    assert bench.session.view(0.4).ready
+
+
+async def test_a_worker_that_can_never_run_it_is_barred(bench: Bench) -> None:
+    it = bench.seat()
+    returned = session_pb2.Returned(slot=1, attempt=1, reason=session_pb2.RETURN_REASON_UNSUPPORTED)
+    bench.say(returned=[returned])
+    assert it.barred == {"w"}
+
+
+async def test_silence_makes_a_worker_stale_and_then_lost(bench: Bench) -> None:
+    times = SessionTimes()
+    bench.say(now=10.0, **grant())
+    assert bench.session.state(10.0 + times.stale_s - 0.01) == admin_pb2.WORKER_STATE_READY
+    assert bench.session.state(10.0 + times.stale_s + 0.01) == admin_pb2.WORKER_STATE_STALE
+    assert not bench.session.view(10.0 + times.stale_s + 0.01).ready
+    bench.session.check(10.0 + times.lost_s - 0.01)
+    assert not bench.session.closed
+    bench.session.check(10.0 + times.lost_s + 0.01)
+    assert bench.session.closed
+
+
+async def test_work_without_steps_counts_as_hung_and_rest_does_not(bench: Bench) -> None:
+    hour_us = 3600 * 1_000_000
+    bench.say(progress=session_pb2.Progress(steps=1, has_work=False, since_last_step_us=hour_us))
+    assert not bench.session.closed
+    bench.say(progress=session_pb2.Progress(steps=1, has_work=True, since_last_step_us=hour_us))
+    assert bench.session.closed
+
+
+async def test_a_lost_session_moves_what_it_held_and_suspects_only_what_ran_alone(bench: Bench) -> None:
+    alone = bench.seat()
+    bench.session.outbox.take()
+    bench.session.give_up()
+    assert bench.floor.gone == [(alone, True)]
+    assert alone.seat is None
+
+
+async def test_a_lost_session_suspects_nobody_in_company_nor_what_never_left(bench: Bench) -> None:
+    one, other = bench.seat(), bench.seat()
+    bench.session.outbox.take()
+    unsent = bench.seat()
+    bench.session.give_up()
+    assert bench.floor.gone == [(one, False), (other, False)]
+    assert bench.floor.back == [unsent]
+
+
+async def test_a_draining_worker_costs_no_request_a_resume(bench: Bench) -> None:
+    it = bench.seat()
+    bench.session.outbox.take()
+    bench.say(draining=session_pb2.Draining(remaining_ms=10))
+    assert not bench.session.view(0.0).ready
+    bench.session.give_up()
+    assert (bench.floor.back, bench.floor.gone) == ([it], [])
+
+
+async def test_a_long_prompt_leaves_in_pieces_within_the_frame_limit(bench: Bench) -> None:
+    prompt = [0xFFFFFFFF] * 50_000
+    bench.seat(prompt_ids=prompt)
+    got: list[int] = []
+    while (frame := bench.session.outbox.take()) is not None:
+        assert frame.ByteSize() <= 64 << 10
+        for submit in frame.submits:
+            assert submit.prompt_tokens == len(prompt)
+            got += submit.prompt_ids
+        for piece in frame.prompt_pieces:
+            assert piece.offset == len(got)
+            got += piece.ids
+    assert got == prompt
+
+
+U32 = st.integers(0, 5) | st.integers(0, 2**32 - 1)
+U64 = st.integers(0, 5) | st.integers(0, 2**64 - 1)
+ENDS = st.none() | st.builds(
+    lambda reason, queue: session_pb2.SequenceEnd(reason=reason, queue_us=queue), st.integers(-3, 12), U64
+)
+UPDATES = st.builds(
+    lambda slot, attempt, first, ids, ending: session_pb2.SequenceUpdate(
+        slot=slot, attempt=attempt, first_index=first, token_ids=ids, end=ending
+    ),
+    U32,
+    U32,
+    U32,
+    st.lists(U32, max_size=4),
+    ENDS,
+)
+RETURNED = st.builds(
+    lambda slot, attempt, reason, retry: session_pb2.Returned(
+        slot=slot, attempt=attempt, reason=reason, retry_ms=retry
+    ),
+    U32,
+    U32,
+    st.integers(-2, 9),
+    U32,
+)
+FRAMES = st.builds(
+    lambda number, acknowledged, updates, returned, credit, load: session_pb2.WorkerFrame(
+        number=number,
+        acknowledged_command=acknowledged,
+        updates=updates,
+        returned=returned,
+        credit=session_pb2.Credit(prefill_tokens=credit, sequences=credit % 2**32),
+        load=session_pb2.Load(running=load % 2**32, waiting_tokens=load),
+    ),
+    U64,
+    U64,
+    st.lists(UPDATES, max_size=4),
+    st.lists(RETURNED, max_size=2),
+    U64,
+    U64,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(FRAMES, max_size=15))
+def test_no_frame_harms_the_session_or_another_request(frames: list[session_pb2.WorkerFrame]) -> None:
+    asyncio.run(_fuzz(frames))
+
+
+async def _fuzz(frames: list[session_pb2.WorkerFrame]) -> None:
+    bench = Bench()
+    flights = [bench.seat() for _ in range(3)]
+    for frame in frames:
+        bench.session.handle(frame, 1.0)
+        bench.session.view(1.0)
+    bench.session.give_up()
+    for it in flights:
+        outcomes = (it in bench.floor.back) + any(it is each for each, _ in bench.floor.gone) + it.over
+        assert outcomes == 1, "ended, or to be tried again, and never both"
+        assert it.seat is None
+
+
+async def test_an_ended_request_gives_its_seat_back(bench: Bench) -> None:
+    it = bench.seat()
+    bench.say(updates=[bench.update(it, 0, IDS, LENGTH)])
+    assert it.over
+    assert bench.session.flights() == []
