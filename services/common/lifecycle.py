@@ -130,6 +130,7 @@ async def _run(factory: ServiceFactory, settings: ServiceSettings) -> int:
     endpoint = _serve_metrics(settings, registry)
     service = factory(settings, registry, tasks)
     try:
+        await service.health.set(NotServing)  # grpc's own default is SERVING, and listeners may open early
         if not await _start(service, settings.start_timeout_s, signals):
             return 0
         log.info("serving")

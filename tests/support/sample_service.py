@@ -18,7 +18,7 @@ class SampleSettings(ServiceSettings):
 
     service: ClassVar[str] = "sample"
     listen: str = Field(default="127.0.0.1:0", description="host:port")
-    fault: Literal["none", "start", "hang-start", "task"] = Field(
+    fault: Literal["none", "start", "hang-start", "hang-listening", "task"] = Field(
         default="none", description="what goes wrong"
     )
     drain_s: float = Field(default=0.0, description="how long its drain takes, in seconds")
@@ -44,6 +44,8 @@ class SampleService:
         )
         await self._server.start()
         print(f"port {port}", flush=True)
+        if self._settings.fault == "hang-listening":
+            await asyncio.Event().wait()
         if self._settings.fault == "task":
             self.tasks.spawn(self._fail(), "failing")
 

@@ -53,6 +53,12 @@ def test_a_signal_drains_and_ends_in_order(start: Start) -> None:
     assert process.returncode == 0
 
 
+def test_it_is_not_serving_while_it_starts(start: Start) -> None:
+    process = start("--fault", "hang-listening")
+    port = line(process).removeprefix("port ")
+    assert health(port) == health_pb2.HealthCheckResponse.NOT_SERVING
+
+
 def test_it_is_not_serving_while_it_drains(start: Start) -> None:
     process = start("--drain-s", "600", "--drain-timeout-s", "600")
     port = line(process).removeprefix("port ")
