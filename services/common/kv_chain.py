@@ -4,7 +4,7 @@
     d_i = BLAKE2b-256(key, frame(d_{i-1}, ids of block i as little-endian uint32))
 
 A worker and a router that compute it over the same ids get the same bytes. Past a public prefix the chain
-goes on under the tenant's key, over the public digest before it. A chain never covers a block that is not full.
+goes on under the tenant's key, over the public digest before it. Only full blocks have names.
 """
 
 from __future__ import annotations

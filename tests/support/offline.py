@@ -19,7 +19,9 @@ def offline(model: Path, scheduler: SchedulerSettings | None = None, **settings:
     """A fresh engine in fp32 on the CPU."""
     engine = load_engine(
         EngineSettings(
-            model=model, **{"device": "cpu", "dtype": "float32", "max_seqs": 32, "kv_blocks": 256} | settings
+            model=model,
+            **{"device": "cpu", "dtype": "float32", "max_seqs": 32, "kv_blocks": 256, "threads": 1}
+            | settings,
         )
     )
     description = engine.description

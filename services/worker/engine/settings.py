@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from services.worker.scheduler.policy import SchedulerSettings
 
@@ -14,21 +16,31 @@ Dtype = Literal["auto", "bfloat16", "float32"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSettings:
-    """Engine settings; each default is right for most machines."""
+    """Engine settings; each default is right for most machines. The worker takes its flags from here."""
 
     model: Path  # a local Hugging Face directory: config.json and safetensors
     model_name: str = ""  # "": the directory's name
-    engine: Literal["torch"] = "torch"
-    device: Device = "auto"  # auto: CUDA where there is one
-    device_index: int = 0  # which CUDA device
-    dtype: Dtype = "auto"  # auto: bfloat16
-    max_context: int | None = (
-        None  # tokens of one sequence; None: the model's own, as far as KV memory allows
-    )
-    kv_blocks: int | None = None  # of 64 tokens; None: from kv_memory_bytes
-    kv_memory_bytes: int | None = (
-        None  # None: CPU 1/4 of available memory, at most 4 GiB; CUDA 85 % of what is free
-    )
-    max_seqs: int = 256  # sequences that run at once
-    threads: int | None = None  # CPU threads of torch; None: the cores this process may use
+    engine: Annotated[Literal["torch"], Field(description="what computes")] = "torch"
+    device: Annotated[Device, Field(description="auto: CUDA where there is one")] = "auto"
+    device_index: Annotated[int, Field(ge=0, description="which CUDA device")] = 0
+    dtype: Annotated[Dtype, Field(description="auto: bfloat16")] = "auto"
+    max_context: Annotated[
+        int | None,
+        Field(gt=0, description="tokens of one sequence; unset: the model's own, as far as KV memory allows"),
+    ] = None
+    kv_blocks: Annotated[
+        int | None, Field(gt=0, description="KV blocks of 64 tokens; unset: from kv_memory_bytes")
+    ] = None
+    kv_memory_bytes: Annotated[
+        int | None,
+        Field(
+            gt=0,
+            description="memory of KV blocks; unset: CPU 1/4 of what is available, at most 4 GiB; "
+            "CUDA 85 % of what is free",
+        ),
+    ] = None
+    max_seqs: Annotated[int, Field(ge=1, le=4096, description="sequences that run at once")] = 256
+    threads: Annotated[
+        int | None, Field(ge=1, description="CPU threads of torch; unset: the cores this process may use")
+    ] = None
     scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)

@@ -2,9 +2,8 @@
 
     seconds = a + b * tokens + c * prefill attention + d * context + e * sequences
 
-Recursive least squares on the relative error, with forgetting 0.999 and coefficients clipped to non-
-negative; a running 95th percentile of actual / predicted makes the prediction an upper one
-(research/algorithms.md, policy A2).
+Least squares on the relative error, recursive with forgetting 0.999, coefficients not negative; a running
+95th percentile of actual / predicted makes the prediction an upper one (research/algorithms.md, policy A2).
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from services.worker.scheduler.step import StepCost
 
@@ -21,7 +21,12 @@ _QUANTILE = 0.95
 _QUANTILE_STEP = 0.01
 _QUANTILE_RANGE = (1.0, 1.5)
 _SCALE = np.array([1.0, 1e2, 1e5, 1e4, 1e1])  # typical features: keeps the least squares well conditioned
-_MAX_VARIANCE = 1e4
+_RIDGE = 1e-6  # holds a coefficient that recent steps say nothing about where it was
+_PRIOR_WEIGHT = 1e-3  # of the prior, in steps
+_SOLVE_ALWAYS, _SOLVE_EVERY = 100, 8  # steps: each of the first ones, later every eighth
+
+
+Vector = npt.NDArray[np.float64]
 
 
 class StepModelState(NamedTuple):
@@ -41,7 +46,8 @@ class StepModel:
 
     def __init__(self, prior: StepModelState = PRIOR) -> None:
         self._weights = np.array(prior.coefficients) * _SCALE
-        self._covariance = np.eye(5) * 10.0
+        self._moments = np.eye(5) * _PRIOR_WEIGHT  # of features with features, fading
+        self._targets = self._moments @ self._weights  # of features with 1
         self._coefficients = prior.coefficients
         self._quantile = prior.quantile
         self._error = prior.error
@@ -72,13 +78,27 @@ class StepModel:
         predicted = self.predict(cost) / self._quantile
         self._track(predicted, seconds)
         features = np.array(cost) / (_SCALE * seconds)  # relative: the target is 1
-        gained = self._covariance @ features
-        gain = gained / (_FORGETTING + features @ gained)
-        self._weights = np.maximum(self._weights + gain * (1.0 - features @ self._weights), 0.0)
-        covariance = (self._covariance - np.outer(gain, gained)) / _FORGETTING
-        self._covariance = covariance if covariance.trace() < _MAX_VARIANCE else self._covariance
-        a, b, c, d, e = (self._weights / _SCALE).tolist()
-        self._coefficients = (a, b, c, d, e)
+        self._moments = _FORGETTING * self._moments + np.outer(features, features)
+        self._targets = _FORGETTING * self._targets + features
+        if self._observed <= _SOLVE_ALWAYS or self._observed % _SOLVE_EVERY == 0:
+            self._weights = self._solve()
+            a, b, c, d, e = (self._weights / _SCALE).tolist()
+            self._coefficients = (a, b, c, d, e)
+
+    def _solve(self) -> Vector:
+        """Least squares without negative weights: the most negative is left out, until none is."""
+        ridge = _RIDGE * self._moments.trace()
+        moments = self._moments + ridge * np.eye(5)
+        targets = self._targets + ridge * self._weights
+        kept = np.arange(5)
+        while len(kept):
+            solution = np.linalg.solve(moments[np.ix_(kept, kept)], targets[kept])
+            if solution.min() >= 0.0:
+                break
+            kept = np.delete(kept, solution.argmin())
+        weights = np.zeros(5)
+        weights[kept] = solution
+        return weights
 
     def state(self) -> StepModelState:
         """What to publish."""

@@ -26,7 +26,9 @@ def model(tmp_path: Path) -> Path:
 
 def load(model: Path, **settings: Any) -> None:
     load_engine(
-        EngineSettings(model=model, **{"device": "cpu", "dtype": "float32", "kv_blocks": 64} | settings)
+        EngineSettings(
+            model=model, **{"device": "cpu", "dtype": "float32", "kv_blocks": 64, "threads": 1} | settings
+        )
     )
 
 
@@ -127,9 +129,9 @@ def test_a_device_that_is_not_there(model: Path) -> None:
 def test_numerics_differ_by_dtype_and_weights(model: Path, tmp_path: Path) -> None:
     other = write_tiny_llama(tmp_path / "other", TinyLlama(layers=1, seed=1))
     settings = [
-        EngineSettings(model=model, device="cpu", dtype="float32", kv_blocks=4),
-        EngineSettings(model=model, device="cpu", dtype="bfloat16", kv_blocks=4),
-        EngineSettings(model=other, device="cpu", dtype="float32", kv_blocks=4),
+        EngineSettings(model=model, device="cpu", dtype="float32", kv_blocks=4, threads=1),
+        EngineSettings(model=model, device="cpu", dtype="bfloat16", kv_blocks=4, threads=1),
+        EngineSettings(model=other, device="cpu", dtype="float32", kv_blocks=4, threads=1),
     ]
     ids = {load_engine(each).description.numerics_id for each in (*settings, settings[0])}
     assert len(ids) == 3

@@ -1,0 +1,82 @@
+"""The step-time model learns what steps cost and stays on the safe side."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.worker.scheduler.budget import StepModel, StepModelState
+from services.worker.scheduler.step import StepCost
+
+TRUTH = np.array([1e-3, 2.75e-5, 1.2e-9, 6e-9, 2e-5])  # an H100 with 8 billion parameters, about
+
+
+def random_cost(random: np.random.Generator) -> StepCost:
+    decodes, chunk = int(random.integers(0, 64)), int(random.choice([0, 0, 64, 512, 2048]))
+    done = int(random.integers(0, 4096))
+    context = decodes * int(random.integers(100, 3000))
+    return StepCost(1.0, max(1, decodes + chunk), chunk * (done + chunk / 2), context, decodes)
+
+
+def seconds_of(cost: StepCost) -> float:
+    return float(TRUTH @ np.array(cost))
+
+
+def trained(noise: float, steps: int = 2000) -> StepModel:
+    random = np.random.default_rng(3)
+    model = StepModel()
+    for _ in range(steps):
+        cost = random_cost(random)
+        model.observe(cost, seconds_of(cost) * float(np.exp(noise * random.standard_normal())))
+    return model
+
+
+def test_learns_a_linear_machine() -> None:
+    model = trained(noise=0.0)
+    assert np.array(model.state().coefficients) == pytest.approx(TRUTH, rel=0.05)
+
+
+def test_error_stays_near_the_noise() -> None:
+    assert trained(noise=0.05).state().error < 0.06
+
+
+def test_predicts_an_upper_quantile() -> None:
+    model = trained(noise=0.1)
+    random = np.random.default_rng(4)
+    costs = [random_cost(random) for _ in range(2000)]
+    late = [seconds_of(c) * np.exp(0.1 * random.standard_normal()) > model.predict(c) for c in costs]
+    assert 0.01 < np.mean(late) < 0.15
+
+
+def test_follows_a_machine_that_becomes_slower() -> None:
+    model = trained(noise=0.0)
+    random = np.random.default_rng(5)
+    for _ in range(3000):
+        cost = random_cost(random)
+        model.observe(cost, 2 * seconds_of(cost))
+    cost = StepCost(1.0, 512.0, 512 * 256.0, 0.0, 0.0)
+    assert model.predict(cost) == pytest.approx(2 * seconds_of(cost), rel=0.15)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    coefficients=st.tuples(*(st.floats(1e-9, 1e-3) for _ in range(5))),
+    seconds=st.floats(1e-6, 1.0),
+    done=st.integers(0, 100_000),
+)
+def test_tokens_within_fill_the_time_and_no_more(
+    coefficients: tuple[float, float, float, float, float], seconds: float, done: int
+) -> None:
+    model = StepModel(StepModelState(coefficients, 1.2, 0.0, 0))
+    count = model.tokens_within(seconds, done)
+    nothing = StepCost(0.0, 0.0, 0.0, 0.0, 0.0)
+
+    def taken(tokens: int) -> float:
+        return model.predict(StepCost(0.0, tokens, tokens * (done + tokens / 2), 0.0, 0.0)) - model.predict(
+            nothing
+        )
+
+    assert count == 0 or taken(count) <= seconds * (1 + 1e-6)
+    assert count == 10**9 or taken(count + 1) > seconds * (1 - 1e-6)
