@@ -8,6 +8,7 @@ import typer
 
 from services.cli import chat, drain, generate, health, init, keys, models, version, workers
 from services.cli.bench import command as bench
+from services.cli.up import command as up
 
 _ANY = {"ignore_unknown_options": True}
 
@@ -22,6 +23,7 @@ def build() -> typer.Typer:
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
     )
+    app.command("up")(up.up)
     app.command("generate")(generate.generate)
     app.command("chat")(chat.chat)
     app.command("models")(models.models)

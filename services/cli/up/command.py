@@ -1,0 +1,143 @@
+"""`headrace up`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from services.cli import options, output
+from services.cli.errors import INTERRUPTED
+from services.cli.state import Running, StateDir, locate, write_running
+
+if TYPE_CHECKING:
+    from services.cli.up.mesh import MeshPlan
+    from services.cli.up.supervisor import Supervisor
+
+FIRST_PROMPT = "What does a headrace do for a water mill?"
+DRAIN_S = 15.0
+
+
+def up(
+    model: Annotated[
+        str, typer.Option(help="'default', a Hugging Face directory, a *.gguf file or a hub id.")
+    ] = "default",
+    port: Annotated[int, typer.Option(help="Public port, on 127.0.0.1.", min=1, max=65535)] = 50051,
+    workers: Annotated[
+        int | None, typer.Option(help="How many; default: one a GPU, or one on the CPU.", min=1)
+    ] = None,
+    state_dir: options.StateDir = None,
+    prompt: Annotated[str, typer.Option(help="First question; --no-prompt asks none.")] = FIRST_PROMPT,
+    no_prompt: Annotated[bool, typer.Option("--no-prompt", help="Ask nothing.")] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep/--once", help="Stay until Ctrl-C, or end after the answer.")
+    ] = True,
+) -> int:
+    """Run the whole mesh on this machine until Ctrl-C; a second Ctrl-C does not wait for running answers."""
+    from services.cli.up.lock import only_one
+    from services.cli.up.ports import check_free
+
+    began_s = time.monotonic()
+    state = locate(state_dir)
+    state.prepare()
+    with only_one(state):
+        check_free(port)
+        _resolve(model)
+        sockets = Path(tempfile.mkdtemp(prefix="headrace-"))
+        try:
+            plan = _plan(model, port, workers, state, sockets)
+            return asyncio.run(_run(plan, None if no_prompt else prompt, keep, began_s))
+        finally:
+            shutil.rmtree(sockets, ignore_errors=True)
+
+
+def _resolve(model: str) -> None:
+    """Fetches and converts the model before anything starts, where a person sees how far it is."""
+    from services.common.models import progress_to, resolve
+
+    resolve(model, progress=progress_to(sys.stderr))
+
+
+def _plan(model: str, port: int, workers: int | None, state: StateDir, sockets: Path) -> MeshPlan:
+    from services.cli.up.devices import choose, gpu_names, usable_cores
+    from services.cli.up.mesh import MeshPlan
+    from services.cli.up.ports import free_ports
+
+    path = Path(model).expanduser()
+    return MeshPlan(
+        model=str(path.absolute()) if path.exists() else model,
+        port=port,
+        mesh_port=free_ports(1)[0],
+        state=state,
+        sockets=sockets,
+        devices=tuple(choose(gpu_names(), workers, usable_cores())),
+        drain_s=DRAIN_S,
+    )
+
+
+class _Stop:
+    """SIGINT, SIGTERM and SIGHUP as events: the first asks, the second forces."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.forced = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            asyncio.get_running_loop().add_signal_handler(number, self._received)
+
+    def _received(self) -> None:
+        (self.forced if self.asked.is_set() else self.asked).set()
+
+
+async def _run(plan: MeshPlan, prompt: str | None, keep: bool, began_s: float) -> int:
+    from services.cli.up.first_answer import ask
+    from services.cli.up.mesh import children
+    from services.cli.up.supervisor import Supervisor
+
+    stop = _Stop()
+    supervisor = Supervisor(children(plan), plan.state.logs, output.note)
+    try:
+        if not await _unless_stopped(supervisor.start(), stop):
+            return INTERRUPTED
+        write_running(plan.state, Running(os.getpid(), plan.public, plan.mesh))
+        _show(plan, supervisor, began_s)
+        if prompt is not None:
+            await _unless_stopped(ask(plan, prompt, began_s), stop)
+        if keep and not stop.asked.is_set():
+            output.note(f"Serving on {plan.public}. Ctrl-C stops.")
+            await stop.asked.wait()
+        return 0
+    finally:
+        if stop.asked.is_set():
+            output.note("\nStopping: running answers may end. Ctrl-C again does not wait for them.")
+        await supervisor.drain(stop.forced)
+
+
+async def _unless_stopped(work: object, stop: _Stop) -> bool:
+    """Awaits the work unless a signal comes first. Returns whether it came to its end; raises its error."""
+    task = asyncio.ensure_future(work)  # type: ignore[call-overload]
+    asked = asyncio.create_task(stop.asked.wait())
+    await asyncio.wait((task, asked), return_when=asyncio.FIRST_COMPLETED)
+    asked.cancel()
+    if task.done():
+        task.result()
+        return True
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    return False
+
+
+def _show(plan: MeshPlan, supervisor: Supervisor, began_s: float) -> None:
+    rows = [
+        (child.spec.name, child.spec.address, child.pid, child.spec.device, child.spec.metrics_url)
+        for child in supervisor.children
+    ]
+    output.table(("Service", "Address", "PID", "Device", "Metrics"), rows, sys.stderr)
+    output.note(f"Logs: {plan.state.logs}. Ready after {time.monotonic() - began_s:.1f} s.")

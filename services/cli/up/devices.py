@@ -1,0 +1,75 @@
+"""What workers can run on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+class Device(NamedTuple):
+    """One worker's place.
+
+    Attributes:
+        kind: "cuda" or "cpu".
+        label: for people.
+        threads: of the CPU; None where a GPU computes.
+        visible: the CUDA devices that the worker may see; None: it claims a free one itself.
+    """
+
+    kind: str
+    label: str
+    threads: int | None = None
+    visible: str | None = None
+
+
+def gpu_names() -> list[str]:
+    """The NVIDIA GPUs of this machine; none where there is no driver or no `nvidia-ml-py`."""
+    try:
+        import pynvml
+    except ImportError:
+        return []
+    return _names(pynvml)
+
+
+def _names(nvml: Any) -> list[str]:
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError:
+        return []
+    try:
+        handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+        return [str(nvml.nvmlDeviceGetName(handle)) for handle in handles]
+    finally:
+        nvml.nvmlShutdown()
+
+
+def choose(
+    gpus: Sequence[str], workers: int | None, cores: int, environment: Mapping[str, str] = os.environ
+) -> list[Device]:
+    """One device a worker: each GPU that may be seen, or the CPU's cores in equal shares.
+
+    Args:
+        workers: how many; None: one a GPU, or one on the CPU. On the CPU never more than cores.
+    """
+    if not gpus or environment.get(VISIBLE) in ("", "-1"):
+        return _on_cpu(workers or 1, cores)
+    if visible := environment.get(VISIBLE):
+        tokens = [token.strip() for token in visible.split(",") if token.strip()]
+        return [Device("cuda", f"GPU {token}", visible=token) for token in tokens[: workers or len(tokens)]]
+    label = gpus[0] if len(gpus) == 1 else f"one of {len(gpus)} × {gpus[0]}"
+    return [Device("cuda", label) for _ in range(workers or len(gpus))]
+
+
+def _on_cpu(workers: int, cores: int) -> list[Device]:
+    count = min(workers, cores)
+    threads = max(1, cores // count)
+    label = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+    return [Device("cpu", label, threads)] * count
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

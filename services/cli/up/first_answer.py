@@ -1,0 +1,57 @@
+"""The first question to a new mesh: that it answers, and how long a person waited for the first word."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+from services.cli import output
+from services.cli.errors import one_line
+from services.cli.up.mesh import MeshPlan
+
+if TYPE_CHECKING:
+    from headrace.client import Headrace
+
+MAX_TOKENS = 120
+
+
+async def ask(plan: MeshPlan, prompt: str, began_s: float) -> bool:
+    """Streams the greedy answer to standard output. Returns whether there was one.
+
+    Args:
+        began_s: monotonic moment at which the command began.
+    """
+    from headrace.client import Headrace, HeadraceError
+
+    api_key = os.environ.get("HEADRACE_API_KEY")
+    if api_key is None and _keys_needed(plan):
+        output.note("No first prompt: this mesh asks for an API key; set HEADRACE_API_KEY.")
+        return True
+    output.note(f"\n> {prompt}")
+    async with Headrace(plan.public, api_key=api_key) as mesh:
+        try:
+            await _stream(mesh, prompt, began_s)
+        except HeadraceError as error:
+            output.note(f"The first prompt failed: {one_line(error)}")
+            return False
+    return True
+
+
+def _keys_needed(plan: MeshPlan) -> bool:
+    from services.common.identity import load
+
+    return bool(load(plan.state.keys, None).keys)
+
+
+async def _stream(mesh: Headrace, prompt: str, began_s: float) -> None:
+    asked_s = time.monotonic()
+    first_s: float | None = None
+    async with mesh.generate(messages=[("user", prompt)], max_tokens=MAX_TOKENS, temperature=0) as answer:
+        async for event in answer:
+            first_s = first_s or time.monotonic()
+            print(event.text, end="", flush=True)
+    print(flush=True)
+    if first_s is not None:
+        since = f"{first_s - asked_s:.2f} s after the question, {first_s - began_s:.1f} s after the command"
+        output.note(f"First token {since}.")

