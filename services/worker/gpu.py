@@ -1,0 +1,105 @@
+"""Which GPU is this worker's: each claims one by a lock file that the kernel frees when the process ends.
+
+`docker compose --scale worker=N` gives every replica all GPUs. A worker takes the first whose lease is free
+and sets CUDA_VISIBLE_DEVICES to its UUID, before anything imports torch. Nothing is claimed where there is no
+choice: one device or none, or CUDA_VISIBLE_DEVICES set (Kubernetes' device plugin, an operator).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib
+import os
+from collections.abc import Callable, MutableMapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from services.common.lifecycle import StartError
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+class Lease(NamedTuple):
+    """A claimed GPU. The descriptor is the claim: it is held for the life of the process."""
+
+    uuid: str
+    descriptor: int
+
+
+def load_nvml() -> Any:
+    """NVIDIA's management library; None where it is not installed."""
+    try:
+        return importlib.import_module("pynvml")
+    except ImportError:
+        return None
+
+
+def claim_gpu(
+    lease_dir: Path, environment: MutableMapping[str, str], nvml: Callable[[], Any] = load_nvml
+) -> Lease | None:
+    """Claims a GPU and makes it the only visible one; None when there is nothing to choose.
+
+    Raises StartError when all GPUs are other workers', or leases cannot be written.
+    """
+    if VISIBLE in environment:
+        return None
+    uuids = device_uuids(nvml())
+    if len(uuids) < 2:
+        return None
+    for uuid in uuids:
+        descriptor = _lock(lease_dir, uuid)
+        if descriptor is not None:
+            environment[VISIBLE] = uuid
+            return Lease(uuid, descriptor)
+    raise StartError(f"all {len(uuids)} GPUs of this machine are claimed by other workers (see {lease_dir})")
+
+
+def device_uuids(nvml: Any) -> list[str]:
+    """UUIDs of all GPUs, MIG instances instead of the GPUs that they divide; none without a driver."""
+    if nvml is None:
+        return []
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError:
+        return []
+    try:
+        handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+        return [_text(nvml.nvmlDeviceGetUUID(part)) for handle in handles for part in _parts(nvml, handle)]
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _parts(nvml: Any, handle: Any) -> list[Any]:
+    """The MIG instances of a GPU, or the GPU itself where it is not divided."""
+    try:
+        divided = nvml.nvmlDeviceGetMigMode(handle)[0]
+    except nvml.NVMLError:  # a GPU without MIG
+        divided = 0
+    if not divided:
+        return [handle]
+    found = []
+    for index in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+        try:
+            found.append(nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index))
+        except nvml.NVMLError:  # no instance at this place
+            continue
+    return found
+
+
+def _lock(lease_dir: Path, uuid: str) -> int | None:
+    try:
+        lease_dir.mkdir(parents=True, exist_ok=True)
+        path = lease_dir / f"{uuid}.lock"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise StartError(f"cannot write GPU leases to {lease_dir}: {error.strerror}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value

@@ -1,0 +1,89 @@
+"""What a worker counts."""
+
+from __future__ import annotations
+
+from headrace.v1 import session_pb2
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from services.worker.engine.report import StepReport
+
+_STEP_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12)
+_COUNT_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+_TOKEN_BUCKETS = (1, 4, 16, 64, 256, 512, 1024, 2048, 4096, 8192, 16384)
+
+
+class WorkerMetrics:
+    """Metrics of one worker."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.sessions = Gauge("headrace_worker_sessions", "Open sessions with routers", registry=registry)
+        self.session_failures = Counter(
+            "headrace_worker_session_failures",
+            "Sessions that ended or never began, by kind",
+            ["kind"],
+            registry=registry,
+        )
+        self.bad_frames = Counter(
+            "headrace_worker_bad_frames", "What routers sent and made no sense", ["kind"], registry=registry
+        )
+        self.returned = Counter(
+            "headrace_worker_returned", "Requests given back, by reason", ["reason"], registry=registry
+        )
+        self.ends = Counter(
+            "headrace_worker_ends", "Requests that ended, by reason", ["reason"], registry=registry
+        )
+        self.abandoned = Counter(
+            "headrace_worker_abandoned", "Requests whose router did not come back for them", registry=registry
+        )
+        self.tokens = Counter(
+            "headrace_worker_tokens",
+            "Tokens: prompt (computed), cached (found instead), output",
+            ["kind"],
+            registry=registry,
+        )
+        self.batch_size = Histogram(
+            "headrace_worker_batch_size", "Sequences in a step", buckets=_COUNT_BUCKETS, registry=registry
+        )
+        self.step_tokens = Histogram(
+            "headrace_worker_step_tokens", "Tokens in a step", buckets=_TOKEN_BUCKETS, registry=registry
+        )
+        self.step_seconds = Histogram(
+            "headrace_worker_step_seconds", "Duration of a step", buckets=_STEP_BUCKETS_S, registry=registry
+        )
+        self.requests = Gauge(
+            "headrace_worker_requests", "Requests, by state (running, waiting)", ["state"], registry=registry
+        )
+        self.waiting_tokens = Gauge(
+            "headrace_worker_waiting_tokens", "Prompt tokens still to compute", registry=registry
+        )
+        self.kv_blocks = Gauge(
+            "headrace_worker_kv_blocks",
+            "KV blocks, by state (free, cached, held)",
+            ["state"],
+            registry=registry,
+        )
+        self._steps = 0
+
+    def report(self, report: StepReport) -> None:
+        """Takes the engine's state."""
+        load, progress = report.load, report.progress
+        self.requests.labels("running").set(load.running)
+        self.requests.labels("waiting").set(load.waiting)
+        self.waiting_tokens.set(load.waiting_uncached_tokens)
+        for state, blocks in zip(
+            ("free", "cached", "held"), (load.blocks_free, load.blocks_cached, load.blocks_held), strict=True
+        ):
+            self.kv_blocks.labels(state).set(blocks)
+        for served in report.served.values():
+            self.tokens.labels("prompt").inc(served.prompt_tokens)
+            self.tokens.labels("output").inc(served.output_tokens)
+        if progress.finished_steps > self._steps:
+            self._steps = progress.finished_steps
+            self.batch_size.observe(progress.batch_size)
+            self.step_tokens.observe(progress.step_tokens)
+            self.step_seconds.observe(progress.step_s)
+
+    def ended(self, end: session_pb2.SequenceEnd) -> None:
+        """A request ended."""
+        self.ends.labels(session_pb2.EndReason.Name(end.reason).removeprefix("END_REASON_").lower()).inc()
+        self.tokens.labels("cached").inc(end.usage.cached_tokens)

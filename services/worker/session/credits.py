@@ -1,0 +1,199 @@
+"""What each session may submit: the engine's window, split so that N routers can never overfill it. Pure.
+
+    free = window of the last report - what was submitted since
+    a session's exposure = the most that its router may still submit under any grant it may be using
+    sum of exposures <= free                                                    (the invariant)
+
+A grant cannot be taken back: an older, larger one counts until the router has acknowledged a frame after it.
+So a session is granted its share of what is free, and never what others may still use. Shares follow demand,
+with a part split evenly so that a router without demand can begin at once; odd units go to who was admitted
+least recently.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple, Self
+
+EVEN_PART = 0.25  # of the window is split evenly, the rest by demand
+_MOST = 10**9
+
+
+class Room(NamedTuple):
+    """An amount of work: uncached prompt tokens, sequences, KV blocks."""
+
+    prefill_tokens: int = 0
+    sequences: int = 0
+    kv_blocks: int = 0
+
+    def plus(self, other: Self) -> Room:
+        """The sum."""
+        return Room(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+
+    def minus(self, other: Self) -> Room:
+        """The difference; may be negative."""
+        return Room(*(mine - theirs for mine, theirs in zip(self, other, strict=True)))
+
+    def least(self, other: Self) -> Room:
+        """The smaller of each."""
+        return Room(*(min(pair) for pair in zip(self, other, strict=True)))
+
+    def most(self, other: Self) -> Room:
+        """The larger of each."""
+        return Room(*(max(pair) for pair in zip(self, other, strict=True)))
+
+
+NOTHING = Room()
+
+
+class Demand(NamedTuple):
+    """What a router would submit if it could."""
+
+    prefill_tokens: int = 0
+    requests: int = 0
+
+
+NO_DEMAND = Demand()
+
+
+class _Charge(NamedTuple):
+    session: int
+    cost: Room
+    command: int | None  # of the engine; None: its prompt is not here yet
+
+
+@dataclass(slots=True)
+class _Grant:
+    frame: int
+    left: Room
+
+
+@dataclass(slots=True)
+class _Account:
+    grants: deque[_Grant] = field(default_factory=deque)
+    demand: Demand = NO_DEMAND
+    admitted: int = 0  # when it was last admitted, as a running number
+    share: Room = NOTHING
+
+    @property
+    def exposure(self) -> Room:
+        worst = NOTHING
+        for grant in self.grants:
+            worst = worst.most(grant.left)
+        return worst
+
+
+class CreditBook:
+    """The accounts of all sessions of a worker."""
+
+    def __init__(self) -> None:
+        self._window = NOTHING
+        self._idle = True
+        self._accounts: dict[int, _Account] = {}
+        self._charges: dict[int, _Charge] = {}
+        self._admissions = 0
+
+    def open(self, session: int) -> None:
+        """A session begins, without credit until its first grant."""
+        self._accounts[session] = _Account()
+        self._divide()
+
+    def close(self, session: int) -> None:
+        """A session ends: its grants are void, what it submitted stays."""
+        del self._accounts[session]
+        self._charges = {
+            key: charge
+            for key, charge in self._charges.items()
+            if charge.session != session or charge.command is not None
+        }
+        self._divide()
+
+    def report(self, window: Room, last_command: int, *, idle: bool) -> None:
+        """The engine can start `window` more than all it was given up to `last_command`."""
+        self._window = window
+        self._idle = idle
+        self._charges = {
+            key: charge
+            for key, charge in self._charges.items()
+            if charge.command is None or charge.command > last_command
+        }
+        self._divide()
+
+    def demand(self, session: int, demand: Demand) -> None:
+        """What waits in a session's router."""
+        self._accounts[session].demand = Demand(*(min(value, _MOST) for value in demand))
+        self._divide()
+
+    def admit(self, session: int, key: int, cost: Room) -> bool:
+        """Charges a submission, named `key`, unless the session has no credit at all.
+
+        One request may overdraw tokens and blocks: a prompt larger than the window would wait for ever.
+        """
+        account = self._accounts[session]
+        room = account.exposure
+        if room.sequences < 1 or room.prefill_tokens < 1 or (room.kv_blocks < 1 and not self._idle):
+            return False
+        for grant in account.grants:
+            grant.left = grant.left.minus(cost)
+        self._admissions += 1
+        account.admitted = self._admissions
+        self._charges[key] = _Charge(session, cost, None)
+        return True
+
+    def submitted(self, key: int, command: int) -> None:
+        """A charged request went to the engine as `command`: from its report on, the window says it."""
+        self._charges[key] = self._charges[key]._replace(command=command)
+
+    def released(self, key: int) -> None:
+        """A charged request will never go to the engine."""
+        self._charges.pop(key, None)
+
+    def grant(self, session: int, frame: int) -> Room:
+        """Credit to send in `frame`, counted from the last report on, as the wire wants it."""
+        account = self._accounts[session]
+        others = self._sum(each.exposure for key, each in self._accounts.items() if key != session)
+        room = self.free().minus(others).least(account.share).most(NOTHING)
+        account.grants.append(_Grant(frame, room))
+        return room.plus(self._sum(each.cost for each in self._charges.values() if each.session == session))
+
+    def acknowledged(self, session: int, frame: int) -> None:
+        """The router has handled `frame`: it uses no grant from before it any more."""
+        grants = self._accounts[session].grants
+        while len(grants) > 1 and grants[1].frame <= frame:
+            grants.popleft()
+
+    def free(self) -> Room:
+        """What nobody was given or has submitted, exposures not counted."""
+        return self._window.minus(self._sum(each.cost for each in self._charges.values())).most(NOTHING)
+
+    def exposure(self) -> Room:
+        """What all routers together may still submit."""
+        return self._sum(account.exposure for account in self._accounts.values())
+
+    def _divide(self) -> None:
+        free, accounts = self.free(), list(self._accounts.values())
+        tokens = _shares(free.prefill_tokens, accounts, [each.demand.prefill_tokens for each in accounts])
+        sequences = _shares(free.sequences, accounts, [each.demand.requests for each in accounts])
+        blocks = _shares(free.kv_blocks, accounts, [each.demand.prefill_tokens for each in accounts])
+        for account, *share in zip(accounts, tokens, sequences, blocks, strict=True):
+            account.share = Room(*share)
+
+    @staticmethod
+    def _sum(rooms: Iterable[Room]) -> Room:
+        total = NOTHING
+        for room in rooms:
+            total = total.plus(room)
+        return total
+
+
+def _shares(amount: int, accounts: list[_Account], demands: list[int]) -> list[int]:
+    """Whole units by demand that add up to `amount`; what rounding leaves goes first to who demands."""
+    weights = demands if any(demands) else [1] * len(demands)
+    total, count = sum(weights), len(weights)
+    shares = [int(amount * (EVEN_PART / count + (1 - EVEN_PART) * each / total)) for each in weights]
+    order = sorted(range(count), key=lambda index: (weights[index] == 0, accounts[index].admitted, index))
+    for index in order[: max(0, amount - sum(shares))]:
+        shares[index] += 1
+    return shares

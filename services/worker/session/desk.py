@@ -1,0 +1,223 @@
+"""Between the engine and the sessions: submissions and cancels go in, reports go to whom they concern."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from itertools import count
+from typing import Protocol
+
+from headrace.v1 import session_pb2, types_pb2
+
+from services.worker.engine.base import EngineDescription
+from services.worker.engine.report import StepReport
+from services.worker.metrics import WorkerMetrics
+from services.worker.scheduler.events import Finished, Rejected, RejectReason
+from services.worker.scheduler.request import Request
+from services.worker.session.credits import CreditBook, Room
+from services.worker.session.intake import to_request
+from services.worker.session.job import Job
+from services.worker.session.outgoing import MESSAGE_CHARS
+from services.worker.session.prefixes import Prefixes
+from services.worker.session.prompts import Arrival
+
+_RETURNED_FOR = {
+    RejectReason.TOO_LONG: session_pb2.RETURN_REASON_UNSUPPORTED,
+    RejectReason.DRAINING: session_pb2.RETURN_REASON_DRAINING,
+}
+"""Refusals of the engine after which another worker may take it; the rest are the request's own errors."""
+
+
+class Engine(Protocol):
+    """What the desk needs of an `EngineClient`."""
+
+    description: EngineDescription
+
+    def submit(self, request: Request) -> int:
+        """Hand over a request; returns the number of this command."""
+
+    def abort(self, handle: int) -> int:
+        """End a request; returns the number of this command."""
+
+    def drain(self) -> int:
+        """Have everything unfinished returned; returns the number of this command."""
+
+
+class Home(Protocol):
+    """What the desk needs of an open session."""
+
+    number: int
+
+    def has_news(self, job: Job) -> None:
+        """The job has output or an end to send."""
+
+    def give_back(self, job: Job, reason: session_pb2.ReturnReason, message: str = "") -> None:
+        """The job may run elsewhere."""
+
+    def heard(self, report: StepReport, now: float) -> None:
+        """The engine's state after its last step."""
+
+    def drain(self, remaining_ms: int) -> None:
+        """Says that the worker is leaving; gives back what has not begun."""
+
+
+class Desk:
+    """All requests that the engine has, and the sessions that they belong to."""
+
+    def __init__(self, engine: Engine, metrics: WorkerMetrics, leave: Callable[[float | None], None]) -> None:
+        self.engine = engine
+        self.metrics = metrics
+        self.book = CreditBook()
+        self.prefixes = Prefixes(engine.description)
+        self.last_command = 0
+        self.last_report: tuple[StepReport, float] | None = None
+        self.draining_ms: int | None = None
+        self.leave = leave
+        self.idle = asyncio.Event()  # the engine has nothing of ours
+        self.idle.set()
+        self._handles = count(1)
+        self._sessions = count(1)
+        self._jobs: dict[int, Job] = {}  # the engine owes each a terminal event
+        self._homes: dict[int, Home] = {}  # by handle; a job of a broken session has none
+        self._open: dict[int, Home] = {}
+
+    def new_handle(self) -> int:
+        """A handle that was never used."""
+        return next(self._handles)
+
+    def new_session(self) -> int:
+        """A session's number that was never used."""
+        return next(self._sessions)
+
+    def cost(self, submit: session_pb2.Submit) -> Room:
+        """What a submission takes of the window."""
+        block_tokens = self.engine.description.spec.block_size
+        delivered = len(submit.delivered_ids)
+        tokens = submit.prompt_tokens + delivered - self.prefixes.cached_tokens(submit)
+        length = submit.prompt_tokens + max(submit.expected_output_tokens, delivered + 1)
+        return Room(tokens, 1, -(-length // block_tokens))
+
+    def open(self, session: Home) -> None:
+        """A session begins."""
+        self._open[session.number] = session
+        self.book.open(session.number)
+        self.metrics.sessions.set(len(self._open))
+
+    def close(self, session: Home) -> None:
+        """A session ends; its jobs run on without a home."""
+        del self._open[session.number]
+        self.book.close(session.number)
+        self._homes = {handle: home for handle, home in self._homes.items() if home is not session}
+        self.metrics.sessions.set(len(self._open))
+
+    def submit(self, session: Home, arrival: Arrival) -> None:
+        """Hands a complete, admitted submission to the engine."""
+        job = arrival.job
+        self._jobs[job.handle] = job
+        self.idle.clear()
+        self.adopt(session, job)
+        self.last_command = self.engine.submit(to_request(arrival, session.number))
+        self.book.submitted(job.handle, self.last_command)
+
+    def adopt(self, session: Home, job: Job) -> None:
+        """News of the job go to this session."""
+        self._homes[job.handle] = session
+
+    def abort(self, job: Job) -> None:
+        """Has the engine end a job; its terminal event still comes."""
+        if job.handle in self._jobs:
+            self.last_command = self.engine.abort(job.handle)
+
+    def abandon(self, job: Job) -> None:
+        """Ends a job that nobody waits for."""
+        self._homes.pop(job.handle, None)
+        self.metrics.abandoned.inc()
+        self.abort(job)
+
+    def drain(self, remaining_ms: int) -> None:
+        """Takes no new work from now on and says so; what runs goes on."""
+        self.draining_ms = remaining_ms
+        for session in list(self._open.values()):
+            session.drain(remaining_ms)
+
+    def report(self, report: StepReport, now: float) -> None:
+        """Takes the engine's next report."""
+        self.last_report = (report, now)
+        self.prefixes.apply(report.kv)
+        window = Room(report.credits.prefill_tokens, report.credits.slots, report.credits.blocks)
+        idle = not (report.load.running or report.load.waiting)
+        self.book.report(window, report.last_command, idle=idle)
+        self._outputs(report)
+        self._terminals(report)
+        self.metrics.report(report)
+        for session in self._open.values():
+            session.heard(report, now)
+
+    def _outputs(self, report: StepReport) -> None:
+        for news in report.outputs:
+            job = self._jobs.get(news.handle)
+            if job is not None:
+                job.append(news)
+                self._tell(job)
+
+    def _terminals(self, report: StepReport) -> None:
+        for finished in report.terminals.finished:
+            self._end(finished.handle, _ending(finished))
+        for rejected in report.terminals.rejected:
+            self._reject(rejected)
+        for returned in report.terminals.returned:
+            self._give_back(returned.handle, session_pb2.RETURN_REASON_DRAINING, "")
+
+    def _reject(self, rejected: Rejected) -> None:
+        reason = _RETURNED_FOR.get(rejected.reason)
+        if reason is not None:
+            self._give_back(rejected.handle, reason, rejected.message)
+            return
+        message = rejected.message[:MESSAGE_CHARS]
+        self._end(
+            rejected.handle, session_pb2.SequenceEnd(reason=session_pb2.END_REASON_ERROR, message=message)
+        )
+
+    def _end(self, handle: int, end: session_pb2.SequenceEnd) -> None:
+        job = self._pop(handle)
+        if job is not None:
+            job.end = end
+            self._tell(job)
+            self._homes.pop(handle, None)
+            self.metrics.ended(end)
+
+    def _give_back(self, handle: int, reason: session_pb2.ReturnReason, message: str) -> None:
+        job = self._pop(handle)
+        if job is not None:
+            job.returned = True
+            home = self._homes.pop(handle, None)
+            if home is not None:
+                home.give_back(job, reason, message)
+
+    def _pop(self, handle: int) -> Job | None:
+        job = self._jobs.pop(handle, None)
+        if not self._jobs:
+            self.idle.set()
+        return job
+
+    def _tell(self, job: Job) -> None:
+        home = self._homes.get(job.handle)
+        if home is not None:
+            home.has_news(job)
+
+
+def _ending(finished: Finished) -> session_pb2.SequenceEnd:
+    usage, timings = finished.usage, finished.timings
+    return session_pb2.SequenceEnd(
+        reason=session_pb2.EndReason.Name(finished.reason),
+        stop_token_id=finished.stop_token_id,
+        usage=types_pb2.Usage(
+            prompt_tokens=usage.prompt_tokens,
+            cached_tokens=usage.cached_tokens,
+            output_tokens=usage.output_tokens,
+        ),
+        queue_us=int(timings.queue_s * 1e6),
+        prefill_us=int(timings.prefill_s * 1e6),
+        decode_us=int(timings.decode_s * 1e6),
+        message=finished.message[:MESSAGE_CHARS],
+    )

@@ -1,0 +1,231 @@
+"""Everything that one router is still to be told, merged until it can be written, then cut into frames.
+
+While a write is under way later steps only mark what has news: the output itself stays in its job, so memory
+is bounded by tokens, not by frames.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from headrace.v1 import session_pb2
+
+from services.worker.engine.report import StepReport
+from services.worker.scheduler.budget import StepModelState
+from services.worker.scheduler.events import KVEvents, Served
+from services.worker.session.job import Job
+from services.worker.session.prefixes import NAME_BYTES
+
+LARGE_BYTES = (
+    28 << 10
+)  # a frame beyond this takes no further part; each part has at most 30 KiB: 64 KiB in all
+SMALL_BYTES = 8 << 10  # a frame beyond this takes no piece of a snapshot, which has 48 KiB
+RETURNED_A_FRAME = 64
+TAGS_A_FRAME = 256
+EVENTS_A_FRAME = 1024
+MOST_EVENTS = 1 << 16  # beyond this the router sees a gap and asks for a snapshot
+NOTICEABLE = 0.05  # relative change of a step model's coefficient
+MESSAGE_CHARS = 200
+
+
+class Receipt(NamedTuple):
+    """What a frame told of one job: output before `upto`, and whether its end."""
+
+    job: Job
+    upto: int
+    ended: bool
+
+
+class Outgoing:
+    """What waits for one session's writer."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[int, Job] = {}  # with news, by handle, in the order in which they got it
+        self._returned: dict[int, session_pb2.Returned] = {}  # by handle
+        self._report: StepReport | None = None
+        self._report_s = 0.0
+        self._step_model: StepModelState | None = None
+        self._served: dict[bytes, list[int]] = {}
+        self._served_changed: dict[bytes, None] = {}
+        self._events: deque[session_pb2.KvEvent] = deque()
+        self._next_event = 0
+        self._snapshot: deque[session_pb2.KvSnapshot] = deque()
+        self._draining: session_pb2.Draining | None = None
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to say."""
+        return not (
+            self._jobs
+            or self._returned
+            or self._report
+            or self._events
+            or self._snapshot
+            or self._draining
+            or self._served_changed
+        )
+
+    @property
+    def told_all(self) -> bool:
+        """Whether nothing about requests is left to say."""
+        return not (self._jobs or self._returned)
+
+    def news_of(self, job: Job) -> None:
+        """A job has output or an end to send."""
+        self._jobs.setdefault(job.handle, job)
+
+    def drop(self, job: Job) -> None:
+        """Nothing more is to be said of a job."""
+        self._jobs.pop(job.handle, None)
+
+    def returned(
+        self, job: Job, reason: session_pb2.ReturnReason, message: str = "", retry_ms: int = 0
+    ) -> None:
+        """A job is given back, after all of its output that was made."""
+        self._returned[job.handle] = session_pb2.Returned(
+            slot=job.slot,
+            attempt=job.attempt,
+            reason=reason,
+            next_index=job.made,
+            retry_ms=retry_ms,
+            message=message[:MESSAGE_CHARS],
+        )
+
+    def report(self, report: StepReport, now: float) -> None:
+        """The engine's state after its last step; replaces an older one that was not sent."""
+        self._report, self._report_s = report, now
+        for tag, served in report.served.items():
+            self._serve(tag, served)
+        self._keep(report.kv)
+
+    def standing(self, report: StepReport, now: float) -> None:
+        """The engine's state at the session's beginning, without news that are not this session's."""
+        self._report, self._report_s = report, now
+
+    def snapshot(self, pieces: Iterable[session_pb2.KvSnapshot]) -> None:
+        """The whole content of the KV cache; earlier events are part of it."""
+        self._snapshot = deque(pieces)
+        self._events.clear()
+
+    def draining(self, remaining_ms: int) -> None:
+        """The worker is leaving."""
+        self._draining = session_pb2.Draining(remaining_ms=remaining_ms)
+
+    def fill(self, frame: session_pb2.WorkerFrame) -> list[Receipt]:
+        """Moves as much as fits into a frame; returns what it tells of jobs."""
+        if self._draining is not None:
+            frame.draining.CopyFrom(self._draining)
+            self._draining = None
+        self._fill_state(frame)
+        receipts = self._fill_updates(frame)
+        for part in (self._fill_returned, self._fill_served, self._fill_kv):
+            if frame.ByteSize() < LARGE_BYTES:
+                part(frame)
+        return receipts
+
+    def _serve(self, tag: bytes, served: Served) -> None:
+        totals = self._served.setdefault(tag, [0, 0])
+        totals[0] += served.prompt_tokens
+        totals[1] += served.output_tokens
+        self._served_changed[tag] = None
+
+    def _keep(self, events: KVEvents) -> None:
+        if not events.digests:
+            return
+        if len(self._events) + len(events.digests) > MOST_EVENTS:
+            self._events.clear()
+        if not self._events:
+            self._next_event = events.first_number
+        for stored, digest in zip(events.stored.tolist(), events.digests, strict=True):
+            name = digest[:NAME_BYTES]
+            self._events.append(
+                session_pb2.KvEvent(stored=name) if stored else session_pb2.KvEvent(removed=name)
+            )
+
+    def _fill_state(self, frame: session_pb2.WorkerFrame) -> None:
+        report, self._report = self._report, None
+        if report is None:
+            return
+        frame.load.CopyFrom(to_load(report))
+        frame.progress.CopyFrom(to_progress(report, self._report_s))
+        if self._step_model is None or _differs(self._step_model, report.step_model):
+            self._step_model = report.step_model
+            frame.step_model.CopyFrom(to_step_model(report.step_model))
+
+    def _fill_updates(self, frame: session_pb2.WorkerFrame) -> list[Receipt]:
+        receipts, size = [], frame.ByteSize()
+        while self._jobs and size < LARGE_BYTES:
+            job = next(iter(self._jobs.values()))
+            update = job.message()
+            frame.updates.append(update)
+            size += update.ByteSize() + 4
+            receipts.append(Receipt(job, job.sent, job.end_sent))
+            if not job.has_news:
+                del self._jobs[job.handle]
+        return receipts
+
+    def _fill_returned(self, frame: session_pb2.WorkerFrame) -> None:
+        """Only of jobs whose output has been told: it goes on elsewhere after that."""
+        ready = [handle for handle in self._returned if handle not in self._jobs]
+        for handle in ready[:RETURNED_A_FRAME]:
+            frame.returned.append(self._returned.pop(handle))
+
+    def _fill_served(self, frame: session_pb2.WorkerFrame) -> None:
+        for tag in list(self._served_changed)[:TAGS_A_FRAME]:
+            prompt_tokens, output_tokens = self._served[tag]
+            del self._served_changed[tag]
+            frame.tenant_service.append(
+                session_pb2.TenantService(
+                    tenant_tag=tag, prompt_tokens=prompt_tokens, output_tokens=output_tokens
+                )
+            )
+
+    def _fill_kv(self, frame: session_pb2.WorkerFrame) -> None:
+        """Events wait until a snapshot is complete."""
+        if self._snapshot:
+            if frame.ByteSize() < SMALL_BYTES:
+                frame.kv_snapshot.CopyFrom(self._snapshot.popleft())
+            return
+        count = min(EVENTS_A_FRAME, len(self._events))
+        if count:
+            frame.kv_events.first_number = self._next_event
+            frame.kv_events.events.extend(self._events.popleft() for _ in range(count))
+            self._next_event += count
+
+
+def to_load(report: StepReport) -> session_pb2.Load:
+    """The engine's load as the wire tells it."""
+    load, progress = report.load, report.progress
+    return session_pb2.Load(
+        running=load.running,
+        waiting=load.waiting,
+        waiting_tokens=load.waiting_uncached_tokens,
+        kv_blocks_free=load.blocks_free,
+        kv_blocks_cached=load.blocks_cached,
+        kv_blocks_held=load.blocks_held,
+        batch_size=progress.batch_size,
+        step_tokens=progress.step_tokens,
+        step_us=int(progress.step_s * 1e6),
+    )
+
+
+def to_progress(report: StepReport, now: float) -> session_pb2.Progress:
+    """The engine's sign of life; `now` is when the report came."""
+    progress = report.progress
+    since_s = max(0.0, now - progress.last_finished_s) if progress.has_work else 0.0
+    return session_pb2.Progress(
+        steps=progress.finished_steps, has_work=progress.has_work, since_last_step_us=int(since_s * 1e6)
+    )
+
+
+def to_step_model(state: StepModelState) -> session_pb2.StepModel:
+    """The cost of a step as the wire tells it."""
+    a, b, c, d, e = state.coefficients
+    return session_pb2.StepModel(a=a, b=b, c=c, d=d, e=e, upper_quantile=state.quantile)
+
+
+def _differs(old: StepModelState, new: StepModelState) -> bool:
+    pairs = zip((*old.coefficients, old.quantile), (*new.coefficients, new.quantile), strict=True)
+    return any(abs(after - before) > NOTICEABLE * max(abs(before), 1e-12) for before, after in pairs)

@@ -1,0 +1,288 @@
+"""One open session: what its router sent, and what it must be told. No I/O: the link reads and writes.
+
+Whatever a router sends is contained here: wrong slots, attempts, pieces and numbers are counted and answered
+or ignored, and a router that goes on with it is left. Nothing of it reaches the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+from headrace.v1 import session_pb2
+
+from services.common import logs
+from services.worker.engine.report import StepReport
+from services.worker.session.conduct import Conduct
+from services.worker.session.credits import Demand
+from services.worker.session.desk import Desk
+from services.worker.session.intake import refusal
+from services.worker.session.job import Job
+from services.worker.session.outgoing import Outgoing, Receipt
+from services.worker.session.prompts import Arrival, Assembly, is_complete
+
+NO_CREDIT_RETRY_MS = 50
+MOST_RECEIPTS = 4096  # a router that acknowledges nothing may resume so many frames back, not more
+HANDSHAKE_FRAMES = 2
+log = logs.get(__name__)
+
+
+class Misbehaved(Exception):
+    """The router goes on sending what makes no sense."""
+
+
+class Session:
+    """From Welcome to the end. All methods are synchronous; `news` wakes the writer."""
+
+    def __init__(self, desk: Desk, welcome: session_pb2.Welcome, now: float) -> None:
+        self.number = desk.new_session()
+        self.router_id = welcome.router_id
+        self.news = asyncio.Event()
+        self.leaving = False
+        self._desk = desk
+        self._sent = self._received = self._acknowledged = HANDSHAKE_FRAMES
+        self._handled: deque[tuple[int, int]] = deque()  # router frame, last engine command then
+        self._slots: dict[int, Job] = {}  # by slot, until the terminal event is written
+        self._jobs: dict[int, Job] = {}  # by handle, until the terminal event is acknowledged
+        self._assemblies: dict[int, Assembly] = {}  # by handle
+        self._receipts: deque[tuple[int, list[Receipt]]] = deque()
+        self._outgoing = Outgoing()
+        self._conduct = Conduct(now)
+        self._faults: set[str] = set()  # that were logged
+
+    def begin(self, welcome: session_pb2.Welcome, held: dict[tuple[str, int], Job], now: float) -> None:
+        """Opens: takes over the held jobs that go on, ends the others, tells the engine's state."""
+        self._desk.open(self)
+        for request in welcome.resume:
+            self._resume(request, held.pop((request.request_id, request.attempt), None), now)
+        for job in held.values():
+            self._desk.abandon(job)
+        if self._desk.last_report is not None:
+            self._outgoing.standing(*self._desk.last_report)
+        if self._desk.draining_ms is not None:
+            self._outgoing.draining(self._desk.draining_ms)
+        self.news.set()
+
+    def end(self) -> dict[tuple[str, int], Job]:
+        """Closes; returns the jobs that another session may resume."""
+        self._desk.close(self)
+        held = {job.key: job for job in self._jobs.values() if not job.returned}
+        for assembly in self._assemblies.values():
+            held.pop(assembly.arrival.job.key, None)
+        return held
+
+    @property
+    def settled(self) -> bool:
+        """Whether the router knows the end of everything that it submitted."""
+        return not self._slots and self._outgoing.told_all and not self._jobs
+
+    def handle(self, frame: session_pb2.RouterFrame, now: float) -> None:
+        """Takes one frame of the router. Raises Misbehaved."""
+        if frame.number <= self._received:
+            self._fault("frame_number", now)
+            return
+        if frame.number != self._received + 1:
+            self._fault("frame_number", now)
+        self._received = frame.number
+        self._commands(frame, now)
+        self._handled.append((frame.number, self._desk.last_command))
+        self._acknowledge(frame.acknowledged_frame, now)  # after the submits, which used earlier grants
+        if not self._outgoing.empty:
+            self.news.set()
+
+    def take(self) -> session_pb2.WorkerFrame | None:
+        """The next frame to write; None when there is nothing to say."""
+        if self._outgoing.empty:
+            self.news.clear()
+            return None
+        self._sent += 1
+        frame = session_pb2.WorkerFrame(number=self._sent, acknowledged_command=self._reported())
+        receipts = self._outgoing.fill(frame)
+        if frame.HasField("load"):
+            prefill_tokens, sequences, kv_blocks = self._desk.book.grant(self.number, self._sent)
+            frame.credit.prefill_tokens = prefill_tokens
+            frame.credit.sequences = sequences
+            frame.credit.kv_blocks = kv_blocks
+        self._written(receipts)
+        return frame
+
+    def has_news(self, job: Job) -> None:
+        """The job has output or an end to send."""
+        self._outgoing.news_of(job)
+        self.news.set()
+
+    def heard(self, report: StepReport, now: float) -> None:
+        """The engine's state after its last step."""
+        self._outgoing.report(report, now)
+        self.news.set()
+
+    def give_back(self, job: Job, reason: session_pb2.ReturnReason, message: str = "") -> None:
+        """The job may run elsewhere; its slot is free."""
+        job.returned = True
+        self._free_slot(job)
+        self._jobs.pop(job.handle, None)
+        retry_ms = NO_CREDIT_RETRY_MS if reason == session_pb2.RETURN_REASON_NO_CREDIT else 0
+        self._outgoing.returned(job, reason, message, retry_ms)
+        self._desk.metrics.returned.labels(session_pb2.ReturnReason.Name(reason)).inc()
+        self.news.set()
+
+    def drain(self, remaining_ms: int) -> None:
+        """Says that the worker is leaving; gives back what has not begun."""
+        self._outgoing.draining(remaining_ms)
+        for assembly in list(self._assemblies.values()):
+            self._drop(assembly)
+            self.give_back(assembly.arrival.job, session_pb2.RETURN_REASON_DRAINING)
+        self.news.set()
+
+    def _commands(self, frame: session_pb2.RouterFrame, now: float) -> None:
+        for submit in frame.submits:
+            self._submit(submit, now)
+        for piece in frame.prompt_pieces:
+            self._piece(piece, now)
+        for cancel in frame.cancels:
+            self._cancel(cancel, now)
+        if frame.HasField("demand"):
+            demand = Demand(frame.demand.prefill_tokens, frame.demand.requests)
+            self._desk.book.demand(self.number, demand)
+        if frame.kv_snapshot_wanted:
+            self._outgoing.snapshot(self._desk.prefixes.snapshot())
+        if frame.HasField("drain"):
+            log.info("asked_to_leave", router=self.router_id, grace_ms=frame.drain.grace_ms)
+            self._desk.leave(frame.drain.grace_ms / 1000 or None)
+
+    def _submit(self, submit: session_pb2.Submit, now: float) -> None:
+        if submit.slot in self._slots:
+            self._fault("duplicate_slot", now)
+            return
+        job = Job(self._desk.new_handle(), submit)
+        if self._desk.draining_ms is not None:
+            self.give_back(job, session_pb2.RETURN_REASON_DRAINING)
+            return
+        refused = refusal(submit, self._desk.engine.description)
+        if refused is not None and not refused.malformed:
+            self.give_back(job, session_pb2.RETURN_REASON_UNSUPPORTED, refused.message)
+        elif refused is not None:
+            self._seat(job)
+            self._fail(job, refused.message)
+            self._fault("malformed_submit", now)
+        elif not self._desk.book.admit(self.number, job.handle, self._desk.cost(submit)):
+            self.give_back(job, session_pb2.RETURN_REASON_NO_CREDIT)
+        else:
+            self._begin(Arrival(job, submit, now))
+
+    def _begin(self, arrival: Arrival) -> None:
+        self._seat(arrival.job)
+        if is_complete(arrival.submit):
+            self._desk.submit(self, arrival)
+        else:
+            self._assemblies[arrival.job.handle] = Assembly(arrival)
+
+    def _piece(self, piece: session_pb2.PromptPiece, now: float) -> None:
+        job = self._find(piece.slot, piece.attempt, now)
+        assembly = self._assemblies.get(job.handle) if job is not None else None
+        if job is None or assembly is None:
+            self._fault("stray_piece", now)
+        elif not assembly.add(piece):
+            self._drop(assembly)
+            self._fail(job, "the pieces of the prompt do not fit together")
+            self._fault("malformed_piece", now)
+        elif assembly.complete:
+            del self._assemblies[job.handle]
+            self._desk.submit(self, assembly.arrival)
+
+    def _cancel(self, cancel: session_pb2.Cancel, now: float) -> None:
+        job = self._find(cancel.slot, cancel.attempt, now)
+        if job is None or job.end is not None:
+            return
+        assembly = self._assemblies.get(job.handle)
+        if assembly is None:
+            self._desk.abort(job)
+            return
+        self._drop(assembly)
+        job.end = session_pb2.SequenceEnd(reason=session_pb2.END_REASON_CANCELLED)
+        self.has_news(job)
+
+    def _resume(self, request: session_pb2.ResumeRequest, job: Job | None, now: float) -> None:
+        if job is None:
+            stub = session_pb2.Submit(
+                slot=request.slot,
+                request_id=request.request_id,
+                attempt=request.attempt,
+                next_index=request.next_index,
+            )
+            self._give_back_unknown(Job(self._desk.new_handle(), stub))
+        elif request.slot in self._slots or not job.resume(request.slot, request.next_index):
+            self._desk.abandon(job)
+            self._fault("bad_resume", now)
+        else:
+            self._seat(job)
+            self._desk.adopt(self, job)
+            if job.has_news:
+                self._outgoing.news_of(job)
+
+    def _give_back_unknown(self, job: Job) -> None:
+        self.give_back(job, session_pb2.RETURN_REASON_NO_CREDIT, "not held any more")
+
+    def _seat(self, job: Job) -> None:
+        self._slots[job.slot] = job
+        self._jobs[job.handle] = job
+
+    def _free_slot(self, job: Job) -> None:
+        if self._slots.get(job.slot) is job:
+            del self._slots[job.slot]
+
+    def _find(self, slot: int, attempt: int, now: float) -> Job | None:
+        job = self._slots.get(slot)
+        if job is None or job.attempt != attempt:
+            self._fault("unknown_slot", now)
+            return None
+        return job
+
+    def _fail(self, job: Job, message: str) -> None:
+        job.end = session_pb2.SequenceEnd(reason=session_pb2.END_REASON_ERROR, message=message)
+        self.has_news(job)
+
+    def _drop(self, assembly: Assembly) -> None:
+        handle = assembly.arrival.job.handle
+        del self._assemblies[handle]
+        self._desk.book.released(handle)
+
+    def _written(self, receipts: list[Receipt]) -> None:
+        for receipt in receipts:
+            if receipt.ended:
+                self._free_slot(receipt.job)
+        if receipts:
+            self._receipts.append((self._sent, receipts))
+        if len(self._receipts) > MOST_RECEIPTS:
+            self._settle(self._receipts.popleft()[1])
+
+    def _acknowledge(self, number: int, now: float) -> None:
+        if number > self._sent:
+            self._fault("acknowledged_frame", now)
+            return
+        self._desk.book.acknowledged(self.number, number)
+        while self._receipts and self._receipts[0][0] <= number:
+            self._settle(self._receipts.popleft()[1])
+        if self.leaving and self.settled:
+            self.news.set()
+
+    def _settle(self, receipts: list[Receipt]) -> None:
+        for receipt in receipts:
+            receipt.job.acknowledged(receipt.upto)
+            if receipt.ended:
+                self._jobs.pop(receipt.job.handle, None)
+
+    def _reported(self) -> int:
+        """The last router frame whose commands are part of the last report."""
+        done = self._desk.last_report[0].last_command if self._desk.last_report else 0
+        while self._handled and self._handled[0][1] <= done:
+            self._acknowledged = self._handled.popleft()[0]
+        return self._acknowledged
+
+    def _fault(self, kind: str, now: float) -> None:
+        self._desk.metrics.bad_frames.labels(kind).inc()
+        if kind not in self._faults:
+            self._faults.add(kind)
+            log.warning("bad_frame", router=self.router_id, kind=kind)
+        if self._conduct.fault(now):
+            raise Misbehaved(kind)
