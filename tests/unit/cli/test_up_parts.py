@@ -1,0 +1,122 @@
+"""Parts of `headrace up` that need no process."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.cli.errors import CliError
+from services.cli.state import Running, StateDir, locate, read_running, write_running
+from services.cli.up.backoff import FIRST_S, HEALTHY_S, MOST_S, Backoff
+from services.cli.up.child import describe
+from services.cli.up.devices import choose
+from services.cli.up.lock import only_one
+from services.cli.up.mesh import MeshPlan, children
+from services.cli.up.ports import check_free, free_ports
+
+
+@given(st.lists(st.floats(0, HEALTHY_S, exclude_max=True), min_size=1, max_size=20))
+def test_deaths_in_a_row_are_waited_for_longer_and_longer(served_s: list[float]) -> None:
+    backoff = Backoff()
+    delays = [backoff.after(each) for each in served_s]
+    assert delays == [min(MOST_S, FIRST_S * 2**number) for number in range(len(delays))]
+
+
+def test_who_served_long_starts_afresh() -> None:
+    backoff = Backoff()
+    delays = [backoff.after(served_s) for served_s in (0, 0, HEALTHY_S, 0)]
+    assert delays == [0.5, 1.0, 0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (0, "ended with code 0"),
+        (2, "ended with code 2"),
+        (-9, "killed by SIGKILL"),
+        (-99, "killed by signal 99"),
+    ],
+)
+def test_exit_codes_are_told_in_words(code: int, words: str) -> None:
+    assert describe(code) == words
+
+
+@given(st.integers(1, 20), st.integers(1, 64))
+def test_cpu_workers_share_the_cores(workers: int, cores: int) -> None:
+    devices = choose([], workers, cores, {})
+    assert len(devices) == min(workers, cores)
+    assert {device.kind for device in devices} == {"cpu"}
+    assert sum(device.threads or 0 for device in devices) <= cores
+    assert all((device.threads or 0) >= 1 for device in devices)
+
+
+def test_each_gpu_gets_a_worker_that_claims_it_itself() -> None:
+    devices = choose(["H200", "H200"], None, 8, {})
+    assert [(device.kind, device.visible) for device in devices] == [("cuda", None)] * 2
+    assert len(choose(["H200", "H200"], 1, 8, {})) == 1
+
+
+def test_visible_devices_of_the_environment_are_respected() -> None:
+    devices = choose(["A", "B", "C"], None, 8, {"CUDA_VISIBLE_DEVICES": "2,GPU-1"})
+    assert [device.visible for device in devices] == ["2", "GPU-1"]
+    assert choose(["A"], None, 8, {"CUDA_VISIBLE_DEVICES": ""})[0].kind == "cpu"
+
+
+def test_a_taken_port_is_named() -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        with pytest.raises(CliError, match=f"127.0.0.1:{port} .*another --port"):
+            check_free(port)
+    assert len(set(free_ports(20))) == 20
+
+
+def test_a_state_directory_is_for_one_at_a_time(tmp_path: Path) -> None:
+    state = StateDir(tmp_path)
+    with only_one(state):
+        write_running(state, Running(7, "127.0.0.1:1", "127.0.0.1:2"))
+        with pytest.raises(CliError, match=r"\(pid 7, 127\.0\.0\.1:1\) uses"), only_one(state):
+            pass
+    assert read_running(state) is None
+    with only_one(state):
+        pass
+
+
+def test_the_state_directory_is_found_as_documented(tmp_path: Path) -> None:
+    home = {"HEADRACE_STATE_DIR": "/a", "XDG_STATE_HOME": "/b"}
+    assert locate(tmp_path, home).path == tmp_path
+    assert locate(None, home).path == Path("/a")
+    assert locate(None, {"XDG_STATE_HOME": "/b"}).path == Path("/b/headrace")
+    assert locate(None, {}).path == Path.home() / ".local/state/headrace"
+
+
+def test_secrets_are_made_once_and_for_the_owner_alone(tmp_path: Path) -> None:
+    state = StateDir(tmp_path / "state")
+    state.prepare()
+    before = state.master_secret.read_bytes(), state.mesh_secret.read_bytes()
+    state.prepare()
+    assert (state.master_secret.read_bytes(), state.mesh_secret.read_bytes()) == before
+    assert before[0] != before[1]
+    assert state.path.stat().st_mode & 0o777 == 0o700
+
+
+def test_every_child_gets_its_own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADRACE_API_KEY", "hr_secret")
+    devices = tuple(choose([], 2, 4, {}))
+    plan = MeshPlan(
+        model="m", port=1, mesh_port=2, state=StateDir(tmp_path), sockets=tmp_path, devices=devices, drain_s=3
+    )
+    specs = {spec.name: spec for spec in children(plan)}
+    assert list(specs) == ["router", "worker-0", "worker-1", "tokenizer", "cache", "valkey"]
+    assert specs["worker-1"].environment["HEADRACE_WORKER_WORKER_ID"] == "worker-1"
+    assert specs["worker-1"].environment["HEADRACE_WORKER_THREADS"] == "2"
+    assert not any("hr_secret" in spec.environment.values() for spec in specs.values())
+    addresses = [spec.address for spec in specs.values()]
+    assert len(set(addresses)) == len(addresses)
+    stages = {name: spec.stage for name, spec in specs.items()}
+    assert stages["router"] < stages["worker-0"] == stages["worker-1"] < stages["cache"] < stages["valkey"]
