@@ -112,13 +112,14 @@ class ComposeProcesses:
     def _translate(self, replica: Replica, text: str) -> str:
         """A word of a command, or a value of the environment, as this machine needs it."""
         for mount in replica.definition.get("volumes", ()):
-            text = text.replace(mount["target"], str(self._volume(mount["source"])))
+            text = text.replace(mount["target"], str(self.volume(mount["source"])))
         text = re.sub(r"\b(?:0\.0\.0\.0|127\.0\.0\.1):(\d+)", lambda m: _local(replica, m[1]), text)
         others = "|".join(self._services)
         text = re.sub(rf"\b({others}):(\d+)", lambda m: _local(self.replicas[m[1]][0], m[2]), text)
         return text.replace("$$", "$")
 
-    def _volume(self, source: str) -> Path:
+    def volume(self, source: str) -> Path:
+        """The directory that stands for a volume."""
         directory = self._directory / "volumes" / source
         directory.mkdir(parents=True, exist_ok=True)
         return directory

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import socket
 from collections.abc import Callable, Sequence
@@ -90,7 +91,8 @@ async def _ended(process: asyncio.subprocess.Process, within_s: float) -> int:
     try:
         return await asyncio.wait_for(process.wait(), within_s)
     except TimeoutError:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):  # it ended just now
+            process.kill()
         return await process.wait()
 
 
