@@ -19,44 +19,52 @@ class _Group(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class ClassSettings(_Group):
-    """What a latency class promises and how it is treated. Times in seconds; unset: none."""
+Target = Annotated[float | None, Field(gt=0, description="seconds; unset: no target")]
+Patience = Annotated[
+    float | None,
+    Field(gt=0, description="wait for a worker where none is, in seconds; unset: the deadline"),
+]
+Delay = Annotated[float, Field(ge=0, le=10, description="longest that a token waits, in seconds")]
+Count = Annotated[int, Field(ge=1, description="most tokens that wait")]
+Aging = Annotated[float, Field(ge=0, description="wait until it goes before fresh requests, in seconds")]
 
-    ttft_s: float | None = Field(default=None, gt=0, description="target for the first token")
-    tpot_s: float | None = Field(default=None, gt=0, description="target for the time between tokens")
-    flush_delay_s: float = Field(default=0.0, ge=0, le=10, description="longest that a token waits")
-    flush_tokens: int = Field(default=1, ge=1, description="most tokens that wait")
-    aging_s: float = Field(default=0.0, ge=0, description="wait after which it goes ahead of fresh requests")
-    patience_s: float | None = Field(
-        default=None, gt=0, description="wait for a worker where none is there; unset: until the deadline"
-    )
+
+class ClassSettings(_Group):
+    """What a latency class promises and how it is treated."""
+
+    ttft_s: Target = None
+    tpot_s: Target = None
+    flush_delay_s: Delay = 0.0
+    flush_tokens: Count = 1
+    aging_s: Aging = 0.0
+    patience_s: Patience = None
 
 
 class InteractiveSettings(ClassSettings):
     """Defaults of INTERACTIVE."""
 
-    ttft_s: float | None = 0.5
-    tpot_s: float | None = 0.04
-    patience_s: float | None = 5.0
+    ttft_s: Target = 0.5
+    tpot_s: Target = 0.04
+    patience_s: Patience = 5.0
 
 
 class StandardSettings(ClassSettings):
     """Defaults of STANDARD."""
 
-    ttft_s: float | None = 2.0
-    tpot_s: float | None = 0.08
-    flush_delay_s: float = 0.025
-    flush_tokens: int = 8
-    aging_s: float = 10.0
-    patience_s: float | None = 30.0
+    ttft_s: Target = 2.0
+    tpot_s: Target = 0.08
+    flush_delay_s: Delay = 0.025
+    flush_tokens: Count = 8
+    aging_s: Aging = 10.0
+    patience_s: Patience = 30.0
 
 
 class BatchSettings(ClassSettings):
     """Defaults of BATCH."""
 
-    flush_delay_s: float = 0.2
-    flush_tokens: int = 64
-    aging_s: float = 600.0
+    flush_delay_s: Delay = 0.2
+    flush_tokens: Count = 64
+    aging_s: Aging = 600.0
 
 
 class LimitSettings(_Group):

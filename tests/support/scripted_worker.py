@@ -151,6 +151,11 @@ class ScriptedWorker:
         )
         self._outgoing.put_nowait(frame)
 
+    @property
+    def idle(self) -> bool:
+        """Whether all that was said is on its way."""
+        return self._outgoing.empty()
+
     async def submitted(self, count: int = 1) -> session_pb2.Submit:
         """The `count`-th Submit, when it is there."""
         await eventually(lambda: len(self.submits) >= count, f"{self.worker_id}: submit {count}")

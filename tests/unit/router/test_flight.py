@@ -63,7 +63,7 @@ def test_any_interleaving_gives_the_expected_output_or_one_clear_error(data: st.
 
 
 async def _interleave(data: st.DataObject) -> None:
-    """Duplicates, overlaps, gaps, losses and early ends in any order; each attempt goes on where it should."""
+    """Duplicates, overlaps, gaps and losses in any order."""
     it = seated(flight())
     for _ in range(data.draw(st.integers(1, 30))):
         if it.over:
