@@ -12,6 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from services.cli.up.last_words import last_words
+
 LEASH = Path(__file__).with_name("leash.py")
 _POLL_S = 0.05
 _LAST_BYTES = 8192
@@ -89,7 +91,7 @@ class Child:
         end_s = time.monotonic() + self.spec.start_timeout_s
         while not (await self.spec.ready() and self.running):
             if not self.running:
-                raise NotReady("; ".join([self.end(), *self.last_lines(1)]))
+                raise NotReady("; ".join([self.end(), *self.last_words(1)]))
             if time.monotonic() > end_s:
                 raise NotReady(f"not ready after {self.spec.start_timeout_s:g} s")
             await asyncio.sleep(_POLL_S)
@@ -124,12 +126,11 @@ class Child:
         """How it ended, in words."""
         return describe(self._process.returncode if self._process else None)
 
-    def last_lines(self, count: int) -> list[str]:
-        """The last lines of its log that hold something."""
+    def last_words(self, count: int) -> list[str]:
+        """The last lines of its log that are worth telling."""
         with suppress(OSError), self.log.open("rb") as file:
             file.seek(max(0, self.log.stat().st_size - _LAST_BYTES))
-            lines = file.read().decode(errors="replace").splitlines()
-            return [line.strip() for line in lines if line.strip()][-count:]
+            return last_words(file.read().decode(errors="replace").splitlines(), count)
         return []
 
     def _signal_group(self, number: signal.Signals) -> None:

@@ -19,6 +19,7 @@ from services.cli.errors import INTERRUPTED
 from services.cli.state import Running, StateDir, locate, write_running
 
 if TYPE_CHECKING:
+    from services.cli.up.child import Child
     from services.cli.up.mesh import MeshPlan
     from services.cli.up.supervisor import Supervisor
 
@@ -99,24 +100,26 @@ class _Stop:
 async def _run(plan: MeshPlan, prompt: str | None, keep: bool, began_s: float) -> int:
     from services.cli.up.first_answer import ask
     from services.cli.up.mesh import children
+    from services.cli.up.screen import Screen
     from services.cli.up.supervisor import Supervisor
 
     stop = _Stop()
-    supervisor = Supervisor(children(plan), plan.state.logs, output.note)
+    screen = Screen()
+    supervisor = Supervisor(children(plan), plan.state.logs, screen.say)
     try:
         if not await _unless_stopped(supervisor.start(), stop):
             return INTERRUPTED
         write_running(plan.state, Running(os.getpid(), plan.public, plan.mesh))
         _show(plan, supervisor, began_s)
         if prompt is not None:
-            await _unless_stopped(ask(plan, prompt, began_s), stop)
+            await _unless_stopped(ask(plan, prompt, began_s, screen), stop)
         if keep and not stop.asked.is_set():
-            output.note(f"Serving on {plan.public}. Ctrl-C stops.")
+            screen.say(f"Serving on {plan.public}. Ctrl-C stops.")
             await stop.asked.wait()
         return 0
     finally:
         if stop.asked.is_set():
-            output.note("\nStopping: running answers may end. Ctrl-C again does not wait for them.")
+            screen.say("\nStopping: running answers may end. Ctrl-C again does not wait for them.")
         await supervisor.drain(stop.forced)
 
 
@@ -136,8 +139,21 @@ async def _unless_stopped(work: object, stop: _Stop) -> bool:
 
 def _show(plan: MeshPlan, supervisor: Supervisor, began_s: float) -> None:
     rows = [
-        (child.spec.name, child.spec.address, child.pid, child.spec.device, child.spec.metrics_url)
+        (
+            child.spec.name,
+            child.spec.address,
+            child.pid,
+            child.spec.device,
+            _after(child, began_s),
+            child.spec.metrics_url,
+        )
         for child in supervisor.children
     ]
-    output.table(("Service", "Address", "PID", "Device", "Metrics"), rows, sys.stderr)
+    output.table(("Service", "Address", "PID", "Device", "Ready", "Metrics"), rows, sys.stderr)
     output.note(f"Logs: {plan.state.logs}. Ready after {time.monotonic() - began_s:.1f} s.")
+
+
+def _row(child: Child, began_s: float) -> tuple[object, ...]:
+    spec = child.spec
+    after = f"{child.ready_since_s - began_s:.1f} s" if child.ready_since_s is not None else ""
+    return spec.name, spec.address, child.pid, spec.device, after, spec.metrics_url

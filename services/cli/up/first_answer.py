@@ -6,9 +6,9 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from services.cli import output
 from services.cli.errors import one_line
 from services.cli.up.mesh import MeshPlan
+from services.cli.up.screen import Screen
 
 if TYPE_CHECKING:
     from headrace.client import Headrace
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 MAX_TOKENS = 120
 
 
-async def ask(plan: MeshPlan, prompt: str, began_s: float) -> bool:
+async def ask(plan: MeshPlan, prompt: str, began_s: float, screen: Screen) -> bool:
     """Streams the greedy answer to standard output. Returns whether there was one.
 
     Args:
@@ -26,14 +26,14 @@ async def ask(plan: MeshPlan, prompt: str, began_s: float) -> bool:
 
     api_key = os.environ.get("HEADRACE_API_KEY")
     if api_key is None and _keys_needed(plan):
-        output.note("No first prompt: this mesh asks for an API key; set HEADRACE_API_KEY.")
+        screen.say("No first prompt: this mesh asks for an API key; set HEADRACE_API_KEY.")
         return True
-    output.note(f"\n> {prompt}")
+    screen.say(f"\n> {prompt}")
     async with Headrace(plan.public, api_key=api_key) as mesh:
         try:
-            await _stream(mesh, prompt, began_s)
+            await _stream(mesh, prompt, began_s, screen)
         except HeadraceError as error:
-            output.note(f"The first prompt failed: {one_line(error)}")
+            screen.say(f"The first prompt failed: {one_line(error)}")
             return False
     return True
 
@@ -44,14 +44,14 @@ def _keys_needed(plan: MeshPlan) -> bool:
     return bool(load(plan.state.keys, None).keys)
 
 
-async def _stream(mesh: Headrace, prompt: str, began_s: float) -> None:
+async def _stream(mesh: Headrace, prompt: str, began_s: float, screen: Screen) -> None:
     asked_s = time.monotonic()
     first_s: float | None = None
     async with mesh.generate(messages=[("user", prompt)], max_tokens=MAX_TOKENS, temperature=0) as answer:
         async for event in answer:
-            first_s = first_s or time.monotonic()
-            print(event.text, end="", flush=True)
-    print(flush=True)
+            first_s = first_s or (time.monotonic() if event.text else None)
+            screen.write(event.text)
+    screen.write("\n")
     if first_s is not None:
         since = f"{first_s - asked_s:.2f} s after the question, {first_s - began_s:.1f} s after the command"
-        output.note(f"First token {since}.")
+        screen.say(f"First token {since}.")

@@ -57,7 +57,7 @@ class Supervisor:
             served_s = time.monotonic() - child.ready_since_s if child.ready_since_s is not None else 0.0
             delay_s = backoff.after(served_s)
             self._say(f"{child.spec.name} (pid {child.pid}) {child.end()}; starting again in {delay_s:g} s")
-            for line in child.last_lines(LAST_LINES):
+            for line in child.last_words(LAST_LINES):
                 self._say(f"  {line}")
             await asyncio.sleep(delay_s)
             await self._revive(child)

@@ -87,7 +87,7 @@ async def test_what_a_dead_child_leaves_behind_is_ended(tmp_path: Path) -> None:
     said: list[str] = []
     async with supervising(tmp_path, said, spec(tmp_path, "worker", "parent")) as supervisor:
         child = supervisor.children[0]
-        left = int(child.last_lines(1)[0].split()[1])
+        left = int(child.last_words(1)[0].split()[1])
         assert alive(left)
         os.kill(child.pid, signal.SIGKILL)
         await eventually(lambda: not alive(left), "its child is ended")

@@ -14,9 +14,11 @@ from services.cli.state import Running, StateDir, locate, read_running, write_ru
 from services.cli.up.backoff import FIRST_S, HEALTHY_S, MOST_S, Backoff
 from services.cli.up.child import describe
 from services.cli.up.devices import choose
+from services.cli.up.last_words import last_words
 from services.cli.up.lock import only_one
 from services.cli.up.mesh import MeshPlan, children
 from services.cli.up.ports import check_free, free_ports
+from services.cli.up.screen import Screen
 
 
 @given(st.lists(st.floats(0, HEALTHY_S, exclude_max=True), min_size=1, max_size=20))
@@ -120,3 +122,26 @@ def test_every_child_gets_its_own_settings(tmp_path: Path, monkeypatch: pytest.M
     assert len(set(addresses)) == len(addresses)
     stages = {name: spec.stage for name, spec in specs.items()}
     assert stages["router"] < stages["worker-0"] == stages["worker-1"] < stages["cache"] < stages["valkey"]
+
+
+def test_last_words_leave_out_what_is_routine() -> None:
+    lines = [
+        '{"event": "serving", "level": "info", "service": "worker"}',
+        "Traceback (most recent call last):",
+        "ValueError: no",
+        '{"event": "task_failed", "level": "error", "task": "engine", "timestamp": "2026"}',
+        "",
+        "[1]",
+    ]
+    assert last_words(lines, 3) == ["ValueError: no", "error: task_failed task=engine", "[1]"]
+    assert last_words(lines[:1], 3) == []
+
+
+def test_news_do_not_run_into_an_answer(capfd: pytest.CaptureFixture[str]) -> None:
+    screen = Screen()
+    screen.write("half a li")
+    screen.say("worker-0 died")
+    screen.write("ne\n")
+    screen.say("it is back")
+    out, err = capfd.readouterr()
+    assert (out, err) == ("half a li\nne\n", "worker-0 died\nit is back\n")

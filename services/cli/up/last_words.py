@@ -1,0 +1,35 @@
+"""What a child said last, for a person: its log's own lines, and of structured events what is not routine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+ROUTINE = ("debug", "info")
+_NOT_TOLD = ("event", "level", "service", "module", "timestamp")
+_MOST_CHARACTERS = 200
+
+
+def last_words(lines: Iterable[str], count: int) -> list[str]:
+    """The last `count` lines worth telling."""
+    told = [words for line in lines if (words := _told(line.strip()))]
+    return told[-count:]
+
+
+def _told(line: str) -> str:
+    event = _event(line)
+    if event is None:
+        return line[:_MOST_CHARACTERS]
+    if event.get("level") in ROUTINE:
+        return ""
+    fields = " ".join(f"{name}={value}" for name, value in event.items() if name not in _NOT_TOLD)
+    return f"{event.get('level', 'log')}: {event['event']} {fields}"[:_MOST_CHARACTERS].strip()
+
+
+def _event(line: str) -> dict[str, object] | None:
+    """The line as a structured event; None when it is none."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and "event" in found else None
