@@ -15,8 +15,10 @@ from services.worker.scheduler.request import NO_IDS, Request, Sampling
 from tests.support.drive import Drive
 
 
-def offline(model: Path, scheduler: SchedulerSettings | None = None, **settings: Any) -> Drive:
-    """A fresh engine in fp32 on the CPU."""
+def offline(
+    model: Path, scheduler: SchedulerSettings | None = None, *, run_ahead: int = 0, **settings: Any
+) -> Drive:
+    """A fresh engine in fp32 on the CPU; `run_ahead` as if it were on a GPU."""
     engine = load_engine(
         EngineSettings(
             model=model,
@@ -24,6 +26,7 @@ def offline(model: Path, scheduler: SchedulerSettings | None = None, **settings:
             | settings,
         )
     )
+    engine.runner.capabilities = engine.runner.capabilities._replace(run_ahead=run_ahead)  # type: ignore[misc]
     description = engine.description
     facts = ModelFacts(description.vocab_size, description.eos_ids, description.numerics_id)
     return Drive(engine.runner, scheduler, facts)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -186,6 +188,50 @@ async def test_reports_end_after_close(engine: EngineClient) -> None:
     async with asyncio.timeout(PATIENCE_S):
         assert all([isinstance(report, StepReport) async for report in engine.reports()])
     await engine.close()
+
+
+ORPHAN_MAKER = """
+import asyncio, multiprocessing, sys
+from pathlib import Path
+from services.worker.engine.client import EngineClient
+from services.worker.engine.settings import EngineSettings
+from tests.support import engines
+
+async def main():
+    engine = await EngineClient.start(EngineSettings(model=Path("/nowhere")), loader=engines.load_fake)
+    print(multiprocessing.active_children()[0].pid, flush=True)
+    await asyncio.sleep(600)
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+async def test_an_engine_ends_when_its_parent_is_killed(tmp_path: Path, project_root: Path) -> None:
+    script = tmp_path / "orphan_maker.py"
+    script.write_text(ORPHAN_MAKER)
+    environment = {**os.environ, "PYTHONPATH": str(project_root)}
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable, script, stdout=asyncio.subprocess.PIPE, env=environment
+    )
+    assert parent.stdout is not None
+    child = int(await asyncio.wait_for(parent.stdout.readline(), PATIENCE_S))
+    parent.kill()
+    await parent.wait()
+    await until_gone(child)
+
+
+async def until_gone(pid: int) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while is_alive(pid):  # noqa: ASYNC110: another process cannot tell us
+            await asyncio.sleep(0.02)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 async def test_the_torch_engine_serves_from_its_own_process(tiny_llama: Path) -> None:

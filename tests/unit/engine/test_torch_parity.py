@@ -13,6 +13,7 @@ import torch
 from services.worker.scheduler.events import Finished
 from services.worker.scheduler.policy import SchedulerSettings
 from services.worker.scheduler.request import LatencyClass, Sampling
+from services.worker.scheduler.step import LAST_SAMPLED
 from tests.support.drive import Drive
 from tests.support.offline import offline, prompt_of, request_of
 from tests.support.reference import LEGITIMATE_GAP, ReferenceOutput, compare
@@ -89,6 +90,18 @@ def test_with_prompts_chunked_at_32(tiny_llama: Path, expected: list[ReferenceOu
         drive.add(request_of(handle, prompt))
     drive.run()
     assert max(len(step.tokens) for step in drive.steps) <= 32 + len(PROMPTS)
+    for handle, output in enumerate(expected):
+        assert_same(output, drive.stories[handle].tokens)
+
+
+def test_one_step_ahead_reads_its_token_on_the_device(
+    tiny_llama: Path, expected: list[ReferenceOutput]
+) -> None:
+    drive = offline(tiny_llama, run_ahead=1)
+    for handle, prompt in enumerate(PROMPTS):
+        drive.add(request_of(handle, prompt))
+    drive.run()
+    assert sum(LAST_SAMPLED in step.tokens for step in drive.steps) >= TOKENS - 2
     for handle, output in enumerate(expected):
         assert_same(output, drive.stories[handle].tokens)
 
