@@ -223,7 +223,7 @@ async def test_an_engine_ends_when_its_parent_is_killed(tmp_path: Path, project_
 
 async def until_gone(pid: int) -> None:
     async with asyncio.timeout(PATIENCE_S):
-        while is_alive(pid):  # noqa: ASYNC110: another process cannot tell us
+        while is_alive(pid):  # noqa: ASYNC110 - another process cannot tell us
             await asyncio.sleep(0.02)
 
 
