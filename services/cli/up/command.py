@@ -138,18 +138,8 @@ async def _unless_stopped(work: object, stop: _Stop) -> bool:
 
 
 def _show(plan: MeshPlan, supervisor: Supervisor, began_s: float) -> None:
-    rows = [
-        (
-            child.spec.name,
-            child.spec.address,
-            child.pid,
-            child.spec.device,
-            _after(child, began_s),
-            child.spec.metrics_url,
-        )
-        for child in supervisor.children
-    ]
-    output.table(("Service", "Address", "PID", "Device", "Ready", "Metrics"), rows, sys.stderr)
+    columns = ("Service", "Address", "PID", "Device", "Ready", "Metrics")
+    output.table(columns, [_row(child, began_s) for child in supervisor.children], sys.stderr)
     output.note(f"Logs: {plan.state.logs}. Ready after {time.monotonic() - began_s:.1f} s.")
 
 
