@@ -20,6 +20,8 @@ from services.router.sessions.workers import Workers
 from services.router.settings import RouterSettings
 
 TICK_S = 0.1
+TICKS_A_SURVEY = 3
+"""What costs time in proportion to the queue is done every so many ticks."""
 _SLEPT_S = 0.5
 RETRY_S = 1.0
 log = logs.get(__name__)
@@ -42,6 +44,7 @@ class Dispatcher:
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._on_start: dict[int, Callable[[], None]] = {}
         self._changed: set[Session] = set()
+        self._ticks = 0
 
     def __len__(self) -> int:
         return len(self._flights)
@@ -129,8 +132,10 @@ class Dispatcher:
                 self.end(flight, slow)
         self._changed.update(self.workers)
         self._dispatch()
-        self._give_up_waiting(now)
-        self._metrics.observe(self.scheduler, self.workers, now)
+        self._ticks += 1
+        if self._ticks % TICKS_A_SURVEY == 0:
+            self._give_up_waiting(now)
+            self._metrics.observe(self.scheduler, self.workers, now)
 
     async def keep_house(self) -> None:
         """Ticks for ever."""
@@ -156,7 +161,7 @@ class Dispatcher:
     def _dispatch(self) -> None:
         now = time.monotonic()
         for session in self._changed:
-            if not session.closed:
+            if self.workers.get(session.worker_id) is session:
                 self.scheduler.worker_changed(session.view(now))
         self._changed.clear()
         while (assignment := self.scheduler.next(now)) is not None:

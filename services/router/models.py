@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from headrace.v1 import tokenizer_pb2, types_pb2
@@ -11,7 +13,6 @@ from services.common import errors, logs
 from services.common.text import TokenTable, UnsupportedTokenizer
 from services.router.tokenizers import TokenizerFile, TokenizerPool
 
-RETRY_S = 1.0
 log = logs.get(__name__)
 
 
@@ -58,23 +59,32 @@ class ModelBook:
         return found or await self._fetch_once(name)
 
     async def refresh(self, name: str) -> ServedModel:
-        """Reads a model again. Raises as `find`."""
-        self._models.pop(name, None)
-        return await self._fetch_once(name)
+        """Reads a model's description again, and its file where that has changed. Raises as `find`."""
+        async with self._lock(name):
+            return await self._fetch(name)
 
     async def _fetch_once(self, name: str | None) -> ServedModel:
-        async with self._locks.setdefault(name or "", asyncio.Lock()):
-            found = self._models.get(name or self._only or "")
-            if found is None:
-                try:
-                    found = await self._fetch(name)
-                finally:
-                    self._locks.pop(name or "", None)
-            return found
+        async with self._lock(name):
+            return self._models.get(name or self._only or "") or await self._fetch(name)
+
+    @asynccontextmanager
+    async def _lock(self, name: str | None) -> AsyncIterator[None]:
+        """One fetch of a name at a time; the lock is gone when nobody needs it."""
+        lock = self._locks.setdefault(name or "", asyncio.Lock())
+        try:
+            async with lock:
+                yield
+        finally:
+            if not lock.locked():
+                self._locks.pop(name or "", None)
 
     async def _fetch(self, name: str | None) -> ServedModel:
-        file = await self._pool.fetch(name)
-        model = await asyncio.to_thread(_open, file)
+        known = self._models.get(name or "")
+        file = await self._pool.fetch(name, known.digests.tokenizer if known else b"")
+        if known is not None and file.description.digests.tokenizer == known.digests.tokenizer:
+            model = ServedModel(file.description, known.table)
+        else:
+            model = await asyncio.to_thread(_open, file)
         self._models[model.name] = model
         if name is None:
             self._only = model.name

@@ -113,9 +113,10 @@ class Preparation:
         self, visit: Visit, model: ServedModel, scope: ScopeKeys | None, keys: TenantKeys, context: int
     ) -> list[int]:
         accepted = visit.accepted
-        validation.check_ids(list(accepted.sampling.stop_token_ids), model.description.vocab_size)
+        vocab_size = model.description.vocab_size
+        validation.check_ids("sampling.stop_token_ids", accepted.sampling.stop_token_ids, vocab_size)
         if accepted.token_ids is not None:
-            validation.check_ids(accepted.token_ids, model.description.vocab_size)
+            validation.check_ids("token_ids.ids", accepted.token_ids, vocab_size)
             ids = accepted.token_ids
         else:
             timeout_s = visit.remaining_s(self._settings.encode_timeout_s)
@@ -163,6 +164,7 @@ class Preparation:
             scope=scope,
             labels=accepted.labels,
             capabilities=frozenset(_needed(visit)),
+            end_ids=frozenset(model.description.eos_token_ids),
             encode_s=encode_s,
             traceparent=visit.traceparent,
         )

@@ -58,11 +58,14 @@ class TokenizerPool:
 
         return await self._anywhere(call, request.model)
 
-    async def fetch(self, model: str | None) -> TokenizerFile:
-        """Reads a model's tokenizer; of the only model when none is named. Raises as `encode`."""
+    async def fetch(self, model: str | None, known_digest: bytes = b"") -> TokenizerFile:
+        """Reads a model's tokenizer; of the only model when none is named. Raises as `encode`.
+
+        The file stays empty when it is the one with `known_digest`.
+        """
 
         async def call(stub: TokenizerServiceAsyncStub) -> TokenizerFile:
-            request = tokenizer_pb2.GetTokenizerRequest(model=model)
+            request = tokenizer_pb2.GetTokenizerRequest(model=model, known_digest=known_digest)
             parts = stub.GetTokenizer(request, timeout=_FETCH_TIMEOUT_S, metadata=self._metadata)
             description, content = tokenizer_pb2.TokenizerDescription(), bytearray()
             try:

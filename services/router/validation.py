@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -87,7 +88,7 @@ class Accepted:
     @property
     def prompt_field(self) -> str:
         """The field that holds the prompt."""
-        return "text" if self.text is not None else "chat" if self.chat is not None else "token_ids"
+        return "text" if self.text is not None else "chat" if self.chat is not None else "token_ids.ids"
 
 
 def accept(request: router_pb2.GenerateRequest, limits: LimitSettings) -> Accepted:
@@ -108,12 +109,12 @@ def accept(request: router_pb2.GenerateRequest, limits: LimitSettings) -> Accept
     return _accepted(request)
 
 
-def check_ids(ids: list[int], vocab_size: int) -> None:
-    """Raises InvalidArgument for prompt ids that are not in the vocabulary."""
+def check_ids(field: str, ids: Sequence[int], vocab_size: int) -> None:
+    """Raises InvalidArgument for ids that are not in the vocabulary."""
     if ids and max(ids) >= vocab_size:
         position = next(index for index, each in enumerate(ids) if each >= vocab_size)
-        message = f"{ids[position]} is not in the vocabulary of {vocab_size}"
-        raise InvalidArgument(FieldViolation(f"token_ids.ids[{position}]", message))
+        message = f"{ids[position]} at {position} is not in the vocabulary of {vocab_size}"
+        raise InvalidArgument(FieldViolation(field, message))
 
 
 def _accepted(request: router_pb2.GenerateRequest) -> Accepted:

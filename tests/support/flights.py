@@ -41,6 +41,7 @@ def order(**more: object) -> Order:
         "scope": None,
         "labels": frozenset(),
         "capabilities": frozenset(),
+        "end_ids": frozenset({2}),
         "encode_s": 0.001,
         "traceparent": "",
     }

@@ -134,7 +134,7 @@ class Flight:
         overlong = len(ids) > room
         if overlong:
             ids = ids[:room]
-        silent = end is not None and not overlong and end.reason in _ENDED_BY_TOKEN
+        silent = end is not None and not overlong and self._is_mute(ids[-1], end)
         read = self._text.read(ids[:-1] if silent else ids)
         if read.stop is not None:
             ids = ids[: read.taken]
@@ -147,6 +147,12 @@ class Flight:
         elif (slow := self.outlet.too_slow(now)) is not None:
             self.fail(slow)
         return self.over
+
+    def _is_mute(self, last_id: int, end: session_pb2.SequenceEnd) -> bool:
+        """Whether the last id is what ended the sequence: delivered in token_ids, not in text."""
+        if end.reason == session_pb2.END_REASON_STOP_TOKEN:
+            return last_id == end.stop_token_id
+        return end.reason == session_pb2.END_REASON_EOS and last_id in self.order.end_ids
 
     def _note_tokens(self, ids: Sequence[int], now: float) -> None:
         if not self.ids:
@@ -236,10 +242,6 @@ class Flight:
         if not self.ids:
             return errors.Unavailable(f"{self.losses} workers were lost before the first token", retry_s=1.0)
         return errors.Aborted(f"{self.losses} workers were lost; {len(self.ids)} tokens had been made")
-
-
-_ENDED_BY_TOKEN = (session_pb2.END_REASON_EOS, session_pb2.END_REASON_STOP_TOKEN)
-"""The last id of such an end is delivered in token_ids, not in text."""
 
 
 def _failure(end: session_pb2.SequenceEnd, *, begun: bool) -> errors.HeadraceError:

@@ -42,6 +42,8 @@ class Order:
     """Whose KV may be reused; None: nothing is."""
     labels: frozenset[tuple[str, str]]
     capabilities: frozenset[str]
+    end_ids: frozenset[int]
+    """Ids that end a turn: delivered, but no text."""
     encode_s: float
     traceparent: str
 

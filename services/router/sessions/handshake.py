@@ -67,12 +67,17 @@ def _fault(hello: session_pb2.Hello) -> str | None:
             hello.protocol_version in SERVED_VERSIONS,
             f"protocol version {hello.protocol_version} is not served",
         ),
-        (0 < len(hello.worker_id) <= _MAX_NAME, "worker_id is empty or too long"),
-        (0 < len(hello.model) <= _MAX_NAME, "model is empty or too long"),
+        (_is_name(hello.worker_id), f"worker_id is not 1 to {_MAX_NAME} printable ASCII characters"),
+        (_is_name(hello.model), f"model is not 1 to {_MAX_NAME} printable ASCII characters"),
         (hello.kv_spec.max_sequences > 0, "kv_spec.max_sequences is 0"),
         (hello.kv_spec.max_tokens > 0, "kv_spec.max_tokens is 0"),
     )
     return next((message for fine, message in rules if not fine), None)
+
+
+def _is_name(name: str) -> bool:
+    """Names stand in logs, metrics and trailers."""
+    return 0 < len(name) <= _MAX_NAME and name.isascii() and name.isprintable()
 
 
 def _stranger() -> Unauthenticated:

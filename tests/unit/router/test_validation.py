@@ -117,10 +117,12 @@ def test_greedy_and_top_1_are_reproducible_and_nothing_else() -> None:
 
 
 def test_ids_outside_the_vocabulary_are_named_by_place() -> None:
-    check_ids([0, 511], 512)
+    check_ids("token_ids.ids", [0, 511], 512)
     with pytest.raises(InvalidArgument) as caught:
-        check_ids([0, 512], 512)
-    assert caught.value.violations[0].field == "token_ids.ids[1]"
+        check_ids("token_ids.ids", [0, 512], 512)
+    [violation] = caught.value.violations
+    assert violation.field == "token_ids.ids"
+    assert "512 at 1" in violation.description
 
 
 FLOATS = st.floats(width=32)
