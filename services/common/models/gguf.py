@@ -31,9 +31,10 @@ def convert(source: Path, target: Path, progress: Progress) -> None:
         ModelUnsupported: an architecture, tokenizer or tensor type that is not known here.
         OSError: `target` cannot be written.
     """
-    file = GgufFile(source)
-    architecture_of(file)
-    _write_texts(file, target)
+    with stage(progress, f"reading {source.name}"):
+        file = GgufFile(source)
+        architecture_of(file)
+        _write_texts(file, target)
     _write_weights(file, target / "model.safetensors", progress)
 
 

@@ -63,22 +63,22 @@ class RichProgress:
 
     def __init__(self, stream: IO[str]) -> None:
         from rich.console import Console
+
+        self._console = Console(file=stream)
+
+    def start(self, stage: str, total_bytes: int | None) -> None:
         from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as Bars
 
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
-        self._bars = Bars(*columns, console=Console(file=stream))
-
-    def start(self, stage: str, total_bytes: int | None) -> None:
-        self._bars.start()
+        self._bars = Bars(*columns, console=self._console)
         self._task = self._bars.add_task(stage, total=total_bytes)
+        self._bars.start()
 
     def advance(self, amount_bytes: int) -> None:
         self._bars.advance(self._task, amount_bytes)
 
     def finish(self) -> None:
-        completed = self._bars.tasks[-1].completed
-        self._bars.update(self._task, total=completed, completed=completed)
         self._bars.stop()
 
 
