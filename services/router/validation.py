@@ -113,8 +113,8 @@ def check_ids(field: str, ids: Sequence[int], vocab_size: int) -> None:
     """Raises InvalidArgument for ids that are not in the vocabulary."""
     if ids and max(ids) >= vocab_size:
         position = next(index for index, each in enumerate(ids) if each >= vocab_size)
-        message = f"{ids[position]} at {position} is not in the vocabulary of {vocab_size}"
-        raise InvalidArgument(FieldViolation(field, message))
+        message = f"{ids[position]} is not in the vocabulary of {vocab_size}"
+        raise InvalidArgument(FieldViolation(f"{field}[{position}]", message))
 
 
 def _accepted(request: router_pb2.GenerateRequest) -> Accepted:

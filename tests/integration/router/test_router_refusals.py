@@ -47,7 +47,7 @@ async def answers(house: House, **call: Any) -> None:
         (Request(), "prompt"),
         (Request(text=""), "text"),
         (Request(chat={}), "chat.messages"),
-        (Request(token_ids={"ids": [1, 512]}), "token_ids.ids"),
+        (Request(token_ids={"ids": [1, 512]}), "token_ids.ids[1]"),
         (Request(token_ids={"ids": [7] * 64}), "token_ids.ids"),
         (Request(text="x" * 4000), "text"),
         (Request(text="x", sampling={"temperature": -1}), "sampling.temperature"),

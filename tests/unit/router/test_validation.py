@@ -121,8 +121,7 @@ def test_ids_outside_the_vocabulary_are_named_by_place() -> None:
     with pytest.raises(InvalidArgument) as caught:
         check_ids("token_ids.ids", [0, 512], 512)
     [violation] = caught.value.violations
-    assert violation.field == "token_ids.ids"
-    assert "512 at 1" in violation.description
+    assert violation.field == "token_ids.ids[1]"
 
 
 FLOATS = st.floats(width=32)
