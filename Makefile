@@ -3,6 +3,7 @@
 
 SHELL := bash
 PYTHON ?= python3
+# Another build of torch goes into a new .venv by `make clean up TORCH='torch==…'`; a path or URL as `torch @ …`.
 TORCH ?= $(shell grep '^torch==' constraints.txt)
 VENV := .venv
 BIN := $(VENV)/bin

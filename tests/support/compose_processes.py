@@ -76,6 +76,11 @@ class ComposeProcesses:
         """What the first replica of a service has printed."""
         return self.replicas[service][0].log.read_text()
 
+    async def execute(self, service: str, *words: str) -> tuple[int, str]:
+        """`docker compose exec SERVICE WORDS`: exit code and output."""
+        replica = self.replicas[service][0]
+        return await replica.execute(words, partial(self._translate, replica))
+
     async def down(self) -> None:
         """Stops dependants before what they depend on; `ended` keeps names and exit codes in that order."""
         needs = {name: service.get("depends_on", {}) for name, service in self._services.items()}

@@ -54,6 +54,12 @@ class Replica:
             assert self._process.returncode is None, f"{self.name} ended:\n{self._tail()}"
             await asyncio.sleep(0.1)
 
+    async def execute(self, words: Sequence[str], translate: Translate) -> tuple[int, str]:
+        """Runs a command beside the service, as `docker compose exec` does: exit code and output."""
+        process = await self._run(words, translate, asyncio.subprocess.PIPE)
+        output, errors = await process.communicate()
+        return process.returncode or 0, (output + errors).decode()
+
     async def stop(self) -> int | None:
         """Asks it to end, forces it after its grace period; returns the exit code, None if it never ran."""
         if self._process is None:

@@ -16,7 +16,7 @@ from tests.support.compose_processes import ComposeProcesses
 from tests.support.reference import compare, greedy
 from tests.support.tiny_llama import write_tiny_llama
 from tests.support.tiny_tokenizer import write_tiny_tokenizer
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, eventually_async
 
 PROMPT = list(range(3, 35))
 OVERRIDE = """
@@ -77,6 +77,27 @@ async def test_both_replicas_serve_the_model(mesh: ComposeProcesses) -> None:
     async with Headrace(mesh.published("router", 50051), api_key=key_of(mesh)) as client:
         models = await client.models(timeout_s=20)
     assert [each.workers for each in models] == [2]
+
+
+async def opens(client: Headrace) -> bool:
+    try:
+        return bool(await client.models(timeout_s=20))
+    except HeadraceError:
+        return False
+
+
+async def test_an_operator_makes_keys_and_sees_workers_in_the_routers_container(
+    mesh: ComposeProcesses,
+) -> None:
+    code, key = await mesh.execute("router", "headrace", "keys", "create", "acme")
+    assert code == 0, key
+    files = ("/run/mesh/authority.pem", "/run/mesh/mesh.pem", "/run/mesh/mesh.key")
+    admin = ("--admin-address", "127.0.0.1:50061", "--mesh-tls", *files, "--json")
+    code, workers = await mesh.execute("router", "headrace", "workers", *admin)
+    assert code == 0, workers
+    assert workers.count("worker_id") == 2
+    async with Headrace(mesh.published("router", 50051), api_key=key.strip()) as client:
+        await eventually_async(lambda: opens(client), "the new key opens")
 
 
 async def test_internal_ports_speak_with_members_alone(mesh: ComposeProcesses) -> None:
