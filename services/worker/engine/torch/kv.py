@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
 from services.worker.engine.torch.config import ModelConfig
 from services.worker.scheduler.step import Int32, KVSpec, Step
+
+_ALIGNMENT = 64  # bytes, as torch's own allocator
 
 
 class PagedKV:
@@ -14,7 +18,18 @@ class PagedKV:
 
     def __init__(self, config: ModelConfig, spec: KVSpec, dtype: torch.dtype, device: torch.device) -> None:
         shape = (2, spec.num_blocks * spec.block_size, config.kv_heads, config.head_dim)
-        self.layers = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.layers)]
+        self.layers = [_zeros(shape, dtype, device) for _ in range(config.layers)]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeroed memory. On the CPU the kernel gives zero pages at their first use, so that a start does not write
+    gigabytes of zeros that no request may ever need."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.zeros(size + _ALIGNMENT, np.uint8)
+    begin = -memory.ctypes.data % _ALIGNMENT
+    return torch.from_numpy(memory[begin : begin + size]).view(dtype).view(shape)
 
 
 def bytes_per_block(config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
