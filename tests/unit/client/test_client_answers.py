@@ -68,8 +68,8 @@ async def test_text_and_finished_put_the_whole_answer_together() -> None:
 async def test_options_and_key_reach_the_router() -> None:
     router = ScriptedRouter(say("a"))
     async with serving(router) as address, Headrace(address, api_key="hr_k") as mesh:
-        chat = [("system", "short"), {"role": "user", "content": "hi"}]
-        options = {"max_tokens": 5, "temperature": 0.5, "seed": 7, "stop": ["\n"], "latency_class": "batch"}
+        chat: list[Any] = [("system", "short"), {"role": "user", "content": "hi"}]
+        options: dict[str, Any] = {"max_tokens": 5, "temperature": 0.5, "seed": 7, "stop": ["\n"], "latency_class": "batch"}
         await mesh.generate(messages=chat, **options).text()
     sent = router.requests[0]
     assert [(turn.role, turn.content) for turn in sent.chat.messages] == [("system", "short"), ("user", "hi")]
@@ -127,7 +127,7 @@ async def test_wrong_fields_are_named() -> None:
     async with serving(router) as address, Headrace(address) as mesh:
         with pytest.raises(InvalidRequest) as caught:
             await mesh.generate("x", top_p=0.5).text()
-    assert caught.value.violations == (violation,)
+    assert [tuple(each) for each in caught.value.violations] == [tuple(violation)]
     assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
 
 
