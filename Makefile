@@ -7,50 +7,52 @@ PYTHON ?= python3
 TORCH ?= $(shell grep '^torch==' constraints.txt)
 VENV := .venv
 BIN := $(VENV)/bin
-MAKEFLAGS += --no-print-directory
+MAKEFLAGS += --silent --no-print-directory
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
-.PHONY: help up test lint pytest format protos docs results lock clean
+.PHONY: help up test setup lint pytest format protos docs results lock clean
 
 help:  ## These lines
-	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## */make \1\t/' | expand -t 16
+	grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## */make \1\t/' | expand -t 16
 
 up: $(VENV)/up  ## Run the whole mesh here; FLAGS='--model DIR' goes to `headrace up`
-	@$(BIN)/headrace up $(FLAGS)
+	$(BIN)/headrace up $(FLAGS)
 
 test:  ## Lint and test everything; TESTS=tests/unit for a part
-	@set -e; for step in $(VENV)/dev lint pytest; do \
-		began=$$SECONDS; $(MAKE) $$step; spent+=" $${step##*/} $$((SECONDS - began)) s,"; \
+	set -e; for step in setup lint pytest; do \
+		began=$$SECONDS; $(MAKE) $$step; spent+=" $$step $$((SECONDS - began)) s,"; \
 	done; echo "time:$${spent%,}"
 
+setup: $(VENV)/dev  ## .venv with everything for development
+
 lint: $(VENV)/dev  ## Code style and types
-	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 pytest: $(VENV)/dev
-	@$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest $(TESTS)
 
 format: $(VENV)/dev  ## Put code and protos in shape
-	@$(BIN)/ruff check --fix .
-	@$(BIN)/ruff format .
-	@$(BIN)/buf format -w protos
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/buf format -w protos
 
 protos: $(VENV)/dev  ## Generate the stubs beside protos/headrace/v1/*.proto
-	@$(BIN)/python protos/generate.py
+	$(BIN)/python protos/generate.py
 
 docs: $(VENV)/dev  ## Generate docs/settings.md from the settings classes
-	@$(BIN)/python docs/settings_page.py
+	$(BIN)/python docs/settings_page.py
 
 results: $(VENV)/dev  ## Collect bench/results/*.json into docs/results.md
-	@$(BIN)/python -m bench.collect
+	$(BIN)/python -m bench.collect
 
 clean:  ## Remove .venv and everything that was built
-	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
-	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 lock:  ## Resolve pyproject.toml afresh into constraints.txt; torch's version there is chosen by hand
-	@set -eo pipefail; lock=$$(mktemp -d); trap 'rm -rf "$$lock"' EXIT; \
+	set -eo pipefail; lock=$$(mktemp -d); trap 'rm -rf "$$lock"' EXIT; \
 	$(PYTHON) -m venv "$$lock"; \
 	"$$lock"/bin/python -m pip install -qq -e '.[dev,hub,otel]' '$(TORCH)' setuptools; \
 	{ grep '^#' constraints.txt; "$$lock"/bin/python -m pip freeze --all --exclude-editable --exclude pip \
@@ -60,13 +62,13 @@ lock:  ## Resolve pyproject.toml afresh into constraints.txt; torch's version th
 $(VENV)/up: extras := torch,gpu
 $(VENV)/dev: extras := dev
 $(VENV)/up $(VENV)/dev: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Headrace needs Python >= 3.11: make PYTHON=…")'
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "setting up $(VENV): headrace[$(extras)]"
-	@sed 's|^torch==.*|$(TORCH)|' constraints.txt > $(VENV)/constraints.txt
-	@set -eo pipefail; for packages in setuptools '--no-build-isolation -e .[$(extras)]'; do \
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Headrace needs Python >= 3.11: make PYTHON=…")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	echo "setting up $(VENV): headrace[$(extras)]"
+	sed 's|^torch==.*|$(TORCH)|' constraints.txt > $(VENV)/constraints.txt
+	set -eo pipefail; for packages in setuptools '--no-build-isolation -e .[$(extras)]'; do \
 		$(BIN)/python -m pip install -c $(VENV)/constraints.txt $$packages 2>&1 | tee $(VENV)/pip.log \
 			| { grep --line-buffered -oE 'Downloading .*\(.* [MG]B\)' || true; } \
 			|| { tail -n 20 $(VENV)/pip.log; exit 1; }; \
 	done
-	@touch $@
+	touch $@
