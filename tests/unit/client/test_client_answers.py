@@ -69,8 +69,8 @@ async def test_options_and_key_reach_the_router() -> None:
     router = ScriptedRouter(say("a"))
     async with serving(router) as address, Headrace(address, api_key="hr_k") as mesh:
         chat: list[Any] = [("system", "short"), {"role": "user", "content": "hi"}]
-        options: dict[str, Any] = {"max_tokens": 5, "temperature": 0.5, "seed": 7, "stop": ["\n"], "latency_class": "batch"}
-        await mesh.generate(messages=chat, **options).text()
+        options: dict[str, Any] = {"max_tokens": 5, "temperature": 0.5, "seed": 7, "stop": ["\n"]}
+        await mesh.generate(messages=chat, latency_class="batch", **options).text()
     sent = router.requests[0]
     assert [(turn.role, turn.content) for turn in sent.chat.messages] == [("system", "short"), ("user", "hi")]
     assert (sent.max_tokens, sent.sampling.seed, list(sent.stop)) == (5, 7, ["\n"])

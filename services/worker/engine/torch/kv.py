@@ -22,7 +22,7 @@ class PagedKV:
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Zeroed memory. On the CPU the kernel gives zero pages at their first use, so that a start does not write
+    """Zeroed memory. On the CPU the kernel gives zero pages at their first use: a start does not write
     gigabytes of zeros that no request may ever need."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
