@@ -9,9 +9,9 @@ from services.common import identity, logs, rpc
 from services.common.errors import Unauthenticated
 from services.common.identity import Tenant
 
-CHECK_S = 1.0
+CHECK_S = 0.2
 log = logs.get(__name__)
-_Stamp = tuple[float | None, ...]
+_Stamp = tuple[tuple[int, int] | None, ...]
 
 
 class Access:
@@ -58,8 +58,9 @@ class Access:
         return tuple(None if path is None else _modified(path) for path in self._files)
 
 
-def _modified(path: Path) -> float | None:
+def _modified(path: Path) -> tuple[int, int] | None:
     try:
-        return path.stat().st_mtime
+        found = path.stat()
     except OSError:
         return None
+    return found.st_mtime_ns, found.st_size

@@ -36,7 +36,7 @@ from services.router.tokenizers import TokenizerPool
 ROUTER = router_pb2.DESCRIPTOR.services_by_name["RouterService"]
 SESSION = session_pb2.DESCRIPTOR.services_by_name["SessionService"]
 ADMIN = admin_pb2.DESCRIPTOR.services_by_name["AdminService"]
-_FIRST_LOOK_S = 1.0
+_FIRST_LOOK_S = 0.2
 _STOP_GRACE_S = 0.5
 log = logs.get(__name__)
 
@@ -69,7 +69,7 @@ class RouterService:
         self._register()
 
     async def start(self) -> None:
-        """Opens both listeners."""
+        """Opens both listeners; the public one when a tokenizer service is there or was waited for enough."""
         settings = self._settings
         self._check_public()
         transport.check_listener(settings.mesh_listen, settings.mesh_tls, settings.insecure)
@@ -78,10 +78,10 @@ class RouterService:
             self._internal, settings.mesh_listen, settings.mesh_tls, settings.insecure
         )
         self._name_itself()
-        await self._internal.start()
-        await self._public.start()
         self.tasks.spawn(self._dispatcher.keep_house(), "housekeeping")
-        self.tasks.spawn(self._meet_first_model(), "first model")
+        await self._internal.start()
+        await self._wait_for_tokenizer()
+        await self._public.start()
         if self._cache is not None:
             self.tasks.spawn(self._cache.run(), "cache stores")
         log.info("listening", port=self.port, mesh_port=self.mesh_port, keys_needed=self._access.guarded)
@@ -145,6 +145,12 @@ class RouterService:
         address = self._settings.advertise or f"{host}:{self.mesh_port}"
         self._sessions.router_id = self._settings.router_id or f"{socket.gethostname()}:{self.mesh_port}"
         self._sessions.siblings = (address, *(each for each in self._settings.siblings if each != address))
+
+    async def _wait_for_tokenizer(self) -> None:
+        meeting = self.tasks.spawn(self._meet_first_model(), "first model")
+        await asyncio.wait([meeting], timeout=self._settings.tokenizer_wait_s)
+        if not meeting.done():
+            log.warning("no_tokenizer_yet", tokenizers=self._settings.tokenizers)
 
     async def _meet_first_model(self) -> None:
         """Learns the only model early, so that it is listed before anybody asks for it."""

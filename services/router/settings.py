@@ -130,6 +130,9 @@ class RouterSettings(ServiceSettings):
     salts_directory: Path | None = Field(default=None, description="directory with one salt a tenant")
     keys_file: Path | None = Field(default=None, description="API keys; unset: everybody on this machine")
     tenants_file: Path | None = Field(default=None, description="what tenants may do")
+    tokenizer_wait_s: float = Field(
+        default=10.0, ge=0, description="how long the start waits for a tokenizer, in seconds; then it serves"
+    )
     encode_timeout_s: float = Field(default=30.0, gt=0, description="longest encoding, in seconds")
     router_id: str | None = Field(default=None, description="name in logs; unset: made from host and port")
 

@@ -74,6 +74,7 @@ async def open_house(
         "mesh_listen": "127.0.0.1:0",
         "mesh_secret_file": secret_file,
         "tokenizers": tuple(tokenizers) if tokenizers is not None else (tokenizer.address,),
+        "tokenizer_wait_s": 10.0 if tokenizers is None else 0.0,
         **settings,
     }
     registry, tasks = new_registry(), Tasks()

@@ -59,15 +59,14 @@ class SessionServicer:
             self._metrics.rpc.strangers.labels(METHOD).inc()
             raise
         await self._check_model(hello)
-        session = self._open(hello)
-        yield self._welcome(session)
-        async for frame in self._carry(session, frames):
+        async for frame in self._carry(self._open(hello), frames):
             yield frame
 
     async def _carry(self, session: WorkerSession, frames: Frames) -> AsyncIterator[session_pb2.RouterFrame]:
         self._dispatcher.join(session)
         reader = self._tasks.spawn(_read(session, frames), f"session {session.worker_id}")
         try:
+            yield self._welcome(session)
             while not session.closed:
                 frame = session.outbox.take()
                 if frame is None:

@@ -32,6 +32,7 @@ def run(directory: Path, **settings: str) -> subprocess.CompletedProcess[str]:
         "HEADRACE_MESH_SECRET_FILE": str(secret),
         "HEADRACE_ROUTER_LISTEN": "127.0.0.1:0",
         "HEADRACE_ROUTER_MESH_LISTEN": "127.0.0.1:0",
+        "HEADRACE_ROUTER_TOKENIZER_WAIT_S": "0",
     }
     environment |= {f"HEADRACE_ROUTER_{name}": value for name, value in settings.items()}
     return subprocess.run(
@@ -70,7 +71,7 @@ async def test_a_signal_drains_the_process_and_it_exits_0(tmp_path: Path) -> Non
     secret = tmp_path / "mesh.secret"
     secret.write_text(secrets.token_hex(32))
     listen = ("--listen", "127.0.0.1:0", "--mesh-listen", "127.0.0.1:0")
-    flags = (*listen, "--mesh-secret-file", str(secret), "--log-format", "json")
+    flags = (*listen, "--mesh-secret-file", str(secret), "--log-format", "json", "--tokenizer-wait-s", "0")
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
