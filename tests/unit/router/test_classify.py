@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.router.policy import LatencyClass, classify, log2_bucket
@@ -31,6 +31,7 @@ def test_a_class_is_inferred_from_streaming_and_deadline(
     assert classify(None, streaming=streaming, deadline_s=deadline_s, most_urgent=I) is expected
 
 
+@settings(deadline=None)
 @given(asked=CLASSES, cap=CLASSES, streaming=st.booleans())
 def test_a_named_class_holds_as_far_as_the_tenant_may(
     asked: LatencyClass, cap: LatencyClass, streaming: bool
@@ -38,6 +39,7 @@ def test_a_named_class_holds_as_far_as_the_tenant_may(
     assert classify(asked, streaming=streaming, deadline_s=None, most_urgent=cap) is max(asked, cap)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 2**31))
 def test_a_bucket_holds_the_numbers_between_two_powers(count: int) -> None:
     bucket = log2_bucket(count)

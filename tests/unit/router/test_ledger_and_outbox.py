@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from headrace.v1 import session_pb2
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.router.policy import Cost
@@ -13,6 +13,7 @@ from services.router.sessions.outbox import Outbox
 FRAME_LIMIT = 64 << 10
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 100), st.integers(0, 100)), max_size=30), st.integers(0, 40))
 def test_only_what_was_acknowledged_leaves_the_ledger(costs: list[tuple[int, int]], upto: int) -> None:
     ledger = Ledger()
@@ -46,6 +47,7 @@ async def test_commands_of_one_turn_leave_in_one_frame() -> None:
     assert outbox.take() is None
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 20_000), max_size=40))
 def test_frames_keep_to_their_size_and_lose_nothing(sizes: list[int]) -> None:
     outbox = Outbox(2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.router.policy import Gcra
@@ -10,6 +10,7 @@ from services.router.policy import Gcra
 RATES = st.floats(0.01, 1000)
 
 
+@settings(deadline=None)
 @given(rate=RATES, burst=st.integers(1, 100), gaps=st.lists(st.floats(0, 10), max_size=200))
 def test_no_more_passes_than_burst_and_rate_allow(rate: float, burst: int, gaps: list[float]) -> None:
     bucket, now, passed = Gcra(rate, burst), 0.0, 0
@@ -21,6 +22,7 @@ def test_no_more_passes_than_burst_and_rate_allow(rate: float, burst: int, gaps:
     assert passed <= burst + rate * now + 1e-6 * (1 + rate * now) + 1
 
 
+@settings(deadline=None)
 @given(rate=RATES, burst=st.integers(1, 100))
 def test_a_whole_burst_passes_at_once_and_no_more(rate: float, burst: int) -> None:
     bucket = Gcra(rate, burst)
@@ -30,6 +32,7 @@ def test_a_whole_burst_passes_at_once_and_no_more(rate: float, burst: int) -> No
     assert bucket.wait(0.0) > 0
 
 
+@settings(deadline=None)
 @given(rate=RATES, burst=st.integers(1, 100), units=st.floats(1, 1000))
 def test_what_wait_says_is_enough(rate: float, burst: int, units: float) -> None:
     bucket = Gcra(rate, burst)

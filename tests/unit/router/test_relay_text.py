@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.common.text import TokenTable
@@ -26,6 +26,7 @@ def read_in(pieces: list[list[int]], stops: list[str], min_tokens: int = 0) -> t
     return text + rest.text, taken, rest.stop
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40), st.data())
 def test_pieces_of_any_size_give_the_whole_text(text: str, data: st.DataObject) -> None:
     ids = TOKENIZER.encode(text).ids
@@ -37,6 +38,7 @@ def test_pieces_of_any_size_give_the_whole_text(text: str, data: st.DataObject) 
     assert read_in(pieces, []) == (TOKENIZER.decode(ids), len(ids), None)
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="abc ", min_size=1, max_size=40), st.text(alphabet="abc", min_size=1, max_size=4))
 def test_the_text_ends_before_the_first_stop_string(text: str, stop: str) -> None:
     ids = TOKENIZER.encode(text).ids

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from headrace.v1 import router_pb2, types_pb2
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.common.errors import InvalidArgument, ResourceExhausted, Unimplemented
@@ -127,6 +127,7 @@ def test_ids_outside_the_vocabulary_are_named_by_place() -> None:
 FLOATS = st.floats(width=32)
 
 
+@settings(deadline=None)
 @given(
     temperature=FLOATS,
     top_p=FLOATS,
