@@ -75,8 +75,8 @@ def run_engine(connection: Connection, settings: EngineSettings, loader: EngineL
 
 
 def _process_main(connection: Connection, settings: EngineSettings, loader: EngineLoader) -> None:
-    # Before torch is imported: threads that spin at barriers collapse when a neighbour takes a core. Seen on two
-    # cores with a load of 7, a 60M Llama in bf16: 212 tok/s waiting passively, 18 with short spins, 4 by default.
+    # Before torch is imported: threads that spin at barriers collapse when a neighbour takes a core. Seen for
+    # a 60M Llama in bf16 on two cores at a load of 7 to 10: 60 to 210 tok/s waiting passively, 4 by default.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent drains us
     run_engine(connection, settings, loader)
