@@ -11,7 +11,7 @@ from headrace.v1 import router_pb2
 from services.common import errors, logs
 from services.common.errors import FieldViolation
 from services.common.rpc import Context
-from services.router import responses, validation
+from services.router import responses, rules
 from services.router.caching import CacheClient
 from services.router.dispatcher import Dispatcher
 from services.router.encoding import Source
@@ -200,7 +200,7 @@ def _source(request: router_pb2.CountTokensRequest, limit: int) -> Source:
     kind = request.WhichOneof("prompt")
     if kind is None:
         raise errors.InvalidArgument(FieldViolation("prompt", "needed: text or chat"))
-    faults = validation.chat_faults(request.chat) if kind == "chat" else []
+    faults = rules.chat_faults(request.chat) if kind == "chat" else []
     if faults:
         raise errors.InvalidArgument(*faults)
     return Source(request.text, None) if kind == "text" else Source(None, request.chat)

@@ -2,59 +2,19 @@
 
 from __future__ import annotations
 
-import math
-import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
-from google.protobuf import duration_pb2
 from google.protobuf.message import Message
 from headrace.v1 import router_pb2, types_pb2
 
 from services.common.errors import FieldViolation, InvalidArgument, ResourceExhausted, Unimplemented
 from services.router.policy import LatencyClass
+from services.router.rules import SAMPLING, SCOPES, seconds, violations
 from services.router.settings import LimitSettings
 
 DEFAULT_MAX_TOKENS = 256
-MAX_STOPS, MAX_STOP_CHARACTERS = 16, 256
-MAX_STOP_TOKEN_IDS = 1024
-MAX_LOGPROBS = 20
-MAX_LABELS = 32
-MAX_USER_BYTES = 256
-_REQUEST_ID = re.compile(r"[\x20-\x7e]{1,128}")
-_MAX_FLUSH_S = 10.0
-_MAX_FLUSH_TOKENS = 65_536
-_SCOPES = {
-    types_pb2.CACHE_SCOPE_UNSPECIFIED: types_pb2.CACHE_SCOPE_TENANT,
-    types_pb2.CACHE_SCOPE_TENANT: types_pb2.CACHE_SCOPE_TENANT,
-    types_pb2.CACHE_SCOPE_USER: types_pb2.CACHE_SCOPE_USER,
-    types_pb2.CACHE_SCOPE_NONE: types_pb2.CACHE_SCOPE_NONE,
-}
-
-
-class _Range(NamedTuple):
-    """A number's default and bounds; `open_low` excludes the lower one."""
-
-    default: float
-    low: float
-    high: float
-    open_low: bool = False
-
-    def fault(self, value: float) -> str | None:
-        fine = value <= self.high and (value > self.low if self.open_low else value >= self.low)
-        return None if fine else f"must be in {'(' if self.open_low else '['}{self.low:g}, {self.high:g}]"
-
-
-_SAMPLING = {
-    "temperature": _Range(0.0, 0.0, 100.0),
-    "top_p": _Range(1.0, 0.0, 1.0, open_low=True),
-    "min_p": _Range(0.0, 0.0, 1.0),
-    "repetition_penalty": _Range(1.0, 0.0, 10.0, open_low=True),
-    "presence_penalty": _Range(0.0, -2.0, 2.0),
-    "frequency_penalty": _Range(0.0, -2.0, 2.0),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +61,7 @@ def accept(request: router_pb2.GenerateRequest, limits: LimitSettings) -> Accept
     if request.ByteSize() > limits.request_bytes:
         message = f"the request has more than {limits.request_bytes} bytes"
         raise ResourceExhausted(message, reason="REQUEST_TOO_LARGE")
-    found = _violations(request, limits)
+    found = violations(request, limits)
     if found:
         raise InvalidArgument(*found)
     if request.HasField("resume"):
@@ -131,11 +91,9 @@ def _accepted(request: router_pb2.GenerateRequest) -> Accepted:
         stops=tuple(request.stop),
         grammar=request.grammar if request.HasField("grammar") else None,
         latency_class=LatencyClass(request.latency_class) if request.latency_class else None,
-        completion_s=_seconds(request.completion_deadline)
-        if request.HasField("completion_deadline")
-        else None,
+        completion_s=_given_seconds(request, "completion_deadline"),
         wait=not request.do_not_queue,
-        cache_scope=_SCOPES[request.cache_scope],
+        cache_scope=SCOPES[request.cache_scope],
         user=request.user if request.HasField("user") else None,
         flush_delay_s=_given_seconds(flush, "max_delay"),
         flush_tokens=flush.max_tokens if flush.HasField("max_tokens") else None,
@@ -146,7 +104,7 @@ def _accepted(request: router_pb2.GenerateRequest) -> Accepted:
 def complete(sampling: types_pb2.SamplingParams) -> types_pb2.SamplingParams:
     """Sampling parameters with every default written out, the seed excepted."""
     found = types_pb2.SamplingParams()
-    for name, bounds in _SAMPLING.items():
+    for name, bounds in SAMPLING.items():
         setattr(found, name, bounds.default)
     found.top_k = found.min_tokens = 0
     found.ignore_eos = False
@@ -154,116 +112,5 @@ def complete(sampling: types_pb2.SamplingParams) -> types_pb2.SamplingParams:
     return found
 
 
-def _violations(request: router_pb2.GenerateRequest, limits: LimitSettings) -> list[FieldViolation]:
-    return [
-        *_prompt_faults(request),
-        *_sampling_faults(request.sampling),
-        *_stop_faults(request),
-        *_output_faults(request, limits),
-        *_handling_faults(request),
-        *_scope_faults(request),
-    ]
-
-
-def _prompt_faults(request: router_pb2.GenerateRequest) -> list[FieldViolation]:
-    kind = request.WhichOneof("prompt")
-    if kind is None and not request.HasField("resume"):
-        return [FieldViolation("prompt", "needed: text, chat or token_ids")]
-    if kind == "text" and not request.text:
-        return [FieldViolation("text", "must not be empty")]
-    if kind == "chat":
-        return chat_faults(request.chat)
-    if kind == "token_ids" and not request.token_ids.ids:
-        return [FieldViolation("token_ids.ids", "must not be empty")]
-    return []
-
-
-def chat_faults(chat: types_pb2.ChatMessages) -> list[FieldViolation]:
-    """What is wrong with a conversation."""
-    if not chat.messages:
-        return [FieldViolation("chat.messages", "at least one is needed")]
-    return [
-        FieldViolation(f"chat.messages[{index}].role", "must not be empty")
-        for index, each in enumerate(chat.messages)
-        if not each.role
-    ]
-
-
-def _sampling_faults(sampling: types_pb2.SamplingParams) -> list[FieldViolation]:
-    found = []
-    for name, bounds in _SAMPLING.items():
-        value = getattr(sampling, name)
-        fault = bounds.fault(value) if sampling.HasField(name) else None
-        if fault is not None or not math.isfinite(value):
-            found.append(FieldViolation(f"sampling.{name}", fault or "must be a finite number"))
-    if sampling.logprobs > MAX_LOGPROBS:
-        found.append(FieldViolation("sampling.logprobs", f"at most {MAX_LOGPROBS}"))
-    if len(sampling.stop_token_ids) > MAX_STOP_TOKEN_IDS:
-        found.append(FieldViolation("sampling.stop_token_ids", f"at most {MAX_STOP_TOKEN_IDS}"))
-    return found
-
-
-def _stop_faults(request: router_pb2.GenerateRequest) -> list[FieldViolation]:
-    if len(request.stop) > MAX_STOPS:
-        return [FieldViolation("stop", f"at most {MAX_STOPS} strings, not {len(request.stop)}")]
-    return [
-        FieldViolation(f"stop[{index}]", f"must have 1 to {MAX_STOP_CHARACTERS} characters")
-        for index, each in enumerate(request.stop)
-        if not 1 <= len(each) <= MAX_STOP_CHARACTERS
-    ]
-
-
-def _output_faults(request: router_pb2.GenerateRequest, limits: LimitSettings) -> list[FieldViolation]:
-    found = []
-    if request.HasField("max_tokens") and request.max_tokens < 1:
-        found.append(FieldViolation("max_tokens", "must be at least 1"))
-    if request.HasField("grammar"):
-        kind = request.grammar.WhichOneof("kind")
-        if kind is None or not getattr(request.grammar, kind):
-            found.append(FieldViolation("grammar", "one kind is needed, and not empty"))
-        elif request.grammar.ByteSize() > limits.grammar_bytes:
-            found.append(FieldViolation(f"grammar.{kind}", f"at most {limits.grammar_bytes} bytes"))
-    return found
-
-
-def _handling_faults(request: router_pb2.GenerateRequest) -> list[FieldViolation]:
-    found = []
-    if request.HasField("request_id") and not _REQUEST_ID.fullmatch(request.request_id):
-        found.append(FieldViolation("request_id", "must be 1 to 128 printable ASCII characters"))
-    if request.HasField("completion_deadline") and _seconds(request.completion_deadline) <= 0:
-        found.append(FieldViolation("completion_deadline", "must be positive"))
-    if request.latency_class == types_pb2.LATENCY_CLASS_SYSTEM:
-        found.append(FieldViolation("latency_class", "SYSTEM is for the mesh's own probes"))
-    elif request.latency_class not in (0, *LatencyClass):
-        found.append(FieldViolation("latency_class", f"{request.latency_class} is not known"))
-    if len(request.required_labels) > MAX_LABELS:
-        found.append(FieldViolation("required_labels", f"at most {MAX_LABELS}"))
-    return [*found, *_flush_faults(request.flush)]
-
-
-def _flush_faults(flush: router_pb2.FlushPolicy) -> list[FieldViolation]:
-    found = []
-    if flush.HasField("max_delay") and not 0 <= _seconds(flush.max_delay) <= _MAX_FLUSH_S:
-        found.append(FieldViolation("flush.max_delay", f"must be in [0, {_MAX_FLUSH_S:g}] s"))
-    if flush.HasField("max_tokens") and not 1 <= flush.max_tokens <= _MAX_FLUSH_TOKENS:
-        found.append(FieldViolation("flush.max_tokens", f"must be in [1, {_MAX_FLUSH_TOKENS}]"))
-    return found
-
-
-def _scope_faults(request: router_pb2.GenerateRequest) -> list[FieldViolation]:
-    found = []
-    if request.cache_scope not in _SCOPES:
-        found.append(FieldViolation("cache_scope", f"{request.cache_scope} is not known"))
-    if len(request.user.encode()) > MAX_USER_BYTES:
-        found.append(FieldViolation("user", f"at most {MAX_USER_BYTES} bytes"))
-    if request.cache_scope == types_pb2.CACHE_SCOPE_USER and not request.user:
-        found.append(FieldViolation("user", "needed for CACHE_SCOPE_USER"))
-    return found
-
-
 def _given_seconds(message: Message, name: str) -> float | None:
-    return _seconds(getattr(message, name)) if message.HasField(name) else None
-
-
-def _seconds(duration: duration_pb2.Duration) -> float:
-    return duration.seconds + duration.nanos / 1e9
+    return seconds(getattr(message, name)) if message.HasField(name) else None

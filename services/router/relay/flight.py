@@ -14,8 +14,8 @@ from typing import NamedTuple
 from headrace.v1 import router_pb2, session_pb2, types_pb2
 
 from services.common import errors
-from services.router.policy import log2_bucket
-from services.router.relay.order import WIRE_CLASS, Order
+from services.router.relay import report
+from services.router.relay.order import Order
 from services.router.relay.outlet import Outlet
 from services.router.relay.text import TextReader
 
@@ -174,7 +174,7 @@ class Flight:
         elif end.reason == session_pb2.END_REASON_STOP_TOKEN:
             self._finish_text(STOP, end, stop_token_id=end.stop_token_id)
         else:
-            self.fail(_failure(end, begun=bool(self.ids)))
+            self.fail(report.failure(end, begun=bool(self.ids)))
         return Progress.ENDED
 
     def _finish_text(
@@ -199,61 +199,10 @@ class Flight:
         stop_string: str | None = None,
         stop_token_id: int | None = None,
     ) -> None:
-        order = self.order
-        self.finished = router_pb2.Finished(
-            request_id=order.request_id,
-            model=order.model,
-            finish_reason=reason,
-            stop_string=stop_string,
-            stop_token_id=stop_token_id,
-            usage=types_pb2.Usage(
-                prompt_tokens=len(order.prompt_ids),
-                cached_tokens=self.cached_tokens,
-                output_tokens=len(self.ids),
-            ),
-            timings=self._timings(end),
-            latency_class=WIRE_CLASS[order.latency_class],
-            shape=types_pb2.Shape(
-                uncached_prompt_bucket=log2_bucket(len(order.prompt_ids) - self.cached_tokens),
-                expected_output_bucket=log2_bucket(order.expected_output),
-            ),
-            seed=order.sampling.seed,
-            worker_id=self.seat.worker_id if self.seat else "",
-            attempts=self.attempt,
-        )
+        self.finished = report.finished(self, reason, end, stop_string, stop_token_id)
         self.outlet.finish(self.finished)
-
-    def _timings(self, end: session_pb2.SequenceEnd | None) -> types_pb2.Timings:
-        """The worker's own times where it told them, else what was seen from here."""
-        in_worker_us = end.queue_us if end else 0
-        first_s = self.first_token_s or self.submitted_s
-        seen_prefill_us = max(0, _us(first_s - self.submitted_s) - in_worker_us)
-        last_s = max(self.last_token_s, first_s)
-        return types_pb2.Timings(
-            encode_us=_us(self.order.encode_s),
-            queue_us=_us(self.queue_s) + in_worker_us,
-            prefill_us=end.prefill_us if end else seen_prefill_us,
-            decode_us=end.decode_us if end and self.attempt == 1 else _us(last_s - first_s),
-            first_token_us=_us(first_s - self.order.arrival_s),
-            total_us=_us(self.last_update_s - self.order.arrival_s),
-        )
 
     def _lost_error(self) -> errors.HeadraceError:
         if not self.ids:
             return errors.Unavailable(f"{self.losses} workers were lost before the first token", retry_s=1.0)
         return errors.Aborted(f"{self.losses} workers were lost; {len(self.ids)} tokens had been made")
-
-
-def _failure(end: session_pb2.SequenceEnd, *, begun: bool) -> errors.HeadraceError:
-    if end.reason == session_pb2.END_REASON_DEADLINE:
-        return errors.DeadlineExceeded("the deadline passed while the request ran")
-    if end.reason != session_pb2.END_REASON_GRAMMAR:
-        return errors.Internal(end.message or "the engine failed on this request", reason="ENGINE_FAULT")
-    message = end.message or "the grammar cannot be used"
-    if begun:
-        return errors.FailedPrecondition(message, reason="CONSTRAINT_FAILED")
-    return errors.InvalidArgument(errors.FieldViolation("grammar", message))
-
-
-def _us(seconds: float) -> int:
-    return max(0, int(seconds * 1_000_000))

@@ -1,6 +1,4 @@
-"""One worker as this router holds it: its seats, its credit and load, its frames.
-
-    load = reported + submitted and not acknowledged        credit = granted - submitted and not acknowledged
+"""One worker as this router holds it: its seats and its frames.
 
 Whatever a worker sends is contained here: unknown slots, other attempts, wrong indices and absurd numbers are
 counted and dropped, and a worker that goes on with it is closed.
@@ -18,7 +16,8 @@ from services.router.metrics import RouterMetrics
 from services.router.policy import Cost, Waiting, WorkerView
 from services.router.relay.flight import Flight, Progress, Seat
 from services.router.sessions import submit
-from services.router.sessions.ledger import Booking, Ledger
+from services.router.sessions.account import Account
+from services.router.sessions.ledger import Booking
 from services.router.sessions.outbox import Outbox
 from services.router.settings import SessionTimes
 
@@ -71,8 +70,7 @@ class Session:
         self.labels = frozenset(hello.labels.items())
         self.capabilities = frozenset(hello.capabilities)
         self.outbox = Outbox(frames_sent)
-        self.load = session_pb2.Load()
-        self.credit = session_pb2.Credit()
+        self._account = Account()
         self.step_model: session_pb2.StepModel | None = None
         self.draining = False
         self.last_frame_s = now
@@ -82,35 +80,16 @@ class Session:
         self._floor = floor
         self._metrics = metrics
         self._frames_received = frames_received
-        self._uncredited = Ledger()
-        self._unreported = Ledger()
         self._seats: dict[int, _Occupied] = {}
         self._next_slot = 1
         self._paused_until = 0.0
         self._bad_frames = 0
         self._demand = Waiting(0, 0)
-        self._last_step_us = 0
 
     def view(self, now: float) -> WorkerView:
         """What the scheduler needs to know, at this moment."""
-        load, credit, spec = self.load, self.credit, self.hello.kv_spec
-        return WorkerView(
-            key=self.worker_id,
-            model=self.model,
-            ready=self.takes_work(now),
-            credit=Cost(
-                credit.prefill_tokens - self._uncredited.prefill_tokens,
-                credit.sequences - self._uncredited.sequences,
-                credit.kv_blocks - self._uncredited.kv_blocks,
-            ),
-            sequences=load.running + load.waiting + self._unreported.sequences,
-            waiting_tokens=load.waiting_tokens + self._unreported.prefill_tokens,
-            max_sequences=spec.max_sequences,
-            max_tokens=spec.max_tokens,
-            total_blocks=spec.blocks,
-            labels=self.labels,
-            capabilities=self.capabilities,
-        )
+        ready = self.takes_work(now)
+        return self._account.view(self.hello, self.labels, self.capabilities, ready=ready)
 
     def takes_work(self, now: float) -> bool:
         """Whether it may be given new requests."""
@@ -126,6 +105,16 @@ class Session:
             return admin_pb2.WORKER_STATE_STALE
         return admin_pb2.WORKER_STATE_READY
 
+    @property
+    def load(self) -> session_pb2.Load:
+        """Its last report."""
+        return self._account.load
+
+    @property
+    def credit(self) -> session_pb2.Credit:
+        """Its last grant."""
+        return self._account.credit
+
     def flights(self) -> list[Flight]:
         """The requests that it holds."""
         return [seat.flight for seat in self._seats.values() if seat.flight is not None]
@@ -136,8 +125,7 @@ class Session:
         numerics = self.hello.digests.numerics
         flight.take_seat(Seat(self.worker_id, slot, numerics), now)
         booking = Booking(cost)
-        self._uncredited.add(booking)
-        self._unreported.add(booking)
+        self._account.book(booking)
         self._seats[slot] = _Occupied(flight.attempt, booking, flight)
         self.outbox.put(submit.commands(flight, slot, numerics, now), booking)
 
@@ -213,13 +201,7 @@ class Session:
         self._floor.changed(self)
 
     def _reported(self, frame: session_pb2.WorkerFrame) -> None:
-        if frame.HasField("credit"):
-            self.credit = frame.credit
-            self._uncredited.acknowledge(frame.acknowledged_command)
-        if frame.HasField("load"):
-            self.load = frame.load
-            self._last_step_us = frame.load.step_us
-            self._unreported.acknowledge(frame.acknowledged_command)
+        self._account.reported(frame)
         if frame.HasField("step_model"):
             self.step_model = frame.step_model
         if frame.HasField("draining"):
@@ -270,7 +252,7 @@ class Session:
 
     def _progressed(self, progress: session_pb2.Progress) -> None:
         stuck_s = progress.since_last_step_us / 1e6 if progress.has_work else 0.0
-        if stuck_s > max(self._times.hung_s, _STEPS_UNTIL_HUNG * self._last_step_us / 1e6):
+        if stuck_s > max(self._times.hung_s, _STEPS_UNTIL_HUNG * self.load.step_us / 1e6):
             self.close(errors.Unavailable(f"no step finished for {stuck_s:.1f} s", reason="HUNG"))
 
     def _seat(self, slot: int, attempt: int) -> _Occupied | None:

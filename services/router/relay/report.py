@@ -1,0 +1,79 @@
+"""The end of a request as its caller reads it: Finished with usage and timings, or the error."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from headrace.v1 import router_pb2, session_pb2, types_pb2
+
+from services.common import errors
+from services.router.policy import log2_bucket
+from services.router.relay.order import WIRE_CLASS
+
+if TYPE_CHECKING:
+    from services.router.relay.flight import Flight
+
+
+def finished(
+    flight: Flight,
+    reason: types_pb2.FinishReason,
+    end: session_pb2.SequenceEnd | None,
+    stop_string: str | None,
+    stop_token_id: int | None,
+) -> router_pb2.Finished:
+    """What is said of a flight that ended well; `end` is the worker's word, where it came to that."""
+    order = flight.order
+    return router_pb2.Finished(
+        request_id=order.request_id,
+        model=order.model,
+        finish_reason=reason,
+        stop_string=stop_string,
+        stop_token_id=stop_token_id,
+        usage=types_pb2.Usage(
+            prompt_tokens=len(order.prompt_ids),
+            cached_tokens=flight.cached_tokens,
+            output_tokens=len(flight.ids),
+        ),
+        timings=_timings(flight, end),
+        latency_class=WIRE_CLASS[order.latency_class],
+        shape=types_pb2.Shape(
+            uncached_prompt_bucket=log2_bucket(len(order.prompt_ids) - flight.cached_tokens),
+            expected_output_bucket=log2_bucket(order.expected_output),
+        ),
+        seed=order.sampling.seed,
+        worker_id=flight.seat.worker_id if flight.seat else "",
+        attempts=flight.attempt,
+    )
+
+
+def _timings(flight: Flight, end: session_pb2.SequenceEnd | None) -> types_pb2.Timings:
+    """The worker's own times where it told them, else what was seen from here."""
+    arrival_s = flight.order.arrival_s
+    in_worker_us = end.queue_us if end else 0
+    first_s = flight.first_token_s or flight.submitted_s
+    seen_prefill_us = max(0, _us(first_s - flight.submitted_s) - in_worker_us)
+    last_s = max(flight.last_token_s, first_s)
+    return types_pb2.Timings(
+        encode_us=_us(flight.order.encode_s),
+        queue_us=_us(flight.queue_s) + in_worker_us,
+        prefill_us=end.prefill_us if end else seen_prefill_us,
+        decode_us=end.decode_us if end and flight.attempt == 1 else _us(last_s - first_s),
+        first_token_us=_us(first_s - arrival_s),
+        total_us=_us(flight.last_update_s - arrival_s),
+    )
+
+
+def failure(end: session_pb2.SequenceEnd, *, begun: bool) -> errors.HeadraceError:
+    """The error for a sequence that its worker ended badly; `begun`: tokens had been made."""
+    if end.reason == session_pb2.END_REASON_DEADLINE:
+        return errors.DeadlineExceeded("the deadline passed while the request ran")
+    if end.reason != session_pb2.END_REASON_GRAMMAR:
+        return errors.Internal(end.message or "the engine failed on this request", reason="ENGINE_FAULT")
+    message = end.message or "the grammar cannot be used"
+    if begun:
+        return errors.FailedPrecondition(message, reason="CONSTRAINT_FAILED")
+    return errors.InvalidArgument(errors.FieldViolation("grammar", message))
+
+
+def _us(seconds: float) -> int:
+    return max(0, int(seconds * 1_000_000))

@@ -1,0 +1,63 @@
+"""What a worker reports and grants, corrected by what it cannot know of yet.
+
+load = reported + submitted and not acknowledged        credit = granted - submitted and not acknowledged
+"""
+
+from __future__ import annotations
+
+from headrace.v1 import session_pb2
+
+from services.router.policy import Cost, WorkerView
+from services.router.sessions.ledger import Booking, Ledger
+
+
+class Account:
+    """Load and credit of one session."""
+
+    def __init__(self) -> None:
+        self.load = session_pb2.Load()
+        self.credit = session_pb2.Credit()
+        self._uncredited = Ledger()
+        self._unreported = Ledger()
+
+    def book(self, booking: Booking) -> None:
+        """Notes a submission."""
+        self._uncredited.add(booking)
+        self._unreported.add(booking)
+
+    def reported(self, frame: session_pb2.WorkerFrame) -> None:
+        """Takes over what a frame tells; each part settles what it acknowledges, and only that part."""
+        if frame.HasField("credit"):
+            self.credit = frame.credit
+            self._uncredited.acknowledge(frame.acknowledged_command)
+        if frame.HasField("load"):
+            self.load = frame.load
+            self._unreported.acknowledge(frame.acknowledged_command)
+
+    def view(
+        self,
+        hello: session_pb2.Hello,
+        labels: frozenset[tuple[str, str]],
+        capabilities: frozenset[str],
+        *,
+        ready: bool,
+    ) -> WorkerView:
+        """The worker at this moment, as the scheduler sees it."""
+        load, credit, spec = self.load, self.credit, hello.kv_spec
+        return WorkerView(
+            key=hello.worker_id,
+            model=hello.model,
+            ready=ready,
+            credit=Cost(
+                credit.prefill_tokens - self._uncredited.prefill_tokens,
+                credit.sequences - self._uncredited.sequences,
+                credit.kv_blocks - self._uncredited.kv_blocks,
+            ),
+            sequences=load.running + load.waiting + self._unreported.sequences,
+            waiting_tokens=load.waiting_tokens + self._unreported.prefill_tokens,
+            max_sequences=spec.max_sequences,
+            max_tokens=spec.max_tokens,
+            total_blocks=spec.blocks,
+            labels=labels,
+            capabilities=capabilities,
+        )
