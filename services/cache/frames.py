@@ -28,7 +28,7 @@ class Entry(NamedTuple):
 
 def pack(name: bytes, entry: Entry) -> bytes:
     """The entry as stored under `name`."""
-    head = entry.tag + int(entry.ends_s * 1000).to_bytes(8, "little")
+    head = entry.tag + round(entry.ends_s * 1000).to_bytes(8, "little")
     return VERSION + head + _digest(name, head, entry.value) + entry.value
 
 
