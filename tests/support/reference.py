@@ -1,4 +1,9 @@
-"""Greedy ids of an independent implementation: `transformers` on the same weights, in fp32."""
+"""Greedy ids of an independent implementation: `transformers` on the same weights, in fp32.
+
+Generating them takes minutes on two busy cores, so those of the default model are kept in
+`tests/data/smollm2_greedy.json`; `python -m tests.support.reference` makes that file afresh, and a test
+makes some of its entries again.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 LEGITIMATE_GAP = 1e-4
-_DATA = Path(__file__).parent.parent / "data"
+RECORDED = Path(__file__).parent.parent / "data" / "smollm2_greedy.json"
+_DATA = RECORDED.parent
+TOKENS = 32
 
 
 class ReferenceOutput(NamedTuple):
@@ -74,3 +81,27 @@ def _continue(model: object, prompt_ids: list[int], max_tokens: int) -> Referenc
     best_two = [logits[0].topk(2).values for logits in output.logits]
     gaps = [float(first - second) for first, second in best_two]
     return ReferenceOutput(prompt_ids, output.sequences[0, len(prompt_ids) :].tolist(), gaps)
+
+
+def recorded() -> list[ReferenceOutput]:
+    """The kept outputs for the default model, in the order of `mt_bench_prompts`."""
+    return [ReferenceOutput(**entry) for entry in json.loads(RECORDED.read_text())["outputs"]]
+
+
+def record() -> None:
+    """Makes the file of kept outputs afresh."""
+    import torch
+    import transformers
+
+    from services.common.models import resolve
+
+    model = resolve("default")
+    outputs = greedy(model.path, [chat_ids(model.path, prompt) for prompt in mt_bench_prompts()], TOKENS)
+    made_by = {"transformers": transformers.__version__, "torch": torch.__version__, "dtype": "float32"}
+    entries = ",\n".join(json.dumps(output._asdict()) for output in outputs)
+    header = json.dumps({"model": model.name, **made_by})[:-1]
+    RECORDED.write_text(f'{header}, "outputs": [\n{entries}\n]}}\n')
+
+
+if __name__ == "__main__":
+    record()
