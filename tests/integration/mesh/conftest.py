@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from tests.support.tiny_llama import write_tiny_llama
 
 from tests.support.mesh import Mesh
 from tests.support.smollm2 import smollm2
+from tests.support.tiny_llama import write_tiny_llama
 from tests.support.tiny_tokenizer import write_tiny_tokenizer
 
 __all__ = ["smollm2"]
