@@ -128,3 +128,20 @@ def test_a_row_without_finite_logits_fails_alone() -> None:
     )
     tokens, _ = sampler.sample(logits, [0, 1, 2], np.array([0, 0, 0]))
     assert tokens.tolist() == [NOT_FINITE, best, NOT_FINITE]
+
+
+@pytest.mark.parametrize("temperature", [1e-4, 1e-9, 1e-38, 1e-45])
+def test_the_smallest_temperatures_choose_the_likeliest_token(temperature: float) -> None:
+    logits = torch.randn(DRAWS, VOCAB, generator=torch.Generator().manual_seed(4)) * 1e3
+    inits = [init_of(slot, Sampling(temperature=temperature, seed=slot)) for slot in range(DRAWS)]
+    tokens, _ = sampler_of(*inits).sample(logits.clone(), list(range(DRAWS)), np.zeros(DRAWS, np.int64))
+    assert tokens.tolist() == logits.argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-45, 1.0])
+def test_the_smallest_repetition_penalty_fails_nothing(temperature: float) -> None:
+    logits = torch.zeros(1, VOCAB)
+    logits[0, 9], logits[0, 10] = 1.0, 5.0
+    sampling = Sampling(temperature=temperature, repetition_penalty=1e-45, seed=3)
+    tokens, _ = sampler_of(init_of(0, sampling, ids(9))).sample(logits, [0], np.array([0]))
+    assert tokens.tolist() == [9]

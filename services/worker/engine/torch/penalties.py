@@ -7,6 +7,8 @@ import torch
 
 from services.worker.scheduler.step import SlotInit
 
+_LEAST_REPETITION = 1e-30  # a logit divided by less could become infinite
+
 
 class Penalties:
     """Counts per slot, only for slots whose requests ask for penalties."""
@@ -27,7 +29,8 @@ class Penalties:
             return
         row = self._rows[init.slot] = self._take_row()
         sampling = init.sampling
-        strengths = (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty)
+        repetition = max(sampling.repetition_penalty, _LEAST_REPETITION)
+        strengths = (repetition, sampling.presence_penalty, sampling.frequency_penalty)
         self._strengths[row] = torch.tensor(strengths, device=self._device)
         counts = np.bincount(init.outputs, minlength=self._counts.shape[1]).astype(np.int32)
         self._counts[row] = torch.from_numpy(counts).to(self._device)

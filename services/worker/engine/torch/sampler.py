@@ -78,8 +78,7 @@ class Sampler:
         chosen = [self._sampling[slots[row]] for row in rows]
         where = torch.tensor(rows, device=self._device)
         temperature = self._column([sampling.temperature for sampling in chosen])
-        scores = logits[where] / temperature.unsqueeze(1)
-        scores = scores.nan_to_num(nan=0.0, posinf=0.0)  # such a row fails anyway
+        scores = _scores(logits[where], temperature.unsqueeze(1))
         seeds = split_seeds(np.array([sampling.seed for sampling in chosen], np.uint64))
         draw = make_draw(seeds, indices[rows], self._device)
         tokens[where] = choose(scores, self._floor(scores, chosen), draw)
@@ -113,6 +112,12 @@ class Sampler:
 
     def _column(self, values: list[float]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self._device)
+
+
+def _scores(logits: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
+    """Scores whose best is 0, so that noise counts however small the temperature is or large the logits."""
+    scores = (logits - logits.amax(-1, keepdim=True)) / temperature
+    return scores.nan_to_num(nan=0.0)  # 0 / 0, or a row that is not finite and fails anyway
 
 
 def _top_p_floor(scores: torch.Tensor, floor: torch.Tensor, top_p: float) -> torch.Tensor:
