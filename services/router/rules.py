@@ -19,6 +19,7 @@ MAX_LOGPROBS = 20
 MAX_LABELS = 32
 MAX_USER_BYTES = 256
 _REQUEST_ID = re.compile(r"[\x20-\x7e]{1,128}")
+_MAX_DEADLINE_S = 315_576_000_000  # what a google.protobuf.Duration may hold: 10,000 years
 _MAX_FLUSH_S = 10.0
 _MAX_FLUSH_TOKENS = 65_536
 SCOPES = {
@@ -129,8 +130,11 @@ def _handling_faults(request: router_pb2.GenerateRequest) -> list[FieldViolation
     found = []
     if request.HasField("request_id") and not _REQUEST_ID.fullmatch(request.request_id):
         found.append(FieldViolation("request_id", "must be 1 to 128 printable ASCII characters"))
-    if request.HasField("completion_deadline") and seconds(request.completion_deadline) <= 0:
-        found.append(FieldViolation("completion_deadline", "must be positive"))
+    if (
+        request.HasField("completion_deadline")
+        and not 0 < seconds(request.completion_deadline) <= _MAX_DEADLINE_S
+    ):
+        found.append(FieldViolation("completion_deadline", f"must be in (0, {_MAX_DEADLINE_S}] s"))
     if request.latency_class == types_pb2.LATENCY_CLASS_SYSTEM:
         found.append(FieldViolation("latency_class", "SYSTEM is for the mesh's own probes"))
     elif request.latency_class not in (0, *LatencyClass):

@@ -124,10 +124,11 @@ class Session:
         slot = self._free_slot()
         numerics = self.hello.digests.numerics
         flight.take_seat(Seat(self.worker_id, slot, numerics), now)
+        commands = submit.commands(flight, slot, numerics, now)
         booking = Booking(cost)
         self._account.book(booking)
         self._seats[slot] = _Occupied(flight.attempt, booking, flight)
-        self.outbox.put(submit.commands(flight, slot, numerics, now), booking)
+        self.outbox.put(commands, booking)
 
     def cancel(self, flight: Flight) -> None:
         """Ends a flight's attempt; the command leaves with the others of this turn."""

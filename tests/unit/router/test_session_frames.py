@@ -309,3 +309,10 @@ async def test_an_ended_request_gives_its_seat_back(bench: Bench) -> None:
     bench.say(updates=[bench.update(it, 0, IDS, LENGTH)])
     assert it.over
     assert bench.session.flights() == []
+
+
+async def test_a_submission_that_cannot_be_written_takes_no_credit(bench: Bench) -> None:
+    bench.say(credit=session_pb2.Credit(prefill_tokens=100, sequences=8, kv_blocks=50))
+    with pytest.raises(ValueError, match="out of range"):
+        bench.session.submit(flight(deadline_s=1e30), COST, 0.0)
+    assert bench.session.view(0.0).credit == Cost(100, 8, 50)

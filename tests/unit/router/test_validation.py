@@ -68,6 +68,7 @@ def sampling(**fields: Any) -> router_pb2.GenerateRequest:
         (request(request_id="a" * 129), ["request_id"]),
         (request(completion_deadline={"seconds": 0}), ["completion_deadline"]),
         (request(completion_deadline={"seconds": -3}), ["completion_deadline"]),
+        (request(completion_deadline={"seconds": 2**63 - 1}), ["completion_deadline"]),
         (request(flush={"max_delay": {"seconds": 11}}), ["flush.max_delay"]),
         (request(flush={"max_tokens": 0}), ["flush.max_tokens"]),
         (request(user="u" * 300), ["user"]),
