@@ -32,6 +32,8 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 DOMAIN = "headrace"
 DETAILS_KEY = "grpc-status-details-bin"
+MOST_VIOLATIONS, MOST_CHARACTERS = 10, 256
+"""Trailers have room for 8 KiB: what does not fit would cost the caller the whole status."""
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
 
 
@@ -50,7 +52,7 @@ class HeadraceError(Exception):
 
     def __init__(self, message: str, *, reason: str | None = None, retry_s: float | None = None) -> None:
         super().__init__(message)
-        self.message = message
+        self.message = _cut(message, 2 * MOST_CHARACTERS)
         self.reason = reason or type(self).reason
         self.retry_s = retry_s
 
@@ -67,8 +69,10 @@ class InvalidArgument(HeadraceError):
     reason = "INVALID_ARGUMENT"
 
     def __init__(self, *violations: FieldViolation) -> None:
-        super().__init__("; ".join(f"{each.field}: {each.description}" for each in violations))
-        self.violations = violations
+        self.violations = tuple(
+            FieldViolation(_cut(each.field), _cut(each.description)) for each in violations[:MOST_VIOLATIONS]
+        )
+        super().__init__("; ".join(f"{each.field}: {each.description}" for each in self.violations))
 
     def details(self) -> list[message.Message]:
         fields = [
@@ -84,7 +88,7 @@ class NotFound(HeadraceError):
 
     def __init__(self, message: str, *, kind: str, name: str) -> None:
         super().__init__(message)
-        self.kind, self.name = kind, name
+        self.kind, self.name = kind, _cut(name)
 
     def details(self) -> list[message.Message]:
         resource = error_details_pb2.ResourceInfo(resource_type=self.kind, resource_name=self.name)
@@ -196,6 +200,10 @@ def to_status(error: HeadraceError) -> status_pb2.Status:
         packed.append(container)
     number = code_pb2.Code.Value(error.code.name)
     return status_pb2.Status(code=number, message=error.message, details=packed)
+
+
+def _cut(text: str, most: int = MOST_CHARACTERS) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _duration(seconds: float) -> duration_pb2.Duration:

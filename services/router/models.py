@@ -13,6 +13,8 @@ from services.common import errors, logs
 from services.common.text import TokenTable, UnsupportedTokenizer
 from services.router.tokenizers import TokenizerFile, TokenizerPool
 
+MAX_NAME = 128
+"""Characters; no worker serves a model of a longer name."""
 log = logs.get(__name__)
 
 
@@ -52,6 +54,8 @@ class ModelBook:
             NotFound: there is no such model. InvalidArgument: a name is needed, there are several.
             Unavailable: no tokenizer service is there.
         """
+        if name is not None and len(name) > MAX_NAME:
+            raise errors.NotFound(f"the model {name[:MAX_NAME]!r}… is not served", kind="model", name=name)
         if name is None and len(self._models) > 1:
             names = ", ".join(sorted(self._models))
             raise errors.InvalidArgument(errors.FieldViolation("model", f"needed: the mesh serves {names}"))

@@ -131,6 +131,23 @@ async def test_an_unknown_model_is_not_found(mesh: Mesh) -> None:
     assert details(error, error_details_pb2.ResourceInfo).resource_name == "gpt-17"
 
 
+async def test_a_name_that_is_no_models_is_not_found_however_long(mesh: Mesh) -> None:
+    error = await refused(mesh, request("water", model="x" * 100_000))
+    assert error.code() is Code.NOT_FOUND
+
+
+async def test_more_faults_than_trailers_hold_are_still_invalid_arguments(mesh: Mesh) -> None:
+    messages = [types_pb2.ChatMessage(content="a")] * 20_000
+    error = await refused(mesh, router_pb2.GenerateRequest(chat=types_pb2.ChatMessages(messages=messages)))
+    assert error.code() is Code.INVALID_ARGUMENT
+    assert violations(error)[0] == "chat.messages[0].role"
+
+
+async def test_the_smallest_temperature_kills_no_worker(mesh: Mesh) -> None:
+    stream = await generate(mesh.stub, request("water", max_tokens=4, temperature=1e-38))
+    assert stream.finished is not None
+
+
 async def test_a_grammar_is_not_ignored(mesh: Mesh) -> None:
     error = await refused(mesh, request("water", grammar=types_pb2.Grammar(regex="[0-9]+")))
     assert error.code() in {Code.UNIMPLEMENTED, Code.FAILED_PRECONDITION}

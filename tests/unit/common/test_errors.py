@@ -67,3 +67,18 @@ def test_a_retry_time_is_told_to_people_and_to_grpc() -> None:
     (retry,) = details_of(error, error_details_pb2.RetryInfo)
     assert retry.retry_delay.ToMilliseconds() == 1500
     assert (errors.PUSHBACK_KEY, "1500") in errors.trailing_metadata(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.InvalidArgument(*[errors.FieldViolation(f"f[{n}]", "wrong") for n in range(20_000)]),
+        errors.InvalidArgument(errors.FieldViolation("f" * 10_000, "日" * 10_000)),
+        errors.NotFound("n" * 10_000, kind="model", name="日" * 10_000),
+        errors.Internal("日" * 10_000),
+    ],
+    ids=["many violations", "long violation", "long name", "long message"],
+)
+def test_every_status_fits_into_the_trailers(error: errors.HeadraceError) -> None:
+    details = dict(errors.trailing_metadata(error))[errors.DETAILS_KEY]
+    assert len(details) * 4 / 3 + 3 * len(error.message.encode()) < 8 << 10
