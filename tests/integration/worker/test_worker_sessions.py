@@ -375,6 +375,7 @@ class TestTwoRouters:
             running_worker(tmp_path, one.address, two.address) as worker,
         ):
             first, second = await one.attached(), await two.attached()
+            await eventually(lambda: first.credit.sequences and second.credit.sequences, "both have credit")
             worker.gate.delay_s = 0.002
             submit(first, prompt_of(1), 300)
             survivor = submit(second, prompt_of(2), 300)
