@@ -156,7 +156,7 @@ async def test_a_router_sends_a_worker_away(process: WorkerProcess, served: Rout
 @pytest.mark.parametrize(
     ("flags", "code", "said"),
     [
-        (["--engine=vllm"], 2, "HEADRACE_WORKER_ENGINE (--engine) = 'vllm': Input should be 'torch'"),
+        (["--engine=abacus"], 2, "HEADRACE_WORKER_ENGINE (--engine) = 'abacus': Input should be"),
         (["--model=/nowhere"], 1, "headrace: worker: no model '/nowhere'"),
         (["--listen=10.0.0.1:0"], 2, "is not a loopback address and has no TLS"),
     ],

@@ -30,7 +30,7 @@ def test_defaults_are_the_engines_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flag", "named"),
     [
-        ("--engine=vllm", "HEADRACE_WORKER_ENGINE (--engine) = 'vllm'"),
+        ("--engine=abacus", "HEADRACE_WORKER_ENGINE (--engine) = 'abacus'"),
         ("--kv-blocks=0", "HEADRACE_WORKER_KV_BLOCKS (--kv-blocks) = '0'"),
         ("--device=tpu", "HEADRACE_WORKER_DEVICE (--device) = 'tpu'"),
         ("--routers=nowhere", "HEADRACE_WORKER_ROUTERS (--routers)"),
