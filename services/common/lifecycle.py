@@ -23,6 +23,7 @@ from services.common.settings import ServiceSettings, SettingsError, fail
 from services.common.transport import BindError
 
 STOP_TIMEOUT_S = 5.0
+CANCEL_AGAIN_S = 0.5
 FAILURE = 1
 log = logs.get(__name__)
 Serving = health_pb2.HealthCheckResponse.SERVING
@@ -59,11 +60,15 @@ class Tasks:
         return len(self._running)
 
     async def cancel(self) -> None:
-        """Ends all tasks and waits for them."""
-        running = list(self._running)
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        """Ends all tasks and waits for them.
+
+        Asks again every CANCEL_AGAIN_S: a library that turns a cancel into its own time-out swallows one
+        (redis-py does when both come in one turn of the loop).
+        """
+        while running := list(self._running):
+            for task in running:
+                task.cancel()
+            await asyncio.wait(running, timeout=CANCEL_AGAIN_S)
 
 
 class Health:
