@@ -1,8 +1,9 @@
 """Which GPU is this worker's: each claims one by a lock file that the kernel frees when the process ends.
 
 `docker compose --scale worker=N` gives every replica all GPUs. A worker takes the first whose lease is free
-and sets CUDA_VISIBLE_DEVICES to its UUID, before anything imports torch. Nothing is claimed where there is no
-choice: one device or none, or CUDA_VISIBLE_DEVICES set (Kubernetes' device plugin, an operator).
+and sets CUDA_VISIBLE_DEVICES to its UUID, before anything imports torch. A worker that finds none free says so
+rather than fill another's memory. Nothing is claimed where somebody chose already: CUDA_VISIBLE_DEVICES set
+(Kubernetes' device plugin, an operator).
 """
 
 from __future__ import annotations
@@ -37,21 +38,23 @@ def load_nvml() -> Any:
 def claim_gpu(
     lease_dir: Path, environment: MutableMapping[str, str], nvml: Callable[[], Any] = load_nvml
 ) -> Lease | None:
-    """Claims a GPU and makes it the only visible one; None when there is nothing to choose.
+    """Claims a GPU and makes it the only visible one; None without a GPU or where one was chosen.
 
     Raises StartError when all GPUs are other workers', or leases cannot be written.
     """
     if VISIBLE in environment:
         return None
     uuids = device_uuids(nvml())
-    if len(uuids) < 2:
+    if not uuids:
         return None
     for uuid in uuids:
         descriptor = _lock(lease_dir, uuid)
         if descriptor is not None:
             environment[VISIBLE] = uuid
             return Lease(uuid, descriptor)
-    raise StartError(f"all {len(uuids)} GPUs of this machine are claimed by other workers (see {lease_dir})")
+    raise StartError(
+        f"no GPU is free: other workers hold all {len(uuids)} of this machine (leases in {lease_dir})"
+    )
 
 
 def device_uuids(nvml: Any) -> list[str]:

@@ -112,7 +112,7 @@ def test_eight_processes_have_a_gpu_each_a_ninth_has_none_and_a_kill_frees_one(e
     processes = [eight_gpus.start() for _ in range(8)]
     claimed = [said(process) for process in processes]
     assert sorted(claimed) == [f"GPU-{index}" for index in range(8)]
-    assert said(eight_gpus.start()).startswith("refused: all 8 GPUs of this machine are claimed")
+    assert said(eight_gpus.start()).startswith("refused: no GPU is free: other workers hold all 8")
     processes[5].send_signal(signal.SIGKILL)
     processes[5].wait()
     assert said(eight_gpus.start()) == claimed[5]
@@ -124,8 +124,17 @@ def test_an_operators_choice_is_left_alone(eight_gpus: Claimers) -> None:
     assert said(eight_gpus.start()) == "GPU-0"
 
 
-@pytest.mark.parametrize("gpus", [None, [], ["GPU-only"]])
-def test_without_a_choice_nothing_is_claimed(tmp_path: Path, gpus: Any) -> None:
+def test_the_only_gpu_has_one_worker(tmp_path: Path) -> None:
+    claimers = Claimers(tmp_path, ["GPU-only"])
+    try:
+        assert said(claimers.start()) == "GPU-only"
+        assert said(claimers.start()).startswith("refused: no GPU is free")
+    finally:
+        claimers.close()
+
+
+@pytest.mark.parametrize("gpus", [None, []], ids=["no driver", "no GPU"])
+def test_without_a_gpu_nothing_is_claimed(tmp_path: Path, gpus: Any) -> None:
     claimers = Claimers(tmp_path, gpus)
     try:
         assert said(claimers.start()) == "none"
