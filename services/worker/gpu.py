@@ -1,9 +1,9 @@
 """Which GPU is this worker's: each claims one by a lock file that the kernel frees when the process ends.
 
 `docker compose --scale worker=N` gives every replica all GPUs. A worker takes the first whose lease is free
-and sets CUDA_VISIBLE_DEVICES to its UUID, before anything imports torch. A worker that finds none free says so
-rather than fill another's memory. Nothing is claimed where somebody chose already: CUDA_VISIBLE_DEVICES set
-(Kubernetes' device plugin, an operator).
+and sets CUDA_VISIBLE_DEVICES to its UUID, before anything imports torch. A worker that finds none free says
+so rather than fill another's memory. Nothing is claimed where somebody chose already: CUDA_VISIBLE_DEVICES
+set (Kubernetes' device plugin, an operator).
 """
 
 from __future__ import annotations
