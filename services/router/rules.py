@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from typing import NamedTuple
@@ -118,12 +119,27 @@ def _output_faults(request: router_pb2.GenerateRequest, limits: LimitSettings) -
     if request.HasField("max_tokens") and request.max_tokens < 1:
         found.append(FieldViolation("max_tokens", "must be at least 1"))
     if request.HasField("grammar"):
-        kind = request.grammar.WhichOneof("kind")
-        if kind is None or not getattr(request.grammar, kind):
-            found.append(FieldViolation("grammar", "one kind is needed, and not empty"))
-        elif request.grammar.ByteSize() > limits.grammar_bytes:
-            found.append(FieldViolation(f"grammar.{kind}", f"at most {limits.grammar_bytes} bytes"))
+        found += _grammar_faults(request.grammar, limits)
     return found
+
+
+def _grammar_faults(grammar: types_pb2.Grammar, limits: LimitSettings) -> list[FieldViolation]:
+    kind = grammar.WhichOneof("kind")
+    if kind is None or not getattr(grammar, kind):
+        return [FieldViolation("grammar", "one kind is needed, and not empty")]
+    if grammar.ByteSize() > limits.grammar_bytes:
+        return [FieldViolation(f"grammar.{kind}", f"at most {limits.grammar_bytes} bytes")]
+    if kind == "json_schema" and not _is_schema(grammar.json_schema):
+        return [FieldViolation("grammar.json_schema", "must be a JSON object, or true or false")]
+    return []
+
+
+def _is_schema(text: str) -> bool:
+    """Whether it could be a schema: a worker knows whether it is one."""
+    try:
+        return isinstance(json.loads(text), dict | bool)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _handling_faults(request: router_pb2.GenerateRequest) -> list[FieldViolation]:

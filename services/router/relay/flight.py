@@ -174,7 +174,7 @@ class Flight:
         elif end.reason == session_pb2.END_REASON_STOP_TOKEN:
             self._finish_text(STOP, end, stop_token_id=end.stop_token_id)
         else:
-            self.fail(report.failure(end, begun=bool(self.ids)))
+            self.fail(report.failure(end, self.order.grammar, begun=bool(self.ids)))
         return Progress.ENDED
 
     def _finish_text(

@@ -63,7 +63,9 @@ def _timings(flight: Flight, end: session_pb2.SequenceEnd | None) -> types_pb2.T
     )
 
 
-def failure(end: session_pb2.SequenceEnd, *, begun: bool) -> errors.HeadraceError:
+def failure(
+    end: session_pb2.SequenceEnd, grammar: types_pb2.Grammar | None, *, begun: bool
+) -> errors.HeadraceError:
     """The error for a sequence that its worker ended badly; `begun`: tokens had been made."""
     if end.reason == session_pb2.END_REASON_DEADLINE:
         return errors.DeadlineExceeded("the deadline passed while the request ran")
@@ -72,7 +74,9 @@ def failure(end: session_pb2.SequenceEnd, *, begun: bool) -> errors.HeadraceErro
     message = end.message or "the grammar cannot be used"
     if begun:
         return errors.FailedPrecondition(message, reason="CONSTRAINT_FAILED")
-    return errors.InvalidArgument(errors.FieldViolation("grammar", message))
+    kind = grammar.WhichOneof("kind") if grammar else None
+    field = f"grammar.{kind}" if kind else "grammar"
+    return errors.InvalidArgument(errors.FieldViolation(field, message))
 
 
 def _us(seconds: float) -> int:

@@ -7,9 +7,12 @@ in `load.py`; nothing else may need to change.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from services.worker.scheduler.step import Capabilities, KVSpec, Sampled, SlotInit, Step
+
+if TYPE_CHECKING:
+    from services.worker.engine.grammar import Vocabulary
 
 __all__ = [
     "Capabilities",
@@ -77,3 +80,4 @@ class LoadedEngine(NamedTuple):
 
     runner: Runner
     description: EngineDescription
+    vocabulary: Vocabulary | None = None  # for grammars, with the capability

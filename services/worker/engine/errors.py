@@ -5,7 +5,8 @@ EngineError
 │   ├── ModelFormatError     files missing, corrupt, or not what the config says
 │   ├── UnsupportedModel     an architecture or feature that no engine here has
 │   └── NotEnoughMemory      weights or KV blocks do not fit
-└── EngineDied           it ran and is gone; every unfinished request must be resumed elsewhere
+├── EngineDied           it ran and is gone; every unfinished request must be resumed elsewhere
+└── GrammarError         one request's grammar is invalid, needs too much, or cannot be continued
 """
 
 from __future__ import annotations
@@ -33,3 +34,7 @@ class NotEnoughMemory(EngineLoadError):
 
 class EngineDied(EngineError):
     """The engine ended without being asked to."""
+
+
+class GrammarError(EngineError):
+    """The request alone fails; the message is a sentence for its caller."""

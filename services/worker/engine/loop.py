@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from contextlib import closing
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 
 from services.worker.engine.base import LoadedEngine, Pending
+from services.worker.engine.grammars import Grammars, Outcome
 from services.worker.engine.outbox import Outbox
 from services.worker.engine.report import Commands, Progress, StepReport
 from services.worker.scheduler.events import KVSnapshot
@@ -33,6 +36,7 @@ class EngineLoop:
         facts = ModelFacts(description.vocab_size, description.eos_ids, description.numerics_id)
         self._runner = engine.runner
         self._scheduler = Scheduler(engine.runner.spec, settings, facts, engine.runner.capabilities)
+        self._grammars = Grammars(engine.vocabulary)
         self._connection = connection
         self._in_flight: deque[_Launched] = deque()
         self._last_command = 0
@@ -42,11 +46,12 @@ class EngineLoop:
 
     def run(self) -> None:
         """Serve until closed."""
-        with Outbox(self._connection) as outbox:
+        with Outbox(self._connection) as outbox, closing(self._grammars):
             self._report(outbox)
             wait_s: float | None = None
             while not self._closing:
                 news = self._receive(wait_s)
+                self._hear_grammars()
                 launched = self._launch(outbox)
                 settled = self._settle_if_due(launched)
                 if news or settled or self._scheduler.has_news:
@@ -64,7 +69,8 @@ class EngineLoop:
     def _obey(self, commands: Commands) -> None:
         now = time.monotonic()
         for request in commands.submits:
-            self._scheduler.add(request, now)
+            if self._scheduler.add(request, now) and request.grammar is not None:
+                self._grammars.begin(request)
         for handle in commands.aborts:
             self._scheduler.abort(handle, now)
         if commands.drain:
@@ -73,10 +79,22 @@ class EngineLoop:
         self._closing |= commands.close
         self._last_command = commands.last_number
 
+    def _hear_grammars(self) -> None:
+        for verdict in self._grammars.verdicts():
+            match verdict.outcome:
+                case Outcome.READY:
+                    self._scheduler.mask_known(verdict.handle)
+                case Outcome.COMPLETE:
+                    self._scheduler.grammar_ends(verdict.handle, time.monotonic())
+                case Outcome.FAILED:
+                    self._scheduler.grammar_ends(verdict.handle, time.monotonic(), verdict.message)
+
     def _launch(self, outbox: Outbox) -> bool:
         step = self._scheduler.plan(time.monotonic())
         if step is not None:
             outbox.mark_busy()
+            if step.constrained:
+                step = replace(step, masks=self._grammars.masks(step.constrained))
             at_s = time.monotonic()
             self._in_flight.append(_Launched(step, self._runner.launch(step), at_s))
         return step is not None
@@ -94,12 +112,17 @@ class EngineLoop:
         step, before = launched.step, self._progress
         seconds = now - max(launched.at_s, before.last_finished_s)
         self._scheduler.commit(step, sampled, now, seconds)
+        for row, handle in step.constrained:
+            self._grammars.advance(handle, int(sampled.tokens[row]))
         self._progress = Progress(
             before.finished_steps + 1, self._has_work, now, len(step.slots), len(step.tokens), seconds
         )
 
     def _report(self, outbox: Outbox) -> None:
         events = self._scheduler.take_events()
+        terminals = events.terminals  # a rejected request may share its handle with one that runs
+        for handle in [each.handle for ends in (terminals.finished, terminals.returned) for each in ends]:
+            self._grammars.forget(handle)
         outbox.send(
             StepReport(
                 last_command=self._last_command,
@@ -121,9 +144,10 @@ class EngineLoop:
 
     @property
     def _has_work(self) -> bool:
-        return self._scheduler.has_work or bool(self._in_flight)
+        """Work of the runner: what only waits for a grammar does not make it look hung."""
+        return self._scheduler.can_run or bool(self._in_flight)
 
     def _may_wait_s(self, launched: bool) -> float | None:
-        if launched or self._in_flight:
+        if launched or self._in_flight or self._grammars.imminent:
             return 0.0
         return RETRY_PLAN_S if self._scheduler.has_work else None

@@ -7,7 +7,7 @@ from array import array
 import numpy as np
 
 from services.worker.scheduler.sequence import Sequence
-from services.worker.scheduler.step import LAST_SAMPLED, SlotInit, Step, StepCost
+from services.worker.scheduler.step import LAST_SAMPLED, Constrained, SlotInit, Step, StepCost
 
 
 class Draft:
@@ -80,6 +80,11 @@ def build_step(number: int, draft: Draft, entering: list[Sequence]) -> Step:
         block_ids=np.array(new_blocks, np.int32),
         inits=tuple(_slot_init(sequence) for sequence in entering),
         cost=draft.cost,
+        constrained=tuple(
+            Constrained(row, sequence.handle)
+            for row, (sequence, chooses) in enumerate(zip(rows, samples, strict=True))
+            if chooses and sequence.constrained
+        ),
     )
 
 

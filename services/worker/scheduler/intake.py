@@ -70,12 +70,14 @@ class Intake:
 
     def _stop_ids(self, request: Request) -> frozenset[int]:
         eos = () if request.sampling.ignore_eos else self._facts.eos_ids
-        return frozenset((*request.sampling.stop_token_ids, *eos))
+        named = (*request.sampling.stop_token_ids, *eos)
+        return frozenset(token for token in named if token < self._facts.vocab_size)  # others never come
 
     def _faults(self, request: Request) -> list[str]:
         sampling, vocab = request.sampling, self._facts.vocab_size
         checks = (
             (len(request.prompt) > 0, "the prompt is empty"),
+            (request.grammar is None or self._capabilities.grammar, "this engine has no grammars"),
             (request.max_tokens > 0, f"max_tokens is out of range: {request.max_tokens}"),
             (_below(request.prompt, vocab), f"the prompt has ids outside the vocabulary of {vocab}"),
             (_below(request.delivered, vocab), f"delivered has ids outside the vocabulary of {vocab}"),

@@ -70,7 +70,7 @@ class Planner:
         foreground: list[Sequence] = []
         background: list[Sequence] = []
         for sequence in self._residents.decoding.values():
-            if sequence.outputs + sequence.pending < sequence.max_outputs:
+            if sequence.masked and sequence.outputs + sequence.pending < sequence.max_outputs:
                 (background if sequence.place.tier > 1 else foreground).append(sequence)
         return foreground, background
 
@@ -134,8 +134,11 @@ class Planner:
         if sequence.slot is None:
             return True  # it had to leave for one before it
         allowed = self._allowed(draft, sequence, until_s)
-        whole = sequence.missing <= _UNSPLIT * allowed or not self._chunked
-        take = sequence.missing if whole else allowed
+        wanted = sequence.computable if self._chunked or sequence.masked else 0
+        if not wanted:
+            return True
+        whole = wanted <= _UNSPLIT * allowed or not self._chunked
+        take = wanted if whole else allowed
         if self._chunked:
             take = min(take, self._settings.max_chunk - draft.chunk_tokens)
         if take <= 0:

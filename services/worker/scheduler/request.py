@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -38,11 +39,19 @@ class FinishReason(IntEnum):
     GRAMMAR = 7  # its grammar is invalid, too large, or cannot be continued
 
 
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What an output must match."""
+
+    kind: Literal["json_schema", "regex", "lark"]
+    source: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
     """How the next token is chosen from the logits.
 
-    Order: penalties, min_tokens, temperature, top-k, top-p (over what top-k left), min-p, Gumbel noise.
+    Order: penalties, min_tokens, grammar, temperature, top-k, top-p (over what top-k left), min-p, noise.
     """
 
     temperature: float = 0.0  # 0 is greedy: the seed and the filters below are then without effect
@@ -101,6 +110,7 @@ class Request:
     max_tokens: int
     arrival_s: float
     sampling: Sampling = field(default_factory=Sampling)
+    grammar: Grammar | None = None
     delivered: Ids = field(default_factory=lambda: NO_IDS)  # [output tokens already delivered]
     latency_class: LatencyClass = LatencyClass.STANDARD
     deadline_s: float | None = None  # when the answer must be complete; None: never

@@ -86,6 +86,7 @@ class Residents:
         sequence.computed += take
         if samples:
             sequence.pending += 1
+            sequence.masked = not sequence.constrained
             if sequence.handle in self.prefilling:
                 del self.prefilling[sequence.handle]
                 self.decoding[sequence.handle] = sequence

@@ -69,6 +69,7 @@ class Scheduler:
         facts: ModelFacts,
         capabilities: Capabilities,
         prior: StepModelState = PRIOR,
+        planner: type[Planner] = Planner,
     ) -> None:
         self.model = StepModel(prior)
         self._settings = settings
@@ -79,7 +80,7 @@ class Scheduler:
         self._ageing = Ageing(settings)
         self._forecast = OutputForecast()
         self._ledger = Ledger()
-        self._planner = Planner(
+        self._planner = planner(
             settings,
             self._residents,
             self._waiting,
@@ -104,12 +105,17 @@ class Scheduler:
         """Whether `take_events` would return anything of requests."""
         return not self._ledger.empty
 
-    def add(self, request: Request, now: float) -> None:
-        """Accept a request, or record why not."""
+    @property
+    def can_run(self) -> bool:
+        """Whether any request waits for steps, and not only for the mask of its grammar."""
+        return any(sequence.masked for sequence in self._sequences.values())
+
+    def add(self, request: Request, now: float) -> bool:
+        """Accept a request, or record why not; returns whether it was accepted."""
         rejected = self._refusal(request) or self._intake.fault(request)
         if rejected is not None:
             self._ledger.rejected(rejected)
-            return
+            return False
         sequence = self._intake.sequence(request, self.model, self._pool)
         if not self._ends_at_once(sequence, now):
             self._sequences[request.handle] = sequence
@@ -117,6 +123,20 @@ class Scheduler:
             self._ageing.watch(sequence)
             if request.deadline_s is not None:
                 heapq.heappush(self._deadlines, (request.deadline_s, request.handle))
+        return True
+
+    def mask_known(self, handle: int) -> None:
+        """Its grammar has said what the next token of a request may be. Unknown handles are ignored."""
+        sequence = self._sequences.get(handle)
+        if sequence is not None:
+            sequence.masked = True
+
+    def grammar_ends(self, handle: int, now: float, failure: str | None = None) -> None:
+        """End a request whose output matches its grammar whole, or cannot any more: `failure` says why."""
+        sequence = self._sequences.get(handle)
+        if sequence is not None:
+            reason = FinishReason.EOS if failure is None else FinishReason.GRAMMAR
+            self._finish(sequence, reason, now, message=failure or "")
 
     def abort(self, handle: int, now: float) -> None:
         """End a request as CANCELLED: in no step planned from now on. Unknown handles are ignored."""

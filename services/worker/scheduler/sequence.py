@@ -3,6 +3,8 @@
 ids:  prompt, output … known ids, then `pending` ids that a launched step chose and the host has not seen
       ├── settled ──┤              computed by completed steps: what may be sealed
       ├────── computed ──────┤     computed once all launched steps complete
+
+`masked`: what the grammar lets the next token be is known; always so without a grammar.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ class Sequence:
         "ids",
         "last_launch_s",
         "last_step",
+        "masked",
         "max_outputs",
         "outputs",
         "pending",
@@ -91,6 +94,17 @@ class Sequence:
         self.first_step_s: float | None = None
         self.first_token_s: float | None = None
         self.finished = False
+        self.masked = request.grammar is None  # whoever knows the grammar says when it is
+
+    @property
+    def constrained(self) -> bool:
+        """Each token depends on the one before it being seen by the host."""
+        return self.request.grammar is not None
+
+    @property
+    def computable(self) -> int:
+        """Tokens to compute that need no unknown mask: the last one is where the next token is chosen."""
+        return self.missing if self.masked else self.missing - 1
 
     @property
     def background(self) -> bool:

@@ -25,6 +25,7 @@ Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
 Bool = npt.NDArray[np.bool_]
+UInt8 = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +48,7 @@ class Capabilities(NamedTuple):
     logprobs: bool = True
     max_logprobs: int = 20
     penalties: bool = True
+    grammar: bool = False  # output can be held to a grammar
 
 
 class StepCost(NamedTuple):
@@ -70,6 +72,21 @@ class SlotInit:
     stop_ids: Ids  # ids that min_tokens forbids, end-of-sequence ids included
 
 
+class Constrained(NamedTuple):
+    """A row that chooses its token under a grammar."""
+
+    row: int
+    handle: int  # whose grammar it is
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Masks:
+    """What grammars let rows choose."""
+
+    rows: Int32  # [m] rows of the step
+    bits: UInt8  # [m, at least vocab / 8]; token t may be chosen: bit t & 7 of byte t >> 3
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Step:
     """One forward pass. Rows are ragged: row i owns `query_lens[i]` of `tokens`, in order."""
@@ -87,6 +104,8 @@ class Step:
     )
     inits: tuple[SlotInit, ...]  # slots that start empty in this step
     cost: StepCost
+    constrained: tuple[Constrained, ...] = ()
+    masks: Masks | None = None  # of all `constrained` rows; whoever launches the step puts them in
 
 
 @dataclass(frozen=True, slots=True, eq=False)

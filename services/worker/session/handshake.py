@@ -94,6 +94,7 @@ class Handshake:
 def _capabilities(engine: EngineDescription) -> list[str]:
     able = engine.capabilities
     named = (
+        ("grammar", able.grammar),
         ("logprobs", able.logprobs),
         ("deterministic", able.bit_equal_resume),
         ("prefix_cache", able.prefix_reuse),

@@ -8,7 +8,7 @@ import numpy as np
 from headrace.v1 import session_pb2, types_pb2
 
 from services.worker.engine.base import EngineDescription
-from services.worker.scheduler.request import Ids, LatencyClass, Request, Sampling
+from services.worker.scheduler.request import Grammar, Ids, LatencyClass, Request, Sampling
 from services.worker.session.prompts import Arrival
 
 KEY_BYTES = 32
@@ -42,6 +42,7 @@ def to_request(arrival: Arrival, session: int) -> Request:
         delivered=to_ids(submit.delivered_ids),
         max_tokens=min(submit.max_tokens, 2**31 - 1),
         sampling=_sampling(submit.sampling),
+        grammar=_grammar(submit.grammar),
         latency_class=_CLASSES.get(submit.latency_class, LatencyClass.STANDARD),
         arrival_s=at_s - min(submit.waited_ms, _MOST_MS) / 1000,
         deadline_s=at_s + min(submit.remaining_ms, _MOST_MS) / 1000
@@ -81,12 +82,17 @@ def _unsupported(submit: session_pb2.Submit, engine: EngineDescription) -> str |
     longest = min(engine.spec.max_len, engine.spec.num_blocks * engine.spec.block_size)
     rules = (
         (submit.prompt_tokens < longest, f"the prompt is too long: the context has {longest} tokens"),
-        (submit.grammar.WhichOneof("kind") is None, "this engine has no grammars"),
+        (able.grammar or submit.grammar.WhichOneof("kind") is None, "this engine has no grammars"),
         (able.logprobs or not sampling.HasField("logprobs"), "this engine has no log-probabilities"),
         (sampling.logprobs <= able.max_logprobs, f"at most {able.max_logprobs} log-probabilities"),
         (able.penalties or not _sampling(sampling).penalised, "this engine has no penalties"),
     )
     return next((message for fine, message in rules if not fine), None)
+
+
+def _grammar(grammar: types_pb2.Grammar) -> Grammar | None:
+    kind = grammar.WhichOneof("kind")
+    return None if kind is None else Grammar(kind, getattr(grammar, kind))
 
 
 def _sampling(params: types_pb2.SamplingParams) -> Sampling:

@@ -148,11 +148,6 @@ async def test_the_smallest_temperature_kills_no_worker(mesh: Mesh) -> None:
     assert stream.finished is not None
 
 
-async def test_a_grammar_is_not_ignored(mesh: Mesh) -> None:
-    error = await refused(mesh, request("water", grammar=types_pb2.Grammar(regex="[0-9]+")))
-    assert error.code() in {Code.UNIMPLEMENTED, Code.FAILED_PRECONDITION}
-
-
 @pytest.mark.parametrize("method", ["Generate", "GenerateUnary"])
 @pytest.mark.parametrize(
     "bad",

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from services.worker.engine.torch.sampler import Sampler
 from services.worker.scheduler.request import NO_IDS, Sampling
-from services.worker.scheduler.step import NOT_FINITE, SlotInit
+from services.worker.scheduler.step import NOT_FINITE, Masks, SlotInit
 
 VOCAB = 64
 DRAWS = 300
@@ -145,3 +145,31 @@ def test_the_smallest_repetition_penalty_fails_nothing(temperature: float) -> No
     sampling = Sampling(temperature=temperature, repetition_penalty=1e-45, seed=3)
     tokens, _ = sampler_of(init_of(0, sampling, ids(9))).sample(logits, [0], np.array([0]))
     assert tokens.tolist() == [9]
+
+
+def test_masked_rows_choose_what_they_may_and_other_rows_are_not_touched() -> None:
+    logits = torch.randn(6, VOCAB, generator=torch.Generator().manual_seed(8))
+    kinds = [
+        Sampling(),
+        Sampling(temperature=1.0, seed=5, top_k=3),
+        Sampling(temperature=2.0, seed=6, top_p=0.4),
+    ]
+    samplings = [kinds[row // 2] for row in range(6)]
+    inits = [init_of(slot, sampling) for slot, sampling in enumerate(samplings)]
+    may = torch.rand(3, VOCAB, generator=torch.Generator().manual_seed(7)) < 0.05
+    may[:, 7] = True
+    bits = np.packbits(np.pad(may.numpy(), ((0, 0), (0, 24))), axis=1, bitorder="little")
+    masks = Masks(np.array([1, 3, 5], np.int32), bits)
+    free, _ = sampler_of(*inits).sample(logits.clone(), list(range(6)), np.zeros(6, np.int64))
+    bound, _ = sampler_of(*inits).sample(logits.clone(), list(range(6)), np.zeros(6, np.int64), masks)
+    assert bound[[0, 2, 4]].tolist() == free[[0, 2, 4]].tolist()
+    assert all(may[index, bound[row]] for index, row in enumerate((1, 3, 5)))
+    assert bound[1] == logits[1].masked_fill(~may[0], -torch.inf).argmax()
+
+
+def test_min_tokens_leaves_stop_ids_of_masked_rows_to_the_mask() -> None:
+    init = SlotInit(0, Sampling(min_tokens=9), ids(1), ids(), np.array([4], np.int32))
+    only = Masks(np.array([0], np.int32), np.zeros((1, -(-VOCAB // 8)), np.uint8))
+    only.bits[0, 0] = 1 << 4
+    tokens, _ = sampler_of(init).sample(torch.zeros(1, VOCAB), [0], np.array([0]), only)
+    assert tokens.tolist() == [4]

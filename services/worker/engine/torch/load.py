@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import platform
+import sys
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from services.common.models import ModelDirectory, ModelError
 from services.worker.engine.base import EngineDescription, LoadedEngine
 from services.worker.engine.errors import EngineLoadError, ModelFormatError, NotEnoughMemory
+from services.worker.engine.grammar import Vocabulary
 from services.worker.engine.settings import EngineSettings
 from services.worker.engine.torch.config import ModelConfig, parse_config
 from services.worker.engine.torch.memory import choose_spec, usable_cpus
@@ -37,7 +39,8 @@ def load_torch_engine(settings: EngineSettings) -> LoadedEngine:
         if not directory.weight_files:
             raise ModelFormatError(f"{settings.model} has no *.safetensors; weights are loaded from there")
         spec = choose_spec(settings, config, dtype, device)
-        runner = _runner(directory.weight_files, config, spec, dtype, device)
+        vocabulary = vocabulary_of(directory, config)
+        runner = _runner(directory.weight_files, config, spec, dtype, device, grammar=vocabulary is not None)
         weights_digest = directory.weights_digest
     except ModelError as error:
         raise ModelFormatError(str(error)) from error
@@ -61,7 +64,16 @@ def load_torch_engine(settings: EngineSettings) -> LoadedEngine:
         capabilities=runner.capabilities,
         load_seconds=time.monotonic() - started,
     )
-    return LoadedEngine(runner, description)
+    return LoadedEngine(runner, description, vocabulary)
+
+
+def vocabulary_of(directory: ModelDirectory, config: ModelConfig) -> Vocabulary | None:
+    """What grammars are matched against; None, and a line about it, where the tokenizer is not fit for it."""
+    try:
+        return Vocabulary.load(directory.tokenizer_path, config.vocab_size, directory.eos_ids)
+    except (OSError, ValueError) as error:
+        print(f"no structured output with {directory.name}: {error}", file=sys.stderr)
+        return None
 
 
 def choose_device(settings: EngineSettings) -> torch.device:
@@ -102,10 +114,18 @@ def count_parameters(config: ModelConfig) -> int:
 
 
 def _runner(
-    paths: tuple[Path, ...], config: ModelConfig, spec: KVSpec, dtype: torch.dtype, device: torch.device
+    paths: tuple[Path, ...],
+    config: ModelConfig,
+    spec: KVSpec,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    grammar: bool,
 ) -> TorchRunner:
     capabilities = Capabilities(
-        run_ahead=1 if device.type == "cuda" else 0, bit_equal_resume=dtype == torch.float32
+        run_ahead=1 if device.type == "cuda" else 0,
+        bit_equal_resume=dtype == torch.float32,
+        grammar=grammar,
     )
     with torch.inference_mode(), open_weights(paths, dtype=dtype, device=device) as weights:
         model = Llama(config, weights, Rope(config, spec.max_len, dtype, device))

@@ -17,6 +17,7 @@ from services.worker.scheduler.step import (
     Int32,
     KVSpec,
     Logprobs,
+    Masks,
     Sampled,
     Step,
 )
@@ -83,7 +84,9 @@ class TorchRunner:
         if not len(sampled):
             return TorchPending(len(step.slots), sampled, None, None)
         slots = step.slots[sampled]
-        tokens, logprobs = self._sampler.sample(logits, slots.tolist(), step.output_indices[sampled])
+        tokens, logprobs = self._sampler.sample(
+            logits, slots.tolist(), step.output_indices[sampled], _of_sampled(step.masks, sampled)
+        )
         self._last_sampled[self._tensor(slots)] = tokens.clamp(min=0)
         return TorchPending(len(step.slots), sampled, tokens, logprobs)
 
@@ -132,3 +135,8 @@ class TorchRunner:
 
     def _tensor(self, values: np.ndarray[tuple[int, ...], np.dtype[np.integer]]) -> torch.Tensor:
         return torch.from_numpy(values.astype(np.int64)).to(self._device)
+
+
+def _of_sampled(masks: Masks | None, sampled: Int32) -> Masks | None:
+    """The same masks by their places among the sampled rows."""
+    return None if masks is None else Masks(np.searchsorted(sampled, masks.rows).astype(np.int32), masks.bits)

@@ -10,9 +10,10 @@ import torch
 
 from services.worker.engine.philox import split_seeds
 from services.worker.engine.torch.gumbel import choose, make_draw
+from services.worker.engine.torch.masks import apply_masks
 from services.worker.engine.torch.penalties import Penalties
 from services.worker.scheduler.request import Sampling
-from services.worker.scheduler.step import NOT_FINITE, Int64, SlotInit
+from services.worker.scheduler.step import NOT_FINITE, Int64, Masks, SlotInit
 
 _SHORT_LIST = 1024  # tokens that usually hold top-p's mass; beyond them a row is sorted whole
 _GREEDY = Sampling()
@@ -45,18 +46,21 @@ class Sampler:
             self._stop_ids[init.slot] = init
 
     def sample(
-        self, logits: torch.Tensor, slots: list[int], indices: Int64
+        self, logits: torch.Tensor, slots: list[int], indices: Int64, masks: Masks | None = None
     ) -> tuple[torch.Tensor, ChosenLogprobs | None]:
         """Ids of the rows, [rows] int64, NOT_FINITE where logits are not.
 
-        logits: [rows, vocab] fp32, which this may change; slots and output indices: one a row.
+        logits: [rows, vocab] fp32, which this may change; slots and output indices: one a row; masks: of rows
+        under a grammar, which knows of stop ids itself.
         """
         asked = [row for row, slot in enumerate(slots) if self._sampling[slot].logprobs is not None]
         natural = logits[asked].log_softmax(-1) if asked else None  # before penalties and bans
         penalised = self._penalties.rows_of(slots)
         if penalised:
             self._penalties.apply(logits, penalised)
-        self._ban_stops(logits, slots, indices)
+        self._ban_stops(logits, slots, indices, masks)
+        if masks is not None:
+            apply_masks(logits, masks)
         best, tokens = logits.max(-1)
         drawn = [row for row, slot in enumerate(slots) if not self._sampling[slot].greedy]
         if drawn:
@@ -66,10 +70,11 @@ class Sampler:
             self._penalties.count(tokens, penalised)
         return tokens, None if natural is None else self._logprobs(natural, tokens, asked, slots)
 
-    def _ban_stops(self, logits: torch.Tensor, slots: list[int], indices: Int64) -> None:
+    def _ban_stops(self, logits: torch.Tensor, slots: list[int], indices: Int64, masks: Masks | None) -> None:
+        masked = frozenset(() if masks is None else masks.rows.tolist())
         for row, slot in enumerate(slots if self._stop_ids else ()):
             init = self._stop_ids.get(slot)
-            if init is not None and indices[row] < init.sampling.min_tokens:
+            if init is not None and row not in masked and indices[row] < init.sampling.min_tokens:
                 logits[row, torch.from_numpy(init.stop_ids.astype(np.int64)).to(self._device)] = -math.inf
 
     def _draw(
