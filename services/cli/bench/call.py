@@ -104,6 +104,7 @@ class Caller:
 def _keep(record: Record, finished: router_pb2.Finished) -> None:
     record.prompt_tokens = finished.usage.prompt_tokens
     record.cached_tokens = finished.usage.cached_tokens
+    record.cached_response = finished.cached_response
     if not record.latency_class and finished.latency_class:
         name = types_pb2.LatencyClass.Name(finished.latency_class)
         record.latency_class = name.removeprefix("LATENCY_CLASS_").lower()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -72,7 +73,10 @@ def bench(
     target: Annotated[
         list[str] | None, typer.Option(help="What is good: interactive=0.5/0.04 (s to first token/a token).")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of prompts, classes and arrivals.")] = 1,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Of prompts, classes and arrivals. Default: new ones, unknown to all caches."),
+    ] = None,
     form: Annotated[Format, typer.Option("--format", "-O", help="What to write.")] = Format.SUMMARY,
     out: Annotated[
         Path | None, typer.Option("--output", "-o", help="File instead of standard output.")
@@ -106,7 +110,7 @@ def bench(
             retries=retries,
             warm_up=warm_up,
             repeats=repeats,
-            seed=seed,
+            seed=random.randrange(2**31) if seed is None else seed,
             prompts_file=prompts,
             prompt_tokens=parse_lengths(prompt_tokens),
             output_tokens=parse_lengths(output_tokens),

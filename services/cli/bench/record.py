@@ -23,6 +23,7 @@ class Record:
     output_tokens: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    cached_response: bool = False
     messages: int = 0
     gaps_s: array[float] = field(default_factory=lambda: array("d"))
     status: str = OK

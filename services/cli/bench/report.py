@@ -31,6 +31,7 @@ class Figures:
     output_tokens: int
     prompt_tokens: int
     cached_tokens: int
+    cached_responses: int
     errors: Mapping[str, int]
     ttft: Summary | None
     itl: Summary | None
@@ -87,6 +88,7 @@ def figures(records: Sequence[Record], targets: Mapping[str, Target], seconds: f
         output_tokens=sum(record.output_tokens for record in records),
         prompt_tokens=sum(record.prompt_tokens for record in records),
         cached_tokens=sum(record.cached_tokens for record in records),
+        cached_responses=sum(record.cached_response for record in records),
         errors=dict(Counter(_error(record) for record in records if not record.ok).most_common()),
         ttft=summarize(_known(record.ttft_s for record in answered)),
         itl=summarize(chain.from_iterable(record.gaps_s for record in answered)),

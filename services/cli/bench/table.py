@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from services.cli import output
-from services.cli.bench.report import Figures, Report
+from services.cli.bench.report import ALL, Figures, Report
 from services.cli.bench.stats import Summary
 
 LATENCIES = (("TTFT", "ttft"), ("ITL", "itl"), ("TPOT", "tpot"), ("E2E", "e2e"), ("send lag", "send_lag"))
@@ -20,6 +20,8 @@ def show(case: str, reports: Sequence[Report]) -> None:
         _counts(report)
         _latencies(report)
         _errors(report)
+        if cached := report.by_class[ALL].cached_responses:
+            print(f"{cached} answers came from the response cache: the model did not make them again")
         if (cost := report.generator_cpu_us_per_message) is not None:
             print(f"the generator itself: {cost:.0f} µs of CPU a message")
     sys.stdout.flush()

@@ -234,6 +234,29 @@ async def test_prompts_of_different_repeats_differ_and_warm_up_is_not_measured()
     assert len(set(prompts)) == 9
 
 
+async def test_another_run_asks_other_prompts_unless_the_seed_is_given() -> None:
+    router = ScriptedRouter(tokens(1))
+    async with serving(router) as address:
+        for seed in ((), (), ("--seed", "7"), ("--seed", "7")):
+            await headrace("bench", "--address", address, "-c", "1", "-n", "1", *seed)
+    prompts = [tuple(request.token_ids.ids) for request in router.requests]
+    assert len(set(prompts)) == 3
+    assert prompts[2] == prompts[3]
+
+
+async def test_answers_of_the_response_cache_are_told_apart() -> None:
+    async def from_cache(request: Any, context: Any) -> Events:
+        yield delta(0, "x")
+        yield finished(1, cached_response=True)
+
+    async with serving(ScriptedRouter(from_cache)) as address:
+        found = await headrace("bench", "--address", address, "-c", "1", "-n", "3")
+        written = await headrace("bench", "--address", address, "-c", "1", "-n", "3", "-O", "json")
+    assert "3 answers came from the response cache" in found.out
+    values = {row["metric"]: row["value"] for row in json.loads(written.out)["rows"]}
+    assert values["cached_responses"] == 3
+
+
 async def test_ctrl_c_reports_what_there_is_and_exits_with_130() -> None:
     async def until_cancelled(request: Any, context: Any) -> Events:
         if len(router.requests) > 5:
