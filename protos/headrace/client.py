@@ -101,6 +101,7 @@ class Headrace:
 
         Raises:
             TypeError: not exactly one prompt, or an option that does not exist.
+            ValueError: a value that no message holds, such as a negative `max_tokens`.
         """
         return self.answer(build_request(prompt, messages, token_ids, **options), timeout_s=timeout_s)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -18,6 +19,7 @@ LATENCY_CLASSES = {
     "standard": types_pb2.LATENCY_CLASS_STANDARD,
     "batch": types_pb2.LATENCY_CLASS_BATCH,
 }
+_PLAIN = ("model", "max_tokens", "request_id", "do_not_queue", "user", "required_labels")
 _SAMPLING = frozenset(field.name for field in types_pb2.SamplingParams.DESCRIPTOR.fields)
 
 
@@ -47,23 +49,37 @@ def build_request(
     token_ids: Iterable[int] | None = None,
     **options: Any,
 ) -> router_pb2.GenerateRequest:
-    """The message for a prompt and options. Raises TypeError for an option that does not exist."""
+    """The message for a prompt and options.
+
+    Raises:
+        TypeError: an option that does not exist.
+        ValueError: a value that no message holds; it names the option.
+    """
     sampling = {name: options.pop(name) for name in list(options) if name in _SAMPLING}
     chosen = Options(**options)
-    request = router_pb2.GenerateRequest(
-        model=chosen.model,
-        max_tokens=chosen.max_tokens,
-        stop=list(chosen.stop),
-        request_id=chosen.request_id,
-        do_not_queue=chosen.do_not_queue,
-        user=chosen.user,
-        required_labels=dict(chosen.required_labels or {}),
-    )
+    request = router_pb2.GenerateRequest()
+    _put(request, {name: getattr(chosen, name) for name in _PLAIN} | {"stop": list(chosen.stop)})
     put_prompt(request, prompt, messages, token_ids)
-    if given := {name: value for name, value in sampling.items() if value is not None}:
-        request.sampling.CopyFrom(types_pb2.SamplingParams(**given))
+    if any(value is not None for value in sampling.values()):
+        _put(request.sampling, sampling)
     _put_limits(request, chosen)
     return request
+
+
+def _put(message: Any, values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        if value is not None:
+            with _named(name):
+                message.MergeFrom(type(message)(**{name: value}))
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """protobuf says what is wrong with a value, but not of which field."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def put_prompt(
@@ -72,15 +88,16 @@ def put_prompt(
     messages: Sequence[Message] | None,
     token_ids: Iterable[int] | None,
 ) -> None:
-    """Sets the one prompt that is given. Raises TypeError for none or several."""
+    """Sets the one prompt that is given. TypeError: none or several. ValueError: as `build_request`."""
     if sum(each is not None for each in (prompt, messages, token_ids)) != 1:
         raise TypeError("give exactly one of prompt, messages and token_ids")
-    if prompt is not None:
-        request.text = prompt
-    elif messages is not None:
-        request.chat.CopyFrom(types_pb2.ChatMessages(messages=[_turn(each) for each in messages]))
-    elif token_ids is not None:
-        request.token_ids.CopyFrom(types_pb2.TokenIds(ids=list(token_ids)))
+    with _named("prompt" if prompt is not None else "messages" if messages is not None else "token_ids"):
+        if prompt is not None:
+            request.text = prompt
+        elif messages is not None:
+            request.chat.CopyFrom(types_pb2.ChatMessages(messages=[_turn(each) for each in messages]))
+        elif token_ids is not None:
+            request.token_ids.CopyFrom(types_pb2.TokenIds(ids=list(token_ids)))
 
 
 def _turn(message: Message) -> types_pb2.ChatMessage:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from services.cli import options, output
-from services.cli.generate import print_text
+from services.cli.errors import UsageError
+from services.cli.generate import begin, print_text
 
 if TYPE_CHECKING:
     from headrace.client import Headrace
@@ -86,11 +87,13 @@ def _answer(
     except KeyboardInterrupt:
         output.note(" (stopped)", dim=True)
     except HeadraceError as error:
-        output.note(f"\nheadrace: {error.code.name}: {error}")
+        output.note(f"headrace: {error.code.name}: {error}")
+    except UsageError as error:
+        output.note(f"headrace: {error}")
     return "".join(said)
 
 
 async def _stream(
     mesh: Headrace, turns: list[tuple[str, str]], asked: dict[str, Any], said: list[str]
 ) -> None:
-    await print_text(mesh.generate(messages=turns, **asked), said)
+    await print_text(begin(mesh, {"messages": turns, **asked}), said)

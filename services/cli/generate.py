@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from services.cli import options, output
+from services.cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from headrace.client import Answer, Finished
+    from headrace.client import Answer, Finished, Headrace
 
 
 class Class(StrEnum):
@@ -58,9 +61,18 @@ def generate(
 
     async def ask() -> None:
         async with options.connect(address, api_key, tls, tls_authority) as mesh:
-            await (print_json(mesh.generate(**asked)) if as_json else print_text(mesh.generate(**asked), []))
+            answer = begin(mesh, asked)
+            await (print_json(answer) if as_json else print_text(answer, []))
 
     asyncio.run(ask())
+
+
+def begin(mesh: Headrace, asked: dict[str, Any]) -> Answer:
+    """The answer to come. Raises UsageError for a value that cannot be sent."""
+    try:
+        return mesh.generate(**asked)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def as_prompt(text: str, system: str | None, chat: bool) -> dict[str, Any]:
@@ -85,14 +97,25 @@ async def print_text(answer: Answer, said: list[str]) -> None:
     started_s = time.monotonic()
     first_s: float | None = None
     async with answer:
-        async for event in answer:
-            first_s = first_s or time.monotonic()
-            said.append(event.text)
-            print(event.text, end="", flush=True)
-            if isinstance(event, Finished):
-                print(flush=True)
-                if sys.stderr.isatty():
-                    output.note(speed(event, first_s - started_s, time.monotonic() - first_s), dim=True)
+        with _whole_lines(said):
+            async for event in answer:
+                first_s = first_s or time.monotonic()
+                said.append(event.text)
+                print(event.text, end="", flush=True)
+        if first_s is not None and isinstance(event, Finished) and sys.stderr.isatty():
+            output.note(speed(event, first_s - started_s, time.monotonic() - first_s), dim=True)
+
+
+@contextlib.contextmanager
+def _whole_lines(said: list[str]) -> Iterator[None]:
+    """Ends the line of an answer; of one that a fault cut short only where a terminal shows the fault too."""
+    try:
+        yield
+    except Exception:
+        if said and sys.stdout.isatty():
+            print(flush=True)
+        raise
+    print(flush=True)
 
 
 def speed(finished: Finished, first_s: float, rest_s: float) -> str:

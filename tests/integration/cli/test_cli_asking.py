@@ -114,6 +114,13 @@ async def test_a_wrong_call_is_one_line_and_code_2() -> None:
         assert (found.code, found.out, found.err.count("\n")) == (2, "", 1), arguments
 
 
+async def test_a_value_that_no_message_holds_is_one_line_that_names_it_and_code_2() -> None:
+    for name, value in (("--max-tokens", "-3"), ("--max-tokens", str(2**32)), ("--seed", "-1")):
+        found = await headrace("generate", "x", name, value, "--address", "127.0.0.1:1")
+        assert (found.code, found.out, found.err.count("\n")) == (2, "", 1), found.err
+        assert found.err.startswith(f"headrace: {name[2:].replace('-', '_')}: "), found.err
+
+
 async def health_server(status: Any) -> AsyncIterator[str]:
     server = grpc.aio.server()
     servicer = health.aio.HealthServicer()

@@ -11,6 +11,7 @@ import grpc
 import pytest
 from headrace.client import Delta, Finished, Headrace
 from headrace.errors import Exhausted, InvalidRequest, NotFound, StreamLost, Unavailable
+from headrace.request import build_request
 from headrace.v1 import router_pb2, types_pb2
 
 from services.common import errors
@@ -267,3 +268,26 @@ def errors_of(name: str) -> type[Exception]:
 
     kind: type[Exception] = getattr(client_errors, name)
     return kind
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("max_tokens", {"prompt": "x", "max_tokens": -1}),
+        ("seed", {"prompt": "x", "seed": 2**64}),
+        ("prompt", {"prompt": "half a pair: \ud800"}),
+        ("messages", {"messages": [("user", "\ud800")]}),
+        ("token_ids", {"token_ids": [-1]}),
+    ],
+)
+def test_a_value_that_no_message_holds_is_refused_by_name(name: str, asked: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"^{name}: "):
+        build_request(**asked)
+
+
+def test_a_given_zero_is_sent_and_what_is_not_given_is_not() -> None:
+    request = build_request("x", temperature=0.0, max_tokens=None, stop=["a"], required_labels={"pool": "b"})
+    assert request.sampling.HasField("temperature")
+    assert not request.HasField("max_tokens")
+    assert (list(request.stop), dict(request.required_labels)) == (["a"], {"pool": "b"})
+    assert not build_request("x").HasField("sampling")
