@@ -27,12 +27,16 @@ def create(
     state_dir: options.StateDir = None,
 ) -> None:
     """Make a key for TENANT and print it: it cannot be shown again."""
-    from services.common.identity import create_key
+    from services.common.identity import create_key, load
 
+    file = _file(keys_file, state_dir)
     try:
-        print(create_key(_file(keys_file, state_dir), tenant))
+        first = not load(file, None).keys
+        print(create_key(file, tenant), flush=True)
     except ValueError as error:
         raise UsageError(str(error)) from None
+    if first:
+        output.note("This is the first key: from now on every call needs one (--api-key, HEADRACE_API_KEY).")
 
 
 @app.command("list")

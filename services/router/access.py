@@ -34,7 +34,9 @@ class Access:
         """The caller's tenant. Raises Unauthenticated."""
         self._reread()
         if self._guarded and not self._directory.keys:
-            raise Unauthenticated("no API keys are known", reason="WRONG_KEY")
+            raise Unauthenticated(
+                "no API key is left: `headrace keys create TENANT` makes one", reason="WRONG_KEY"
+            )
         return self._directory.authenticate(rpc.metadata_value(context, identity.METADATA_KEY))
 
     def _reread(self) -> None:

@@ -23,6 +23,7 @@ def content(directory: Path) -> dict[str, bytes]:
 async def test_a_key_is_created_listed_and_revoked(tmp_path: Path) -> None:
     state = ("--state-dir", str(tmp_path))
     created = await headrace("keys", "create", "acme", *state)
+    assert "from now on every call needs one" in created.err
     key = created.out.strip()
     identifier = key.split("_")[1]
     assert load(tmp_path / "keys.toml", None).authenticate(f"Bearer {key}").name == "acme"
@@ -33,6 +34,12 @@ async def test_a_key_is_created_listed_and_revoked(tmp_path: Path) -> None:
     assert load(tmp_path / "keys.toml", None).keys == {}
     again = await headrace("keys", "revoke", identifier, *state)
     assert (again.code, again.err) == (1, f"headrace: no key {identifier} in {tmp_path}/keys.toml\n")
+
+
+async def test_only_the_first_key_says_that_calls_need_one_now(tmp_path: Path) -> None:
+    state = ("--state-dir", str(tmp_path))
+    notes = [(await headrace("keys", "create", tenant, *state)).err for tenant in ("acme", "globex")]
+    assert [bool(note) for note in notes] == [True, False]
 
 
 async def test_a_name_that_is_no_tenants_is_refused(tmp_path: Path) -> None:
