@@ -96,6 +96,8 @@ class EngineLoop:
             if step.constrained:
                 step = replace(step, masks=self._grammars.masks(step.constrained))
             at_s = time.monotonic()
+            if not self._in_flight:  # the idle time before it is no sign of a step that hangs
+                self._progress = self._progress._replace(last_finished_s=at_s)
             self._in_flight.append(_Launched(step, self._runner.launch(step), at_s))
         return step is not None
 

@@ -38,7 +38,7 @@ class Progress(NamedTuple):
 
     finished_steps: int
     has_work: bool
-    last_finished_s: float  # monotonic seconds of the last finished step, or of the start
+    last_finished_s: float  # monotonic seconds of the last finished step, or of a launch after idle time
     batch_size: int  # sequences in the last finished step
     step_tokens: int  # input tokens of the last finished step
     step_s: float  # duration of the last finished step

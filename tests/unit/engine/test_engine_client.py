@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import os
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -144,6 +145,18 @@ async def test_heartbeats_come_when_idle(engine: EngineClient) -> None:
                 break
     gaps = [after - before for before, after in itertools.pairwise(times)]
     assert sorted(gaps)[1] < 0.25
+
+
+async def test_idle_time_does_not_look_like_a_step_that_hangs(engine: EngineClient) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        async for _ in engine.reports():
+            break
+    idle_until_s = time.monotonic()
+    engine.submit(fake_request(1))
+    reports = await until_ended(engine, 1)
+    working = [report.progress for report in reports if report.progress.has_work]
+    assert working
+    assert all(progress.last_finished_s >= idle_until_s for progress in working)
 
 
 async def test_heartbeats_come_while_a_step_runs_and_show_that_it_does() -> None:
