@@ -160,7 +160,7 @@ async def test_a_changed_value_is_a_miss(house: House, cache: CacheServer) -> No
     answer = await ask(house)
     assert answer.text == ANSWER
     assert len(it.submits) == 2
-    assert house.metric("headrace_cache_lookups_total", kind="response", outcome="corrupt") == 1
+    assert house.metric("headrace_router_cache_lookups_total", kind="response", outcome="corrupt") == 1
 
 
 async def test_a_cache_that_hangs_or_dies_only_costs_hits(tmp_path: Path, cache: CacheServer) -> None:
@@ -168,7 +168,7 @@ async def test_a_cache_that_hangs_or_dies_only_costs_hits(tmp_path: Path, cache:
         it = await worker(house)
         cache.hang = True
         assert (await ask(house)).text == ANSWER
-        assert house.metric("headrace_cache_lookups_total", kind="response", outcome="late") == 1
+        assert house.metric("headrace_router_cache_lookups_total", kind="response", outcome="late") == 1
         await cache.stop()
         assert (await ask(house)).text == ANSWER
         assert len(it.submits) == 2
