@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,8 +39,9 @@ class Options:
     completion_deadline_s: float | None = None
     do_not_queue: bool | None = None
     user: str | None = None
-    json_schema: str | None = None
+    json_schema: str | Mapping[str, Any] | None = None
     regex: str | None = None
+    lark: str | None = None
     required_labels: Mapping[str, str] | None = None
 
 
@@ -113,5 +115,18 @@ def _put_limits(request: router_pb2.GenerateRequest, options: Options) -> None:
         deadline = duration_pb2.Duration()
         deadline.FromMilliseconds(int(options.completion_deadline_s * 1000))
         request.completion_deadline.CopyFrom(deadline)
-    if options.json_schema is not None or options.regex is not None:
-        request.grammar.CopyFrom(types_pb2.Grammar(json_schema=options.json_schema, regex=options.regex))
+    if (grammar := _grammar(options)) is not None:
+        request.grammar.CopyFrom(grammar)
+
+
+def _grammar(options: Options) -> types_pb2.Grammar | None:
+    """What the answer must match. Raises TypeError for several."""
+    schema = options.json_schema
+    text = schema if schema is None or isinstance(schema, str) else json.dumps(schema)
+    kinds = {"json_schema": text, "regex": options.regex, "lark": options.lark}
+    given = {kind: value for kind, value in kinds.items() if value is not None}
+    if len(given) > 1:
+        raise TypeError(f"give at most one of {', '.join(given)}")
+    grammar = types_pb2.Grammar()
+    _put(grammar, given)
+    return grammar if given else None

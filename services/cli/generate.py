@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -39,6 +40,10 @@ def generate(
     top_p: Annotated[float | None, typer.Option(help="Nucleus, in (0, 1].")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the randomness.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="String that ends the answer; repeatable.")] = None,
+    json_schema: Annotated[
+        Path | None, typer.Option(help="File with a JSON schema that the answer matches.", dir_okay=False)
+    ] = None,
+    regex: Annotated[str | None, typer.Option(help="What the whole answer matches.")] = None,
     latency_class: Annotated[Class | None, typer.Option("--class", help="How urgent it is.")] = None,
     as_json: options.Json = False,
     tls: options.UseTls = False,
@@ -55,6 +60,7 @@ def generate(
         "top_p": top_p,
         "seed": seed,
         "stop": stop or (),
+        **as_grammar(json_schema, regex),
         "latency_class": latency_class.value if latency_class else None,
         "timeout_s": timeout,
     }
@@ -73,6 +79,18 @@ def begin(mesh: Headrace, asked: dict[str, Any]) -> Answer:
         return mesh.generate(**asked)
     except ValueError as error:
         raise UsageError(str(error)) from None
+
+
+def as_grammar(json_schema: Path | None, regex: str | None) -> dict[str, str]:
+    """The grammar's argument of the client. Raises UsageError for two, and for a file that cannot be read."""
+    if json_schema is not None and regex is not None:
+        raise UsageError("--json-schema and --regex: give at most one of them")
+    if regex is not None:
+        return {"regex": regex}
+    try:
+        return {} if json_schema is None else {"json_schema": json_schema.read_text(encoding="utf-8")}
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--json-schema: {json_schema} cannot be read ({error})") from None
 
 
 def as_prompt(text: str, system: str | None, chat: bool) -> dict[str, Any]:

@@ -141,3 +141,22 @@ async def test_health_follows_what_the_service_says() -> None:
     async for address in health_server(health_pb2.HealthCheckResponse.NOT_SERVING):
         found = await headrace("health", address)
         assert (found.code, found.err) == (1, f"headrace: {address}: NOT_SERVING\n")
+
+
+async def test_generate_asks_for_an_answer_under_a_schema_or_a_regex(tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "integer"}')
+    router = ScriptedRouter(say("7"), say("7"))
+    async with serving(router) as address:
+        await headrace("generate", "How many?", "--address", address, "--json-schema", str(schema))
+        await headrace("generate", "How many?", "--address", address, "--regex", "[0-9]+")
+    assert router.requests[0].grammar.json_schema == '{"type": "integer"}'
+    assert router.requests[1].grammar.regex == "[0-9]+"
+
+
+async def test_two_grammars_or_a_missing_schema_are_refused_in_a_line(tmp_path: Path) -> None:
+    missing = str(tmp_path / "nowhere.json")
+    for arguments in (("--json-schema", missing), ("--json-schema", missing, "--regex", "a")):
+        found = await headrace("generate", "How many?", *arguments)
+        assert (found.code != 0, found.out, len(found.err.splitlines())) == (True, "", 1)
+        assert "--json-schema" in found.err

@@ -13,6 +13,7 @@ import grpc
 import jsonschema
 import pytest
 from google.rpc import error_details_pb2, status_pb2
+from headrace.client import Headrace
 from headrace.v1 import admin_pb2, router_pb2, types_pb2
 
 from tests.support.constrained import SCHEMAS
@@ -65,6 +66,14 @@ async def test_many_schemas_at_once_hold(mesh: Mesh) -> None:
     streams = await asyncio.gather(*(generate(mesh.stub, bound(SCHEMAS[name])) for name in names))
     for name, stream in zip(names, streams, strict=True):
         jsonschema.validate(json.loads(stream.text), SCHEMAS[name])
+
+
+async def test_the_client_asks_for_schemas_regexes_and_grammars(mesh: Mesh) -> None:
+    async with Headrace(mesh.address) as client:
+        options = {"temperature": 1.0, "seed": 3, "max_tokens": 300}
+        assert json.loads(await client.generate("a", json_schema=SCHEMAS["invoice"], **options).text())
+        assert re.fullmatch("[a-c]{4}", await client.generate("a", regex="[a-c]{4}", **options).text())
+        assert await client.generate("a", lark='start: "mill" " wheel"', **options).text() == "mill wheel"
 
 
 async def test_an_answer_under_another_grammar_is_another_answer(mesh: Mesh) -> None:

@@ -291,3 +291,22 @@ def test_a_given_zero_is_sent_and_what_is_not_given_is_not() -> None:
     assert not request.HasField("max_tokens")
     assert (list(request.stop), dict(request.required_labels)) == (["a"], {"pool": "b"})
     assert not build_request("x").HasField("sampling")
+
+
+@pytest.mark.parametrize(
+    ("options", "grammar"),
+    [
+        ({"json_schema": {"type": "null"}}, types_pb2.Grammar(json_schema='{"type": "null"}')),
+        ({"json_schema": "true"}, types_pb2.Grammar(json_schema="true")),
+        ({"regex": "a+"}, types_pb2.Grammar(regex="a+")),
+        ({"lark": 'start: "a"'}, types_pb2.Grammar(lark='start: "a"')),
+    ],
+)
+def test_a_grammar_is_one_of_three_kinds(options: dict[str, Any], grammar: types_pb2.Grammar) -> None:
+    assert build_request("a", **options).grammar == grammar
+    assert not build_request("a").HasField("grammar")
+
+
+def test_two_grammars_are_a_type_error() -> None:
+    with pytest.raises(TypeError, match="json_schema, regex"):
+        build_request("a", json_schema={}, regex="a")
