@@ -48,7 +48,8 @@ class ServiceSettings(BaseSettings):
         default=None, description="host:port of the /metrics endpoint; unset: none; port 0: any"
     )
     mesh_secret_file: Path | None = Field(
-        default=None, description="file with the secret that all parts of the mesh share"
+        default=None,
+        description="file with the secret that the whole mesh shares; every service needs it",
     )
     mesh_tls_certificate: Path | None = Field(default=None, description="PEM certificate for internal ports")
     mesh_tls_key: Path | None = Field(default=None, description="PEM key of mesh_tls_certificate")
