@@ -94,7 +94,8 @@ def device_name(device: torch.device) -> str:
     """For people."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{_cpu_name()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{_cpu_name()}, {threads} {'thread' if threads == 1 else 'threads'}"
 
 
 def numerics_id(weights_digest: bytes, dtype: torch.dtype, device: torch.device) -> bytes:
