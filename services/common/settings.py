@@ -176,8 +176,9 @@ def _take_config(arguments: list[str]) -> list[str]:
 def _describe(kind: type[ServiceSettings], error: ValidationError) -> str:
     first = error.errors()[0]
     name = str(first["loc"][0]) if first["loc"] else "settings"
+    dotted = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
     if first["type"] == "extra_forbidden":
-        return f"{name} is not a setting of {kind.service}"
+        return f"{dotted} is not a setting of {kind.service}"
     shown = "" if isinstance(first["input"], dict) else f" = {first['input']!r}"
-    flag = f"--{name.replace('_', '-')}"
+    flag = f"--{dotted.replace('_', '-')}"
     return f"{variable(kind, name)} ({flag}){shown}: {first['msg']}"

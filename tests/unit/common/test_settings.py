@@ -4,9 +4,15 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from services.common.settings import ServiceSettings, SettingsError, load_or_exit
+
+
+class Bounds(BaseModel, extra="forbid"):
+    """A group of settings."""
+
+    at_most: int = 1
 
 
 class ExampleSettings(ServiceSettings):
@@ -15,6 +21,7 @@ class ExampleSettings(ServiceSettings):
     service: ClassVar[str] = "example"
     count: int = Field(default=1, ge=1, description="how many")
     names: list[str] = Field(default=[], description="which")
+    bounds: Bounds = Field(default=Bounds(), description="how far")
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +59,15 @@ def test_a_wrong_value_is_one_line_with_setting_value_and_rule(
     (line,) = capsys.readouterr().err.splitlines()
     for part in ("HEADRACE_EXAMPLE_COUNT", "--count", "'0'", "greater than or equal to 1"):
         assert part in line
+
+
+def test_a_wrong_setting_of_a_group_is_named_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADRACE_EXAMPLE_BOUNDS", '{"at_most": "x"}')
+    with pytest.raises(SettingsError, match=r"^HEADRACE_EXAMPLE_BOUNDS \(--bounds\.at-most\) = 'x': "):
+        ExampleSettings.load([])
+    monkeypatch.setenv("HEADRACE_EXAMPLE_BOUNDS", '{"at_least": 1}')
+    with pytest.raises(SettingsError, match=r"^bounds\.at_least is not a setting of example$"):
+        ExampleSettings.load([])
 
 
 def test_a_misspelt_setting_in_the_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
