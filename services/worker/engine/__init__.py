@@ -35,5 +35,6 @@ How the session half uses it (everything needed is `EngineClient`, `Request` and
     process.py  the process around it  outbox.py   reports and heartbeats
     report.py   messages               base.py     Runner: what an engine must do
     load.py     which engine runs      philox.py   counter-based randomness
+    grammar.py  one request's grammar  grammars.py all of them, compiled and advanced beside the steps
     torch/      the default engine     settings.py what an operator chooses
 """
