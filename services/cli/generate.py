@@ -94,7 +94,11 @@ def as_grammar(json_schema: Path | None, regex: str | None) -> dict[str, str]:
 
 
 def as_prompt(text: str, system: str | None, chat: bool) -> dict[str, Any]:
-    """The prompt's argument of the client."""
+    """The prompt's argument of the client. Raises UsageError for one that is empty or half ignored."""
+    if not text.strip():
+        raise UsageError("the prompt is empty")
+    if not chat and system is not None:
+        raise UsageError("--system belongs to a chat turn: leave --no-chat away")
     if not chat:
         return {"prompt": text}
     turns = [("system", system)] if system is not None else []

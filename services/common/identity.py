@@ -15,10 +15,13 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import hmac
+import os
 import re
 import secrets
+import tempfile
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +35,7 @@ from services.common.scope import check_tenant_name
 LOCAL_TENANT = "local"
 METADATA_KEY = "authorization"
 Entry = TypeVar("Entry", bound=BaseModel)
+Section = TypeVar("Section", list[Any], dict[str, Any])
 _KEY = re.compile(r"hr_([0-9a-f]{12})_([0-9a-f]{64})")
 
 
@@ -59,8 +63,8 @@ class ApiKey(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str
-    sha256: str
-    tenant: str
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    tenant: str = Field(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
     created: str
 
 
@@ -70,14 +74,16 @@ class Directory:
 
     keys: Mapping[str, ApiKey] = field(default_factory=dict)
     tenants: Mapping[str, Tenant] = field(default_factory=dict)
+    guarded: bool = False
+    """Whether a key is needed: there is a keys file, even one without keys."""
 
     def authenticate(self, authorization: str | bytes | None) -> Tenant:
-        """The tenant whose key is shown as `Bearer hr_…`. Without any keys everybody is the tenant "local".
+        """The tenant whose key is shown as `Bearer hr_…`. Without a keys file everybody is "local".
 
         Raises:
             Unauthenticated: no key, a malformed one, or one that is not known.
         """
-        if not self.keys:
+        if not self.guarded:
             return self.tenant(LOCAL_TENANT)
         if not authorization:
             raise Unauthenticated(
@@ -96,15 +102,19 @@ class Directory:
 
 
 def load(keys_file: Path | None, tenants_file: Path | None) -> Directory:
-    """Reads both files; one that is missing counts as empty.
+    """Reads both files. Without a keys file no key is needed; an empty one lets nobody in.
 
     Raises:
         ValueError: a file is wrong; the message is one line that names file, place and what is allowed.
     """
-    keys = [_parse(ApiKey, entry, keys_file) for entry in _read(keys_file).get("keys", [])]
-    tables = _read(tenants_file).get("tenants", {})
-    tenants = {name: _parse(Tenant, {**table, "name": name}, tenants_file) for name, table in tables.items()}
-    return Directory({key.id: key for key in keys}, tenants)
+    guarded = keys_file is not None and keys_file.exists()
+    entries = _section(keys_file, "keys", list)
+    tables = _section(tenants_file, "tenants", dict)
+    keys = [_parse(ApiKey, entry, keys_file) for entry in entries]
+    for name in tables:
+        _check_name(name, tenants_file)
+    tenants = {name: _parse(Tenant, _named(name, table), tenants_file) for name, table in tables.items()}
+    return Directory({key.id: key for key in keys}, tenants, guarded)
 
 
 def create_key(keys_file: Path, tenant: str) -> str:
@@ -120,22 +130,18 @@ def create_key(keys_file: Path, tenant: str) -> str:
         f'created = "{datetime.now(UTC).isoformat(timespec="seconds")}"\n\n'
     )
     keys_file.parent.mkdir(parents=True, exist_ok=True)
-    with keys_file.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        keys_file.chmod(0o600)
-        file.write(entry)
+    with _locked(keys_file):
+        before = keys_file.read_text() if keys_file.exists() else ""
+        _replace(keys_file, before + entry)
     return key
 
 
 def revoke_key(keys_file: Path, identifier: str) -> bool:
     """Removes the key with this id. Returns whether there was one."""
-    with keys_file.open("r+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        before = re.split(r"(?=^\[\[keys\]\])", file.read(), flags=re.M)
+    with _locked(keys_file):
+        before = re.split(r"(?=^\[\[keys\]\])", keys_file.read_text(), flags=re.M)
         after = [part for part in before if f'id = "{identifier}"' not in part]
-        file.seek(0)
-        file.truncate()
-        file.write("".join(after))
+        _replace(keys_file, "".join(after))
     return len(after) < len(before)
 
 
@@ -148,6 +154,42 @@ def _digest(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
+@contextmanager
+def _locked(keys_file: Path) -> Iterator[None]:
+    """One writer at a time; readers see the file before or after, never in between."""
+    descriptor = os.open(keys_file.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _replace(path: Path, text: str) -> None:
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(descriptor, "w") as file:  # mkstemp's mode is 0600
+        file.write(text)
+    os.replace(temporary, path)
+
+
+def _section(path: Path | None, name: str, kind: type[Section]) -> Section:
+    found = _read(path).get(name, kind())
+    if not isinstance(found, kind):
+        raise ValueError(f"{path}: {name}: must be {'[[keys]] tables' if kind is list else 'tables'}")
+    return found
+
+
+def _check_name(name: str, path: Path | None) -> None:
+    try:
+        check_tenant_name(name)
+    except ValueError as error:
+        raise ValueError(f"{path}: {name!r}: {error}") from None
+
+
+def _named(name: str, table: object) -> dict[str, Any]:
+    return {**table, "name": name} if isinstance(table, dict) else {"name": name, "": table}
+
+
 def _read(path: Path | None) -> dict[str, Any]:
     if path is None or not path.exists():
         return {}
@@ -157,11 +199,11 @@ def _read(path: Path | None) -> dict[str, Any]:
         raise ValueError(f"{path}: not TOML: {error}") from None
 
 
-def _parse(kind: type[Entry], table: dict[str, Any], path: Path | None) -> Entry:
+def _parse(kind: type[Entry], table: object, path: Path | None) -> Entry:
     try:
         return kind.model_validate(table)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "entry"
-        owner = table.get("name") or table.get("id") or "?"
+        owner = (table.get("name") or table.get("id")) if isinstance(table, dict) else "?"
         raise ValueError(f"{path}: {owner}: {place}: {first['msg']}, not {first['input']!r}") from None

@@ -64,6 +64,7 @@ class Keyring:
 
     def _derive_tenant(self, tenant: str) -> TenantKeys:
         path = self._salt_path(tenant)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # its files name the tenants
         write_new_secret(path, KEY_BYTES)
         return TenantKeys(_hkdf(self._master, read_secret(path), frame(b"tenant", tenant.encode())))
 

@@ -35,8 +35,8 @@ class Tls:
 
     @property
     def enabled(self) -> bool:
-        """Whether there is anything to encrypt with."""
-        return self.certificate is not None or self.authority is not None
+        """Whether anything is set: what is set but incomplete is refused, never plain text."""
+        return any(path is not None for path in (self.certificate, self.key, self.authority))
 
 
 class BindError(Exception):
@@ -117,20 +117,28 @@ def channel(address: str, tls: Tls, *, retry_services: tuple[str, ...] = ()) -> 
 
 
 def _server_credentials(tls: Tls) -> grpc.ServerCredentials:
-    pair = (_bytes(tls.key, "a key"), _bytes(tls.certificate, "a certificate"))
-    authority = tls.authority.read_bytes() if tls.authority else None
+    pair = (_needed(tls.key, "a key"), _needed(tls.certificate, "a certificate"))
+    authority = _optional(tls.authority)
     return grpc.ssl_server_credentials([pair], authority, require_client_auth=authority is not None)
 
 
 def _channel_credentials(tls: Tls) -> grpc.ChannelCredentials:
     return grpc.ssl_channel_credentials(
-        root_certificates=tls.authority.read_bytes() if tls.authority else None,
-        private_key=tls.key.read_bytes() if tls.key else None,
-        certificate_chain=tls.certificate.read_bytes() if tls.certificate else None,
+        root_certificates=_optional(tls.authority),
+        private_key=_optional(tls.key),
+        certificate_chain=_optional(tls.certificate),
     )
 
 
-def _bytes(path: Path | None, what: str) -> bytes:
-    if path is None:
-        raise BindError(f"TLS needs {what}")
-    return path.read_bytes()
+def _needed(path: Path | None, what: str) -> bytes:
+    content = _optional(path)
+    if content is None:
+        raise BindError(f"TLS is set in part: {what} is missing")
+    return content
+
+
+def _optional(path: Path | None) -> bytes | None:
+    try:
+        return None if path is None else path.read_bytes()
+    except OSError as error:
+        raise BindError(f"TLS: {path}: {error.strerror}") from None

@@ -22,7 +22,7 @@ class Access:
         self._files = (keys_file, tenants_file)
         self._stamp = self._stamps()
         self._directory = identity.load(keys_file, tenants_file)
-        self._guarded = bool(self._directory.keys)
+        self._guarded = self._directory.guarded
         self._checked_s = time.monotonic()
 
     @property
@@ -53,7 +53,7 @@ class Access:
         except (ValueError, OSError) as error:
             log.error("identity_not_reread", error=str(error))
             return
-        self._guarded = self._guarded or bool(self._directory.keys)
+        self._guarded = self._guarded or self._directory.guarded
         log.info("identity_reread", keys=len(self._directory.keys), tenants=len(self._directory.tenants))
 
     def _stamps(self) -> _Stamp:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,25 @@ def test_a_revoked_key_is_refused_and_the_others_are_not(keys: Path) -> None:
         directory.authenticate(f"Bearer {gone}")
 
 
-def test_without_any_keys_everybody_is_the_local_tenant(keys: Path) -> None:
+def test_when_the_last_key_is_gone_nobody_enters(keys: Path) -> None:
+    identity.revoke_key(keys, identity.create_key(keys, "acme").split("_")[1])
+    directory = identity.load(keys, None)
+    assert directory.guarded
+    with pytest.raises(Unauthenticated):
+        directory.authenticate(None)
+
+
+def test_writers_lose_no_key(keys: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda at: identity.create_key(keys, f"tenant-{at}"), range(24)))
+    directory = identity.load(keys, None)
+    assert [directory.authenticate(f"Bearer {key}").name for key in made] == [
+        f"tenant-{at}" for at in range(24)
+    ]
+    assert [entry.name for entry in keys.parent.iterdir()] == [keys.name]
+
+
+def test_without_a_keys_file_everybody_is_the_local_tenant(keys: Path) -> None:
     assert identity.load(keys, None).authenticate(None).name == identity.LOCAL_TENANT
 
 
@@ -69,6 +88,9 @@ def test_the_tenants_file_sets_what_a_tenant_may_do(tmp_path: Path, keys: Path) 
         ("[tenants.acme]\nwieght = 1\n", "wieght"),
         ('[tenants.acme]\nmax_class = "urgent"\n', "max_class"),
         ("[tenants.acme\n", "not TOML"),
+        ("tenants = 3\n", "tenants"),
+        ("[tenants]\nacme = 5\n", "acme"),
+        ('[tenants."../../x"]\n', "tenant's name"),
     ],
 )
 def test_a_wrong_tenants_file_is_named_with_its_place(tmp_path: Path, content: str, named: str) -> None:
@@ -77,4 +99,22 @@ def test_a_wrong_tenants_file_is_named_with_its_place(tmp_path: Path, content: s
     with pytest.raises(ValueError, match=named) as wrong:
         identity.load(None, tenants)
     assert str(tenants) in str(wrong.value)
+    assert "\n" not in str(wrong.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "keys = 5\n",
+        "[keys]\n",
+        "keys = [5]\n",
+        '[[keys]]\nid = "a"\nsha256 = "ü"\ntenant = "a"\ncreated = ""\n',
+        f'[[keys]]\nid = "a"\nsha256 = "{"0" * 64}"\ntenant = "../x"\ncreated = ""\n',
+    ],
+    ids=["a number", "a table", "a list of numbers", "no digest", "a path for a tenant"],
+)
+def test_a_wrong_keys_file_is_one_line(keys: Path, content: str) -> None:
+    keys.write_text(content)
+    with pytest.raises(ValueError, match=r"keys\.toml") as wrong:
+        identity.load(keys, None)
     assert "\n" not in str(wrong.value)

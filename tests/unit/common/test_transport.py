@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from services.common import transport
@@ -22,3 +24,17 @@ async def test_a_taken_port_is_named() -> None:
     port = transport.listen(first, "127.0.0.1:0", transport.Tls(), insecure=False)
     with pytest.raises(transport.BindError, match=str(port)):
         transport.listen(second, f"127.0.0.1:{port}", transport.Tls(), insecure=False)
+
+
+@pytest.mark.parametrize("part", ["certificate", "key", "authority"])
+async def test_tls_that_is_set_in_part_is_refused_and_never_plain_text(part: str, tmp_path: Path) -> None:
+    file = tmp_path / "part.pem"
+    file.write_text("whatever")
+    with pytest.raises(transport.BindError, match="missing"):
+        transport.listen(transport.server(), "127.0.0.1:0", transport.Tls(**{part: file}), insecure=True)
+
+
+async def test_a_certificate_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    tls = transport.Tls(certificate=tmp_path / "none.pem", key=tmp_path / "none.key")
+    with pytest.raises(transport.BindError, match=r"none\.key"):
+        transport.listen(transport.server(), "127.0.0.1:0", tls, insecure=False)
