@@ -146,4 +146,11 @@ def _show(plan: MeshPlan, supervisor: Supervisor, began_s: float) -> None:
 def _row(child: Child, began_s: float) -> tuple[object, ...]:
     spec = child.spec
     after = f"{child.ready_since_s - began_s:.1f} s" if child.ready_since_s is not None else ""
-    return spec.name, spec.address, child.pid, spec.device, after, spec.metrics_url
+    return spec.name, _shown(spec.address), child.pid, spec.device, after, spec.metrics_url
+
+
+def _shown(address: str) -> str:
+    """The address, a socket's without its directory where a person reads: the table fits the terminal."""
+    if sys.stderr.isatty() and address.startswith("unix:"):
+        return f"unix:…/{Path(address).name}"
+    return address

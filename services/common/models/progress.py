@@ -70,8 +70,10 @@ class RichProgress:
         from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as Bars
 
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
+        amount = () if total_bytes is None else (DownloadColumn(),)
+        columns = (TextColumn("{task.description}"), BarColumn(), *amount, TimeElapsedColumn())
         self._bars = Bars(*columns, console=self._console)
+        self._measured = total_bytes is not None
         self._task = self._bars.add_task(stage, total=total_bytes)
         self._bars.start()
 
@@ -79,6 +81,8 @@ class RichProgress:
         self._bars.advance(self._task, amount_bytes)
 
     def finish(self) -> None:
+        if not self._measured:  # a bar without an end would look as if it went on
+            self._bars.update(self._task, total=1, completed=1)
         self._bars.stop()
 
 
