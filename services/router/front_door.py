@@ -88,10 +88,12 @@ class RouterServicer:
         self, request: router_pb2.CountTokensRequest, context: Context
     ) -> router_pb2.CountTokensResponse:
         """Prompt tokens that a generation would use."""
-        self._reception.tenant(context)
+        tenant = self._reception.tenant(context)
         source = _source(request, self._settings.limits.request_bytes)
-        model = await self._models.find(request.model if request.HasField("model") else None)
-        tokens = await self._preparation.count(source, model, self._settings.encode_timeout_s)
+        with self._reception.shares(tenant, request.ByteSize()) as shares:
+            model = await self._models.find(request.model if request.HasField("model") else None)
+            tokens = await self._preparation.count(source, model, self._settings.encode_timeout_s)
+            shares.charge(tokens)
         return router_pb2.CountTokensResponse(tokens=tokens, model=model.name)
 
     @contextmanager

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from headrace.v1 import router_pb2
@@ -91,6 +94,19 @@ class Reception:
             deadline_s=None if left_s is None else arrival_s + left_s,
             traceparent=_text(metadata_value(context, "traceparent")),
         )
+
+    @contextmanager
+    def shares(self, tenant: Tenant, size: int) -> Iterator[Pass]:
+        """What a call of `size` bytes that generates nothing holds until it ends, as every other call.
+
+        Raises:
+            ResourceExhausted: the tenant has too much at once or in a minute, or too much waits in all.
+        """
+        shares = self._gate.enter(tenant, secrets.token_hex(12), size)
+        try:
+            yield shares
+        finally:
+            shares.leave()
 
 
 def _time_left(accepted: Accepted, context: Context) -> float | None:

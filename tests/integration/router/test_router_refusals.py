@@ -286,3 +286,34 @@ async def test_a_tenant_is_held_to_its_quotas_and_class(tmp_path: Path) -> None:
         error = await refused(house, Request(text="x"), **bearer(key))
         assert error.code() is Code.RESOURCE_EXHAUSTED
         assert "minute" in (error.details() or "")
+
+
+async def test_counting_tokens_is_held_to_the_same_quotas(tmp_path: Path) -> None:
+    keys, tenants = tmp_path / "keys.toml", tmp_path / "tenants.toml"
+    often, much, large, busy = [create_key(keys, name) for name in ("often", "much", "large", "busy")]
+    tenants.write_text(
+        "[tenants.often]\nrequests_per_minute = 2\n[tenants.much]\ntokens_per_minute = 50\n"
+        "[tenants.large]\nqueued_bytes = 100\n[tenants.busy]\nconcurrent_requests = 1\n"
+    )
+    async with open_house(tmp_path, keys_file=keys, tenants_file=tenants) as house:
+
+        async def counts(key: str, text: str = "hello") -> bool:
+            call = house.stub.CountTokens(router_pb2.CountTokensRequest(text=text), **bearer(key))
+            if await call.code() is Code.OK:
+                return True
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call
+            assert caught.value.code() is Code.RESOURCE_EXHAUSTED
+            assert {"QuotaFailure", "RetryInfo"} <= set(details(caught.value))
+            return False
+
+        assert [await counts(often) for _ in range(3)] == [True, True, False]
+        assert [await counts(much, "many words " * 200), await counts(much)] == [True, False]
+        assert [await counts(large, "x" * 200), await counts(large)] == [False, True]
+        assert [await counts(busy), await counts(busy)] == [True, True]
+        worker = await house.worker().connect()
+        running = house.stub.Generate(Request(text="x"), **bearer(busy))
+        await worker.submitted()
+        assert not await counts(busy)
+        running.cancel()
+        await house.router.drain()
