@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pydantic import Field, field_validator
 
-from services.common.settings import ServiceSettings, SettingsError, variable
+from services.common.settings import ListenAddress, ServiceSettings, SettingsError, variable
 
 SCHEMES = ("redis", "rediss", "valkey", "valkeys", "unix")
 
@@ -17,7 +17,9 @@ class CacheSettings(ServiceSettings):
 
     service: ClassVar[str] = "cache"
 
-    listen: str = Field(default="127.0.0.1:50063", description="host:port of the internal gRPC listener")
+    listen: ListenAddress = Field(
+        default="127.0.0.1:50063", description="host:port of the internal gRPC listener"
+    )
     valkey_url: str | None = Field(
         default=None,
         description="redis://host:port/db, rediss://… (TLS) or unix:///path; unset: memory only",

@@ -10,12 +10,14 @@ A setting lives beside what it sets: each service's `settings.py` extends Servic
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, Self, TypeVar
+from typing import Annotated, Any, ClassVar, NoReturn, Self, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -30,6 +32,23 @@ from services.common.transport import Tls
 
 USAGE_ERROR = 2
 Settings = TypeVar("Settings", bound="ServiceSettings")
+_HOST_PORT = re.compile(r"(?:dns:///)?(?:\[[\w:.%]+\]|[\w.-]+):(\d{1,5})", re.ASCII)
+
+
+def _address(least: int) -> Callable[[str], str]:
+    def check(address: str) -> str:
+        found = _HOST_PORT.fullmatch(address)
+        if re.fullmatch("unix:.+", address) or (found and least <= int(found[1]) <= 65535):
+            return address
+        raise ValueError(f"allowed are host:port with a port of {least} to 65535, and unix:path")
+
+    return check
+
+
+Address = Annotated[str, AfterValidator(_address(1))]
+"""Where a service is called: `host:port`, an IPv6 host in brackets, or `unix:path`."""
+ListenAddress = Annotated[str, AfterValidator(_address(0))]
+"""Where a service listens; port 0: any."""
 
 
 class SettingsError(Exception):

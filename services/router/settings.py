@@ -8,11 +8,11 @@ from typing import Annotated, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_settings import NoDecode
 
-from services.common.settings import ServiceSettings
+from services.common.settings import Address, ListenAddress, ServiceSettings
 from services.common.transport import Tls
 from services.router.policy.classify import LatencyClass
 
-Addresses = Annotated[tuple[str, ...], NoDecode]
+Addresses = Annotated[tuple[Address, ...], NoDecode]
 
 
 class _Group(BaseModel):
@@ -114,16 +114,20 @@ class RouterSettings(ServiceSettings):
 
     service: ClassVar[str] = "router"
 
-    listen: str = Field(default="127.0.0.1:50051", description="host:port for clients")
-    mesh_listen: str = Field(default="127.0.0.1:50061", description="host:port for workers and operators")
-    advertise: str | None = Field(
+    listen: ListenAddress = Field(default="127.0.0.1:50051", description="host:port for clients")
+    mesh_listen: ListenAddress = Field(
+        default="127.0.0.1:50061", description="host:port for workers and operators"
+    )
+    advertise: Address | None = Field(
         default=None, description="host:port that workers reach mesh_listen under; unset: mesh_listen"
     )
     siblings: Addresses = Field(default=(), description="host:port of the other routers' mesh ports")
     tls_certificate: Path | None = Field(default=None, description="PEM certificate of the public port")
     tls_key: Path | None = Field(default=None, description="PEM key of tls_certificate")
     tokenizers: Addresses = Field(default=("127.0.0.1:50062",), description="host:port of tokenizers")
-    cache: str | None = Field(default=None, description="host:port of the cache service; unset: no caches")
+    cache: Address | None = Field(
+        default=None, description="host:port of the cache service; unset: no caches"
+    )
     master_secret_file: Path | None = Field(
         default=None, description="secret that keys of everything cached derive from; unset: a passing one"
     )
@@ -151,6 +155,15 @@ class RouterSettings(ServiceSettings):
         if isinstance(given, str):
             return tuple(part.strip(" \"'") for part in given.strip("[] ").split(",") if part.strip())
         return given
+
+    @field_validator("salts_directory")
+    @classmethod
+    def _can_be_directory(cls, path: Path | None) -> Path | None:
+        """It is made on first use; what is there already must be one."""
+        there = path and next((each for each in (path, *path.parents) if each.exists()), None)
+        if there and not there.is_dir():
+            raise ValueError(f"{there} is no directory")
+        return path
 
     @property
     def tls(self) -> Tls:

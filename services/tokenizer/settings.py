@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from services.common.settings import ServiceSettings
+from services.common.settings import ListenAddress, ServiceSettings
 
 
 def _half_of_the_cores() -> int:
@@ -20,7 +20,7 @@ class TokenizerSettings(ServiceSettings):
 
     service: ClassVar[str] = "tokenizer"
 
-    listen: str = Field(default="127.0.0.1:50062", description="host:port for the mesh")
+    listen: ListenAddress = Field(default="127.0.0.1:50062", description="host:port for the mesh")
     model: str = Field(
         default="default", description="'default', a Hugging Face directory, a *.gguf file or a hub id"
     )

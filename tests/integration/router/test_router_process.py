@@ -53,6 +53,13 @@ def run(directory: Path, **settings: str) -> subprocess.CompletedProcess[str]:
         ({"MESH_SECRET_FILE": "/nowhere"}, ["HEADRACE_ROUTER_MESH_SECRET_FILE"]),
         ({"MASTER_SECRET_FILE": "/nowhere"}, ["HEADRACE_ROUTER_SALTS_DIRECTORY"]),
         ({"STANDARD": '{"flush_tokens": 0}'}, ["HEADRACE_ROUTER_STANDARD"]),
+        ({"LISTEN": "127.0.0.1:99999"}, ["HEADRACE_ROUTER_LISTEN", "'127.0.0.1:99999'", "65535"]),
+        ({"MESH_LISTEN": "127.0.0.1:-1"}, ["HEADRACE_ROUTER_MESH_LISTEN", "'127.0.0.1:-1'", "host:port"]),
+        ({"TOKENIZERS": "nonsense"}, ["HEADRACE_ROUTER_TOKENIZERS", "'nonsense'", "host:port"]),
+        ({"SIBLINGS": "a:1,:::"}, ["HEADRACE_ROUTER_SIBLINGS", "':::'", "host:port"]),
+        ({"CACHE": "127.0.0.1:0"}, ["HEADRACE_ROUTER_CACHE", "'127.0.0.1:0'"]),
+        ({"SALTS_DIRECTORY": __file__}, ["HEADRACE_ROUTER_SALTS_DIRECTORY", "is no directory"]),
+        ({"SALTS_DIRECTORY": f"{__file__}/salts"}, ["HEADRACE_ROUTER_SALTS_DIRECTORY", "is no directory"]),
         ({"ENCODE_TIMEOUT_S": "soon"}, ["HEADRACE_ROUTER_ENCODE_TIMEOUT_S", "'soon'"]),
     ],
 )

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from services.common.settings import ServiceSettings, SettingsError, load_or_exit
+from services.common.settings import Address, ListenAddress, ServiceSettings, SettingsError, load_or_exit
 
 
 class Bounds(BaseModel, extra="forbid"):
@@ -93,3 +93,45 @@ def test_the_file_can_be_named_by_a_flag(tmp_path: Path, monkeypatch: pytest.Mon
     other = tmp_path / "other.toml"
     other.write_text("[example]\ncount = 9\n")
     assert ExampleSettings.load([f"--config={other}"]).count == 9
+
+
+GOOD = [
+    "127.0.0.1:1",
+    "router-1.mesh:65535",
+    "my_host:50061",
+    "[::1]:50051",
+    "dns:///mesh:50062",
+    "unix:/run/a.sock",
+]
+BAD = [
+    "nonsense",
+    ":::",
+    "host:99999",
+    "host:-1",
+    "host:",
+    ":50051",
+    "host:http",
+    "::1:50051",
+    "host:٣",
+    "unix:",
+    "",
+]
+
+
+@pytest.mark.parametrize("address", GOOD)
+def test_an_address_is_host_and_port_or_a_socket(address: str) -> None:
+    for kind in (Address, ListenAddress):
+        assert TypeAdapter(kind).validate_python(address) == address
+
+
+@pytest.mark.parametrize("address", BAD)
+def test_what_is_no_address_is_refused(address: str) -> None:
+    for kind in (Address, ListenAddress):
+        with pytest.raises(ValidationError, match="host:port"):
+            TypeAdapter(kind).validate_python(address)
+
+
+def test_only_who_listens_may_take_any_port() -> None:
+    assert TypeAdapter(ListenAddress).validate_python("127.0.0.1:0") == "127.0.0.1:0"
+    with pytest.raises(ValidationError, match="1 to 65535"):
+        TypeAdapter(Address).validate_python("127.0.0.1:0")
