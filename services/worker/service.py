@@ -79,7 +79,7 @@ class WorkerService:
             self._lease = claim_gpu(settings.lease_dir, os.environ)
         self.port = transport.listen(self._server, settings.listen, settings.mesh_tls, settings.insecure)
         await self._server.start()
-        model = await _resolved(settings.model)
+        model = await _resolved(settings.model, weights=settings.needs_weights)
         engine = await self._loaded(settings.engine_settings(model))
         identity = await asyncio.to_thread(self._identity, engine, model)
         log.info("engine_ready", device=engine.description.device, seconds=engine.description.load_seconds)
@@ -150,9 +150,9 @@ class WorkerService:
         self._leave()
 
 
-async def _resolved(model: str) -> ModelDirectory:
+async def _resolved(model: str, *, weights: bool) -> ModelDirectory:
     try:
-        return await asyncio.to_thread(resolve, model)
+        return await asyncio.to_thread(resolve, model, weights=weights)
     except ModelError as error:
         raise StartError(str(error)) from None
 

@@ -103,10 +103,16 @@ class WorkerSettings(_EngineFlags):
         return EngineSettings(model=model.path, model_name=model.name, scheduler=scheduler, **chosen)
 
     @property
+    def needs_weights(self) -> bool:
+        """Whether the engine computes with the model's weights."""
+        engine: str = getattr(self, "engine")  # noqa: B009
+        return engine != "simulated"
+
+    @property
     def may_choose_gpu(self) -> bool:
         """Whether no device was named: a GPU is claimed where there are several."""
         chosen: tuple[str, int] = (getattr(self, "device"), getattr(self, "device_index"))  # noqa: B009
-        return chosen[0] != "cpu" and chosen[1] == 0
+        return self.needs_weights and chosen[0] != "cpu" and chosen[1] == 0
 
     def name(self, gpu: str | None) -> str:
         """The worker's name: the one that was set, else host and GPU, else host and process."""

@@ -37,4 +37,5 @@ How the session half uses it (everything needed is `EngineClient`, `Request` and
     load.py     which engine runs      philox.py   counter-based randomness
     grammar.py  one request's grammar  grammars.py all of them, compiled and advanced beside the steps
     torch/      the default engine     settings.py what an operator chooses
+    simulated/  no model: invented tokens, steps that only take time
 """

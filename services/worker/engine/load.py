@@ -12,6 +12,10 @@ EngineLoader = Callable[[EngineSettings], LoadedEngine]
 
 def load_engine(settings: EngineSettings) -> LoadedEngine:
     """Load the model that the settings name. Raises EngineLoadError: one line that says what to change."""
+    if settings.engine == "simulated":
+        from services.worker.engine.simulated.load import load_simulated_engine
+
+        return load_simulated_engine(settings)
     from services.worker.engine.torch.load import load_torch_engine
 
     return load_torch_engine(settings)

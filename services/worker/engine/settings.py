@@ -10,6 +10,7 @@ from pydantic import Field
 
 from services.worker.scheduler.policy import SchedulerSettings
 
+EngineKind = Literal["torch", "simulated"]
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "bfloat16", "float32"]
 
@@ -18,9 +19,9 @@ Dtype = Literal["auto", "bfloat16", "float32"]
 class EngineSettings:
     """Engine settings; each default is right for most machines. The worker takes its flags from here."""
 
-    model: Path  # a local Hugging Face directory: config.json and safetensors
+    model: Path  # a local Hugging Face directory; simulated needs no weights in it
     model_name: str = ""  # "": the directory's name
-    engine: Annotated[Literal["torch"], Field(description="what computes")] = "torch"
+    engine: Annotated[EngineKind, Field(description="what computes; simulated: invented tokens")] = "torch"
     device: Annotated[Device, Field(description="auto: CUDA where there is one")] = "auto"
     device_index: Annotated[int, Field(ge=0, description="which CUDA device")] = 0
     dtype: Annotated[Dtype, Field(description="auto: bfloat16")] = "auto"
@@ -43,4 +44,28 @@ class EngineSettings:
     threads: Annotated[
         int | None, Field(ge=1, description="CPU threads of torch; unset: the cores this process may use")
     ] = None
+    simulated_calibration: Annotated[
+        Path | None, Field(description="simulated: file of step times; unset: steps take no time")
+    ] = None
+    simulated_seed: Annotated[
+        int, Field(ge=0, lt=2**63, description="simulated: another one is another model")
+    ] = 0
+    simulated_noise: Annotated[
+        float, Field(ge=0.0, le=1.0, description="simulated: deviation of the logarithm of steps' times")
+    ] = 0.0
+    simulated_answer_tokens: Annotated[
+        int, Field(ge=1, description="simulated: median length of answers that end by themselves")
+    ] = 128
+    simulated_die_at_token: Annotated[
+        int | None, Field(ge=1, description="simulated fault: the engine dies as it has this token")
+    ] = None
+    simulated_hang_at_token: Annotated[
+        int | None, Field(ge=1, description="simulated fault: the step with this token never ends")
+    ] = None
+    simulated_slow_after_steps: Annotated[
+        int, Field(ge=0, description="simulated fault: steps before it slows down")
+    ] = 0
+    simulated_slow_factor: Annotated[
+        float, Field(gt=0.0, description="simulated fault: times as long takes each step after those")
+    ] = 1.0
     scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
