@@ -4,6 +4,7 @@
 * on internal services the member token is checked before the handler runs;
 * exceptions of the tree become their status with details, any other one is logged and becomes INTERNAL;
 * CancelledError is always raised on: grpcio leaks memory when it is swallowed;
+* where a bound is set, a client that does not read cannot hold what makes its replies;
 * calls are counted and timed.
 """
 
@@ -11,7 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -33,13 +35,21 @@ class Registrar:
     """Adds services to one server.
 
     Args:
-        members_only: the mesh secret for services that only members may call.
+        mesh: the mesh secret, for services that only members may call.
+        stall_s: how long one message of a stream may wait for its client, in seconds; None: for ever.
     """
 
-    def __init__(self, server: grpc.aio.Server, metrics: RpcMetrics, mesh: members.MeshSecret | None = None):
+    def __init__(
+        self,
+        server: grpc.aio.Server,
+        metrics: RpcMetrics,
+        mesh: members.MeshSecret | None = None,
+        stall_s: float | None = None,
+    ) -> None:
         self._server = server
         self._metrics = metrics
         self._mesh = mesh
+        self._stall_s = stall_s
 
     def add(self, service: ServiceDescriptor, servicer: object, *, members_only: str | None = None) -> None:
         """Registers all methods of `service`. `members_only` names the service in members' tokens."""
@@ -54,7 +64,8 @@ class Registrar:
     def _handler(
         self, method: MethodDescriptor, behaviour: Callable[..., Any], members_only: str | None
     ) -> grpc.RpcMethodHandler[Any, Any]:
-        call = _Call(method, self._metrics, self._mesh if members_only else None, members_only or "")
+        mesh = self._mesh if members_only else None
+        call = _Call(method, self._metrics, mesh, members_only or "", self._stall_s)
         make, wrap = _KINDS[method.client_streaming, method.server_streaming]
         handler: grpc.RpcMethodHandler[Any, Any] = make(
             wrap(call, behaviour),
@@ -68,12 +79,18 @@ class _Call:
     """The checks around one method."""
 
     def __init__(
-        self, method: MethodDescriptor, metrics: RpcMetrics, mesh: members.MeshSecret | None, service: str
+        self,
+        method: MethodDescriptor,
+        metrics: RpcMetrics,
+        mesh: members.MeshSecret | None,
+        service: str,
+        stall_s: float | None,
     ) -> None:
         self._name = f"{method.containing_service.name}.{method.name}"
         self._metrics = metrics
         self._mesh = mesh
         self._service = service
+        self._stall_s = stall_s
         self._streaming_request = method.client_streaming
 
     def unary(self, behaviour: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
@@ -94,15 +111,21 @@ class _Call:
 
         return handle
 
-    def stream(self, behaviour: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
+    def stream(
+        self, behaviour: Callable[..., AsyncGenerator[Any, None]]
+    ) -> Callable[..., AsyncIterator[Any]]:
         async def handle(request: Any, context: Context) -> AsyncIterator[Any]:
             started = time.monotonic()
             code = grpc.StatusCode.OK
-            replies = None
+            replies = watch = None
             try:
                 replies = behaviour(self._checked(request, context), context)
+                watch = _Watch(replies, self._stall_s)
                 async for reply in replies:
+                    watch.writing()
                     yield reply
+                    if watch.written():
+                        await watch.ended()
             except (asyncio.CancelledError, GeneratorExit):
                 code = grpc.StatusCode.CANCELLED
                 raise
@@ -111,8 +134,10 @@ class _Call:
                 code = problem.code
                 await errors.abort(context, problem)
             finally:
+                if watch is not None:
+                    await watch.close()
                 if replies is not None:
-                    await replies.aclose()  # type: ignore[attr-defined]
+                    await replies.aclose()
                 self._count(code, started)
 
         return handle
@@ -144,6 +169,56 @@ class _Call:
     def _count(self, code: grpc.StatusCode, started: float) -> None:
         self._metrics.calls.labels(self._name, code.name).inc()
         self._metrics.seconds.labels(self._name).observe(time.monotonic() - started)
+
+
+class _Watch:
+    """Ends what makes a stream's replies when one of them waits too long for the client.
+
+    SlowConsumer is raised in it where it yielded, so that it gives back what it holds. The write itself is
+    left to grpc, which ends it when the client reads or is gone. One timer a stream, none a message.
+    """
+
+    def __init__(self, replies: AsyncGenerator[Any, None], stall_s: float | None) -> None:
+        self._replies = replies
+        self._stall_s = stall_s or 0.0
+        self._loop = asyncio.get_running_loop()
+        self._since: float | None = None
+        self._ending: asyncio.Task[None] | None = None
+        self._timer = self._loop.call_later(stall_s, self._look) if stall_s is not None else None
+
+    def writing(self) -> None:
+        """A reply goes."""
+        self._since = self._loop.time()
+
+    def written(self) -> bool:
+        """It went. Returns whether that took too long."""
+        self._since = None
+        return self._ending is not None
+
+    async def ended(self) -> None:
+        """Raises as what makes the replies did when it was ended."""
+        if self._ending is not None:
+            await self._ending
+
+    async def close(self) -> None:
+        """The stream is over."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._ending is not None:
+            await asyncio.wait([self._ending])
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        since = now if self._since is None else self._since
+        if now - since < self._stall_s:
+            self._timer = self._loop.call_at(since + self._stall_s, self._look)
+        else:
+            self._ending = self._loop.create_task(self._end(), name="end of a stalled stream")
+            self._ending.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    async def _end(self) -> None:
+        with suppress(StopAsyncIteration):
+            await self._replies.athrow(errors.SlowConsumer("a message waits for a client that does not read"))
 
 
 _KINDS: dict[tuple[bool, bool], tuple[Callable[..., Any], Callable[[_Call, Any], Any]]] = {

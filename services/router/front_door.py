@@ -62,9 +62,15 @@ class RouterServicer:
         with self._visit(request, context, streaming=streaming) as visit:
             outlet = await self._begin(visit)
             while (reply := await outlet.next()) is not None:
-                if reply.HasField("finished"):
+                finished = reply.HasField("finished")
+                if finished:
                     self._complete(visit, reply.finished, context)
-                yield reply
+                try:
+                    yield reply
+                except errors.SlowConsumer:
+                    if not finished:
+                        raise
+                    return  # there is one end only
 
     async def GenerateUnary(
         self, request: router_pb2.GenerateRequest, context: Context

@@ -119,7 +119,7 @@ class RouterService:
             history,
             self._metrics,
         )
-        Registrar(self._public, rpc).add(ROUTER, front_door)
+        Registrar(self._public, rpc, stall_s=settings.slow_reader.stall_s).add(ROUTER, front_door)
         internal = Registrar(self._internal, rpc, self._mesh)
         internal.add(SESSION, self._sessions)
         internal.add(ADMIN, AdminServicer(dispatcher.workers), members_only="admin")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -230,6 +231,19 @@ async def test_a_reader_that_is_slow_is_given_up_alone(tmp_path: Path) -> None:
         worker.say(update(following, 0, chunk[:3], end()))
         assert (await read(other)).error is None
         answer = await read(call, Answer())
+        assert answer.error is not None
+        assert answer.error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert details(answer.error)["ErrorInfo"].reason == "SLOW_CONSUMER"
+
+
+async def test_a_reader_that_never_reads_holds_no_share_and_no_drain(tmp_path: Path) -> None:
+    async with open_house(tmp_path, context=1 << 30, slow_reader={"stall_s": 0.2}) as house:
+        worker = await house.worker(max_tokens=1 << 30).connect()
+        call = house.stub.Generate(Request(text=PROMPT, max_tokens=1 << 29))
+        worker.say(update(await worker.submitted(), 0, house.tokenizer.ids(ANSWER) * (1 << 17), end()))
+        await asyncio.wait_for(house.router.drain(), 30)
+        assert house.metric("headrace_requests_running") == 0
+        answer = await read(call)
         assert answer.error is not None
         assert answer.error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert details(answer.error)["ErrorInfo"].reason == "SLOW_CONSUMER"

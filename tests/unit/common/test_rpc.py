@@ -24,6 +24,7 @@ class Servicer:
     def __init__(self) -> None:
         self.cancelled = asyncio.Event()
         self.started = asyncio.Event()
+        self.ended: list[Exception] = []
 
     async def Lookup(self, request: cache_pb2.LookupRequest, _: Any) -> cache_pb2.LookupResponse:
         if request.keys == [b"typed"]:
@@ -33,6 +34,12 @@ class Servicer:
         return cache_pb2.LookupResponse()
 
     async def LoadSnapshot(self, request: Any, _: Any) -> AsyncIterator[cache_pb2.LoadSnapshotResponse]:
+        if request.name == "floods":
+            try:
+                yield cache_pb2.LoadSnapshotResponse(chunk=bytes(8 << 20))
+            except errors.SlowConsumer as error:
+                self.ended.append(error)
+                raise
         yield cache_pb2.LoadSnapshotResponse(chunk=b"1")
         if request.name == "fails":
             raise errors.Unavailable("gone")
@@ -70,7 +77,7 @@ async def served() -> AsyncIterator[Served]:
     registry = CollectorRegistry()
     server = transport.server()
     servicer = Servicer()
-    registrar = rpc.Registrar(server, RpcMetrics(registry), MESH)
+    registrar = rpc.Registrar(server, RpcMetrics(registry), MESH, stall_s=0.2)
     registrar.add(cache_pb2.DESCRIPTOR.services_by_name["CacheService"], servicer, members_only="cache")
     port = transport.listen(server, "127.0.0.1:0", transport.Tls(), insecure=False)
     await server.start()
@@ -139,3 +146,19 @@ async def test_a_client_stream_is_read_to_its_end(served: Served) -> None:
     pieces = iter([cache_pb2.SaveSnapshotRequest(chunk=b"ab"), cache_pb2.SaveSnapshotRequest(chunk=b"c")])
     reply = await served.stub.SaveSnapshot(pieces, metadata=served.member)
     assert reply.stored_bytes == 3
+
+
+async def test_a_client_that_does_not_read_holds_nothing_of_the_service(served: Served) -> None:
+    call = served.stub.LoadSnapshot(cache_pb2.LoadSnapshotRequest(name="floods"), metadata=served.member)
+    await eventually(lambda: bool(served.servicer.ended), "what makes the replies is ended")
+    assert len((await call.read()).chunk) == 8 << 20
+    error = await failure(call.read())
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    await eventually(lambda: served.count("LoadSnapshot", "RESOURCE_EXHAUSTED") == 1, "it is counted")
+
+
+async def test_a_client_that_never_read_and_goes_is_counted_once(served: Served) -> None:
+    call = served.stub.LoadSnapshot(cache_pb2.LoadSnapshotRequest(name="floods"), metadata=served.member)
+    await eventually(lambda: bool(served.servicer.ended), "what makes the replies is ended")
+    call.cancel()
+    await eventually(lambda: served.count("LoadSnapshot", "CANCELLED") == 1, "the cancel is counted")
