@@ -67,7 +67,10 @@ class RouterMetrics:
         self.output_tokens = Counter("headrace_output_tokens", "Output tokens relayed", registry=registry)
         self.prompt_tokens = Counter("headrace_prompt_tokens", "Prompt tokens accepted", registry=registry)
         self.cache = Counter(
-            "headrace_router_cache_lookups", "Look-ups in the cache service", ["kind", "outcome"], registry=registry
+            "headrace_router_cache_lookups",
+            "Look-ups in the cache service",
+            ["kind", "outcome"],
+            registry=registry,
         )
         self.cache_dropped = Counter(
             "headrace_router_cache_stores_dropped", "Entries that were not stored", registry=registry
