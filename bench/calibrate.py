@@ -95,7 +95,8 @@ def content(device: Device, model: Model) -> str:
     room = device.memory * MEMORY_PART - model.weights_bytes - RUNTIME_BYTES
     dtype = "fp8" if model.bytes_a_weight == 1 else "bfloat16"
     return f"""\
-# Written by `python -m bench.calibrate`, which says how each figure is derived. Derived, not measured.
+# Written by `python -m bench.calibrate`, which says how each figure is derived.
+# Derived, not measured; the device figures were not compared with the data sheets again.
 # {device.name}: {flops / 1e12:.0f} TFLOP/s, {device.bandwidth / 1e12:.3g} TB/s, {device.memory / 1e9:.0f} GB
 #   source: {device.source}
 # {model.name}: {model.parameters / 1e9:.3g}e9 weights, {model.weights_bytes / 1e9:.3g} GB
