@@ -13,7 +13,7 @@ from headrace.v1 import admin_pb2, router_pb2, types_pb2
 
 from tests.support.generating import Stream, generate, request
 from tests.support.mesh import Mesh
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, eventually_async
 
 STREAMS = 64
 
@@ -37,19 +37,20 @@ async def workers_of(mesh: Mesh) -> list[admin_pb2.WorkerStatus]:
 
 
 async def all_blocks_are_back(mesh: Mesh) -> None:
-    """Waits until no block is held and every block is accounted for."""
-    end = asyncio.get_running_loop().time() + 20
-    while True:
+    """Waits until no block is held; every block is accounted for at every look."""
+
+    async def idle() -> bool:
         workers = await workers_of(mesh)
-        loads = [worker.load for worker in workers]
-        for worker, load in zip(workers, loads, strict=True):
+        for worker in workers:
+            load = worker.load
             accounted = load.kv_blocks_free + load.kv_blocks_cached + load.kv_blocks_held
             assert accounted == worker.kv_spec.blocks > 0
-        idle = all(load.kv_blocks_held == load.running == load.waiting == 0 for load in loads)
-        if idle and all(worker.requests == 0 for worker in workers):
-            return
-        assert asyncio.get_running_loop().time() < end, f"blocks are still held: {loads}"
-        await asyncio.sleep(0.02)
+        return bool(workers) and all(
+            worker.load.kv_blocks_held == worker.load.running == worker.load.waiting == worker.requests == 0
+            for worker in workers
+        )
+
+    await eventually_async(idle, "no block is held")
 
 
 async def test_64_streams_at_once_are_what_each_is_alone(mesh: Mesh) -> None:
@@ -184,13 +185,7 @@ async def test_a_repeated_greedy_request_comes_from_the_response_cache(mesh: Mes
         again = await generate(mesh.stub, wanted)
         return again.finished is not None and again.finished.cached_response
 
-    answers = []
-    for _ in range(200):
-        answers.append(await answered_from_cache())
-        if answers[-1]:
-            break
-        await asyncio.sleep(0.02)
-    assert answers[-1], "never answered from the cache"
+    await eventually_async(answered_from_cache, "the cache answers")
     assert again.token_ids == first.token_ids
     assert again.text == first.text
 

@@ -14,7 +14,7 @@ from headrace.v1 import router_pb2
 from services.common import identity
 from tests.support.generating import generate, request
 from tests.support.mesh import Mesh
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually_async
 
 PROMPT = "A headrace brings water to the wheel. " * 12
 
@@ -102,7 +102,6 @@ async def test_a_tenant_is_held_to_its_highest_class(tenanted: Tenanted) -> None
 async def test_a_new_key_opens_and_a_revoked_one_closes_without_a_restart(tenanted: Tenanted) -> None:
     key = identity.create_key(tenanted.keys_file, "initech")
     metadata = (("authorization", f"Bearer {key}"),)
-    codes: list[grpc.StatusCode] = []
 
     async def code() -> grpc.StatusCode:
         try:
@@ -111,13 +110,12 @@ async def test_a_new_key_opens_and_a_revoked_one_closes_without_a_restart(tenant
             return error.code()
         return grpc.StatusCode.OK
 
-    async def until(wanted: grpc.StatusCode) -> None:
-        codes.clear()
-        while wanted not in codes:
-            assert len(codes) < 2000, f"still {codes[-1]}"
-            codes.append(await code())
-            await eventually(lambda: True, "the next try")
+    async def opened() -> bool:
+        return await code() is grpc.StatusCode.OK
 
-    await until(grpc.StatusCode.OK)
+    async def closed() -> bool:
+        return await code() is grpc.StatusCode.UNAUTHENTICATED
+
+    await eventually_async(opened, "the new key opens")
     identity.revoke_key(tenanted.keys_file, key.split("_")[1])
-    await until(grpc.StatusCode.UNAUTHENTICATED)
+    await eventually_async(closed, "the revoked key closes")
