@@ -1,0 +1,94 @@
+"""What the machine can do at most, measured now: memory it reads and products it computes in a second.
+
+Measured in a process of its own with the engine's number of threads, before torch knows another number:
+the best of several rounds, because a ceiling is what is possible.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
+
+_READ_BYTES = 1 << 29  # far beyond any cache of a CPU
+_CUDA_READ_BYTES = 1 << 32
+_TOKENS, _WIDTH = 1024, 2048  # of the product
+_CUDA_TOKENS, _CUDA_WIDTH = 8192, 8192
+_ROUNDS = 8
+
+
+class Ceilings(NamedTuple):
+    """Of one device with one number of threads and one type of numbers."""
+
+    bytes_per_s: float  # streaming read
+    flops_per_s: float  # products with the engine's own layout of a matrix
+
+
+def measure_ceilings(device: str, dtype: str, threads: int | None) -> Ceilings:
+    """Measure; takes a few seconds. `device` and `dtype` as torch names them."""
+    ours, theirs = multiprocessing.get_context("spawn").Pipe(duplex=False)
+    process = multiprocessing.get_context("spawn").Process(
+        target=_measure, args=(theirs, device, dtype, threads), name="headrace-ceilings"
+    )
+    process.start()
+    theirs.close()
+    try:
+        found = ours.recv()
+    except EOFError:
+        raise RuntimeError("the ceilings could not be measured; see above") from None
+    finally:
+        process.join()
+    assert isinstance(found, Ceilings)
+    return found
+
+
+def _measure(connection: Connection, device: str, dtype: str, threads: int | None) -> None:
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the engine's process has it
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with connection, torch.inference_mode():
+        where, kind = torch.device(device), getattr(torch, dtype)
+        connection.send(Ceilings(_read_rate(where), _product_rate(where, kind)))
+
+
+def _read_rate(device: torch.device) -> float:
+    import torch
+
+    size = _READ_BYTES if device.type == "cpu" else _CUDA_READ_BYTES
+    values = torch.ones(size // 4, dtype=torch.float32, device=device)
+    return size / _least_s(values.sum, device)
+
+
+def _product_rate(device: torch.device, dtype: torch.dtype) -> float:
+    import torch
+
+    from services.worker.engine.torch.linear import make_linear
+
+    on_cpu = device.type == "cpu"
+    tokens, width = (_TOKENS, _WIDTH) if on_cpu else (_CUDA_TOKENS, _CUDA_WIDTH)
+    linear = make_linear(torch.randn(width, width, device=device).to(dtype))
+    x = torch.randn(tokens, width, device=device).to(dtype)
+    return 2.0 * tokens * width * width / _least_s(lambda: linear(x), device)
+
+
+def _least_s(work: Callable[[], object], device: torch.device) -> float:
+    return min(_seconds(work, device) for _ in range(_ROUNDS))
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Of one round; on a device, until it has finished."""
+    import torch
+
+    began = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began
