@@ -113,11 +113,14 @@ def row(
     )
 
 
-def record(name: str, rows: list[Row], packages: Iterable[str] = (), results: Path = RESULTS) -> Result:
+def record(
+    name: str, rows: list[Row], packages: Iterable[str] = (), results: Path = RESULTS, *, quiet: bool = False
+) -> Result:
     """Prints the table and writes `results`/NAME.json.
 
     Args:
         packages: distributions whose versions belong to the figures.
+        quiet: print nothing, for a caller with a table of its own.
     """
     result = Result(
         name=name,
@@ -130,7 +133,8 @@ def record(name: str, rows: list[Row], packages: Iterable[str] = (), results: Pa
     )
     results.mkdir(parents=True, exist_ok=True)
     (results / f"{name}.json").write_text(result.model_dump_json(indent=2) + "\n")
-    show(result)
+    if not quiet:
+        show(result)
     return result
 
 
