@@ -22,7 +22,7 @@ class FixedChunkPlanner(Planner):
         draft = Draft()
         foreground, background = self._decodes()
         self._join(draft, [*foreground, *background])
-        left = max(0, self._chosen.max_chunk - len(draft.rows))
+        left = max(0, self._chosen.max_chunk - len(draft))
         self._settings = replace(self._chosen, max_chunk=left)
         for background_too in (False, True):
             self._add_prompts(draft, _NO_LIMIT_S, now, background=background_too)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from services.worker.scheduler.events import (
     Finished,
     KVEvents,
     Load,
+    OutputLogprobs,
     Outputs,
     Rejected,
     Returned,
@@ -105,13 +106,28 @@ class RecordingEngine:
             self.made[handle] += len(ids)
         offsets = np.cumsum([0, *(len(ids) for ids in tokens.values())]).astype(np.int32)
         flat = [token for ids in tokens.values() for token in ids]
-        by_row = {row: logprobs[handle] for row, handle in enumerate(tokens) if handle in logprobs}
         return Outputs(
             np.array(list(tokens), np.int64),
             np.array(firsts, np.int32),
             offsets,
             np.array(flat, np.int32),
-            by_row,
+            tuple(
+                part
+                for handle, first in zip(tokens, offsets.tolist(), strict=False)
+                for part in _logprobs(first, logprobs.get(handle, ()))
+            ),
+        )
+
+
+def _logprobs(first: int, values: tuple[TokenLogprobs, ...]) -> Iterator[OutputLogprobs]:
+    """Of tokens from place `first` on."""
+    for place, value in enumerate(values, first):
+        yield OutputLogprobs(
+            np.array([place], np.int32),
+            np.array([len(value.top_ids)], np.int32),
+            np.array([value.chosen], np.float32),
+            np.array([value.top_ids], np.int32),
+            np.array([value.top], np.float32),
         )
 
 

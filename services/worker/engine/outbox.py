@@ -7,6 +7,7 @@ time. What it says is what the loop last said, without the news: `progress` stan
 from __future__ import annotations
 
 import contextlib
+import pickle
 import threading
 import time
 from dataclasses import replace
@@ -14,7 +15,6 @@ from multiprocessing.connection import Connection
 from typing import Self
 
 from services.worker.engine.report import StepReport
-from services.worker.scheduler.events import NO_KV_EVENTS, NO_OUTPUTS, NO_TERMINALS
 
 HEARTBEAT_S = 0.2
 
@@ -26,7 +26,7 @@ class Outbox:
         self._connection = connection
         self._interval_s = interval_s
         self._lock = threading.Lock()
-        self._standing: StepReport | None = None  # what a heartbeat repeats
+        self._last: StepReport | None = None  # what a heartbeat repeats, but for its news
         self._sent_s = 0.0
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="engine-heartbeat", daemon=True)
@@ -42,23 +42,15 @@ class Outbox:
     def send(self, report: StepReport) -> None:
         """Send news. Raises OSError when the other side is gone."""
         with self._lock:
-            self._standing = replace(
-                report,
-                outputs=NO_OUTPUTS,
-                terminals=NO_TERMINALS,
-                kv=NO_KV_EVENTS,
-                kv_snapshot=None,
-                served={},
-            )
-            self._sent_s = time.monotonic()
-            self._connection.send(report)
+            self._last = report
+            self._write(report)
 
     def mark_busy(self) -> None:
         """A step begins: heartbeats until its report say that there is work."""
         with self._lock:
-            if self._standing is not None and not self._standing.progress.has_work:
-                progress = self._standing.progress._replace(has_work=True, last_finished_s=time.monotonic())
-                self._standing = replace(self._standing, progress=progress)
+            if self._last is not None and not self._last.progress.has_work:
+                progress = self._last.progress._replace(has_work=True, last_finished_s=time.monotonic())
+                self._last = replace(self._last, progress=progress)
 
     def _beat(self) -> None:
         with contextlib.suppress(OSError):  # the loop notices the same end
@@ -70,6 +62,10 @@ class Outbox:
         return max(0.001, self._sent_s + 0.8 * self._interval_s - time.monotonic())
 
     def _beat_if_due(self) -> None:
-        if self._standing is not None and self._until_due() <= 0.001:
-            self._sent_s = time.monotonic()
-            self._connection.send(self._standing)
+        if self._last is not None and self._until_due() <= 0.001:
+            self._last = self._last.without_news()
+            self._write(self._last)
+
+    def _write(self, report: StepReport) -> None:
+        self._sent_s = time.monotonic()
+        self._connection.send_bytes(pickle.dumps(report, pickle.HIGHEST_PROTOCOL))  # read by `recv`

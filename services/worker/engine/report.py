@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Self
 
 from services.worker.scheduler.budget import StepModelState
 from services.worker.scheduler.events import (
@@ -18,11 +18,12 @@ from services.worker.scheduler.events import (
     Served,
     Terminals,
 )
+from services.worker.scheduler.packed import Packed
 from services.worker.scheduler.request import Request
 
 
 @dataclass(slots=True, eq=False)
-class Commands:
+class Commands(Packed):
     """Engine inbox: all that was asked in one turn of the caller's event loop."""
 
     last_number: int = 0  # commands are numbered one by one
@@ -45,7 +46,7 @@ class Progress(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class StepReport:
+class StepReport(Packed):
     """Engine outbox: everything new since the report before; a heartbeat is one without news.
 
     Sent after each step, and at least every 200 ms, also while a step runs and when idle.
@@ -61,3 +62,9 @@ class StepReport:
     kv: KVEvents = NO_KV_EVENTS
     kv_snapshot: KVSnapshot | None = None
     served: dict[bytes, Served] = field(default_factory=dict)  # by tenant tag, since the last report
+
+    def without_news(self) -> Self:
+        """The state alone: what a heartbeat says."""
+        return replace(
+            self, outputs=NO_OUTPUTS, terminals=NO_TERMINALS, kv=NO_KV_EVENTS, kv_snapshot=None, served={}
+        )

@@ -8,5 +8,7 @@ in real time, the simulator in virtual time.
     step.py      what a runner is asked, and answers   digests.py   names of blocks, keyed by scope
     events.py    what happened to requests             sequence.py  one request being served
     policy.py    order, classes, ageing                budget.py    how long a step will take
-    scheduler.py add, abort, plan, commit
+    planner.py   who is in the next step               draft.py     that step as arrays
+    residents.py who has a slot                        ledger.py    what happened, until asked for
+    scheduler.py add, abort, plan, commit              packed.py    messages as bytes
 """

@@ -7,85 +7,86 @@ from array import array
 import numpy as np
 
 from services.worker.scheduler.sequence import Sequence
-from services.worker.scheduler.step import LAST_SAMPLED, Constrained, SlotInit, Step, StepCost
+from services.worker.scheduler.step import LAST_SAMPLED, Constrained, Int32, SlotInit, Step, StepCost
 
 
 class Draft:
     """Rows of the next step. A sequence changes only when the step is launched: a row can be taken out."""
 
     def __init__(self) -> None:
-        self.rows: dict[Sequence, int] = {}  # sequence -> tokens to compute
+        self.decodes: dict[Sequence, None] = {}  # a set in order: only the newest token is to compute
+        self.chunks: dict[Sequence, int] = {}  # sequence -> tokens to compute
         self.chunk_tokens = 0  # of all prefill chunks
         self.preempted = False  # somebody had to leave for it
-        self._chunks: set[Sequence] = set()
         self._attention = 0.0
         self._context = 0
-        self._decodes = 0
+
+    def __len__(self) -> int:
+        return len(self.decodes) + len(self.chunks)
 
     @property
     def cost(self) -> StepCost:
-        tokens = float(self._decodes + self.chunk_tokens)
-        return StepCost(1.0, tokens, self._attention, float(self._context), float(self._decodes))
+        decodes = float(len(self.decodes))
+        return StepCost(1.0, decodes + self.chunk_tokens, self._attention, float(self._context), decodes)
 
-    def add_decode(self, sequence: Sequence) -> None:
-        """One token of a sequence that has only its newest token to compute."""
-        self.rows[sequence] = 1
-        self._decodes += 1
-        self._context += sequence.computed + 1
+    def add_decodes(self, sequences: list[Sequence]) -> None:
+        """One token each of sequences that have only their newest token to compute."""
+        self.decodes.update(dict.fromkeys(sequences))
+        self._context += sum([sequence.computed for sequence in sequences]) + len(sequences)
 
     def add_chunk(self, sequence: Sequence, take: int) -> None:
         """The next `take` tokens of a prompt, or of a sequence that is computed again."""
-        self.rows[sequence] = take
-        self._chunks.add(sequence)
+        self.chunks[sequence] = take
         self.chunk_tokens += take
         self._attention += take * (sequence.computed + take / 2.0)
 
     def drop(self, sequence: Sequence) -> None:
         """Take a row out again, if it is in."""
-        take = self.rows.pop(sequence, 0)
-        if sequence in self._chunks:
-            self._chunks.remove(sequence)
-            self.chunk_tokens -= take
-            self._attention -= take * (sequence.computed + take / 2.0)
-        elif take:
-            self._decodes -= 1
+        if sequence in self.decodes:
+            del self.decodes[sequence]
             self._context -= sequence.computed + 1
+        take = self.chunks.pop(sequence, 0)
+        self.chunk_tokens -= take
+        self._attention -= take * (sequence.computed + take / 2.0)
 
 
 def build_step(number: int, draft: Draft, entering: list[Sequence]) -> Step:
-    """The draft as arrays; those in `entering` are new in their slots."""
-    tokens = array("i")
-    new_blocks: list[int] = []
-    offsets = [0]
-    samples = []
-    for sequence, take in draft.rows.items():
-        start = sequence.computed
-        tokens.extend(sequence.ids[start : start + take])
-        if start + take > len(sequence.ids):
-            tokens.append(LAST_SAMPLED)
-        samples.append(start + take == sequence.length)
-        if sequence.announced < len(sequence.blocks):
-            new_blocks.extend(sequence.blocks[sequence.announced :])
-        offsets.append(len(new_blocks))
-    rows = draft.rows
+    """The draft as arrays, decodes first; those in `entering` are new in their slots."""
+    rows = [*draft.decodes, *draft.chunks]
+    samples = [True] * len(draft.decodes)
+    samples += [sequence.missing == take for sequence, take in draft.chunks.items()]
+    new_blocks = [len(sequence.blocks) - sequence.announced for sequence in rows]
     return Step(
         number=number,
         slots=np.array([sequence.slot for sequence in rows], np.int32),
-        query_lens=np.array(list(rows.values()), np.int32),
+        query_lens=np.array([1] * len(draft.decodes) + list(draft.chunks.values()), np.int32),
         context_lens=np.array([sequence.computed for sequence in rows], np.int32),
-        tokens=np.frombuffer(tokens, np.int32),
+        tokens=_tokens(draft),
         samples=np.array(samples, np.bool_),
         output_indices=np.array([sequence.outputs + sequence.pending for sequence in rows], np.int64),
-        block_offsets=np.array(offsets, np.int32),
-        block_ids=np.array(new_blocks, np.int32),
+        block_offsets=np.cumsum([0, *new_blocks], dtype=np.int32),
+        block_ids=_new_blocks(rows, new_blocks),
         inits=tuple(_slot_init(sequence) for sequence in entering),
         cost=draft.cost,
         constrained=tuple(
             Constrained(row, sequence.handle)
-            for row, (sequence, chooses) in enumerate(zip(rows, samples, strict=True))
-            if chooses and sequence.constrained
+            for row, sequence in enumerate(rows)
+            if sequence.constrained and samples[row]
         ),
     )
+
+
+def _tokens(draft: Draft) -> Int32:
+    """The newest token of each decode, seen or not, then the chunks."""
+    tokens = array("i", [s.ids[-1] if not s.pending else LAST_SAMPLED for s in draft.decodes])
+    for sequence, take in draft.chunks.items():
+        tokens.extend(sequence.ids[sequence.computed : sequence.computed + take])
+    return np.frombuffer(tokens, np.int32)
+
+
+def _new_blocks(rows: list[Sequence], counts: list[int]) -> Int32:
+    growing = ((sequence, count) for sequence, count in zip(rows, counts, strict=True) if count)
+    return np.array([block for s, count in growing for block in s.blocks[-count:]], np.int32)
 
 
 def _slot_init(sequence: Sequence) -> SlotInit:

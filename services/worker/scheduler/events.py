@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from services.worker.scheduler.packed import Packed
 from services.worker.scheduler.request import NO_IDS, FinishReason
-from services.worker.scheduler.step import Bool, Int32, Int64
+from services.worker.scheduler.step import Bool, Float32, Int32, Int64
 
 
 class TokenLogprobs(NamedTuple):
@@ -31,23 +32,42 @@ class SequenceNews(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Outputs:
+class OutputLogprobs(Packed):
+    """Log-probabilities of some tokens of `Outputs`: those of one step."""
+
+    places: Int32  # [m] in Outputs.tokens
+    counts: Int32  # [m] how many of the best ones were asked for, at most k
+    chosen: Float32  # [m]
+    top_ids: Int32  # [m, k] best first
+    top: Float32  # [m, k]
+
+    def by_place(self) -> Iterator[tuple[int, TokenLogprobs]]:
+        """As values, cut to what was asked for."""
+        tables = (self.places, self.counts, self.chosen, self.top_ids, self.top)
+        for place, count, chosen, ids, top in zip(*(table.tolist() for table in tables), strict=True):
+            yield place, TokenLogprobs(chosen, tuple(ids[:count]), tuple(top[:count]))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outputs(Packed):
     """Tokens of all sequences with news, as arrays: sequence i owns tokens[offsets[i]:offsets[i + 1]]."""
 
     handles: Int64  # [n]
     first_indices: Int32  # [n]
     offsets: Int32  # [n + 1]
     tokens: Int32  # [offsets[-1]]
-    logprobs: dict[int, tuple[TokenLogprobs, ...]] = field(default_factory=dict)  # by row i, only where asked
+    logprobs: tuple[OutputLogprobs, ...] = ()
 
     def __len__(self) -> int:
         return len(self.handles)
 
     def __iter__(self) -> Iterator[SequenceNews]:
-        handles, firsts, bounds = self.handles.tolist(), self.first_indices.tolist(), self.offsets.tolist()
-        for row, (handle, first) in enumerate(zip(handles, firsts, strict=True)):
-            tokens = self.tokens[bounds[row] : bounds[row + 1]]
-            yield SequenceNews(handle, first, tokens, self.logprobs.get(row))
+        known = {place: value for part in self.logprobs for place, value in part.by_place()}
+        bounds = self.offsets.tolist()
+        rows = zip(self.handles.tolist(), self.first_indices.tolist(), bounds, bounds[1:], strict=False)
+        for handle, first, start, stop in rows:
+            logprobs = tuple(known[place] for place in range(start, stop)) if start in known else None
+            yield SequenceNews(handle, first, self.tokens[start:stop], logprobs)
 
 
 NO_OUTPUTS = Outputs(np.empty(0, np.int64), NO_IDS, np.zeros(1, np.int32), NO_IDS)
@@ -120,7 +140,8 @@ class Served(NamedTuple):
     output_tokens: int
 
 
-class KVEvents(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class KVEvents(Packed):
     """Changes of the set of reusable blocks, in order; numbers run without gaps while the engine lives."""
 
     first_number: int  # of digests[0]

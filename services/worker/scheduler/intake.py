@@ -8,7 +8,7 @@ from services.worker.scheduler.blocks import BlockPool
 from services.worker.scheduler.budget import StepModel
 from services.worker.scheduler.events import Rejected, RejectReason
 from services.worker.scheduler.policy import SchedulerSettings, place_of, tpot_target_s
-from services.worker.scheduler.request import FinishReason, Ids, Request
+from services.worker.scheduler.request import Ids, Request
 from services.worker.scheduler.sequence import Chain, Sequence
 from services.worker.scheduler.step import Capabilities, KVSpec, StepCost
 
@@ -60,13 +60,6 @@ class Intake:
         cost = StepCost(1.0, sequence.backlog, sequence.backlog * (found + sequence.backlog / 2.0), 0.0, 0.0)
         sequence.place = place_of(request, self._settings, model.predict(cost))
         return sequence
-
-    def stop_reason(self, sequence: Sequence, token: int) -> FinishReason | None:
-        """Whether this output token ends the sequence."""
-        if token not in sequence.stop_ids:
-            return None
-        named = token in sequence.request.sampling.stop_token_ids
-        return FinishReason.STOP_TOKEN if named else FinishReason.EOS
 
     def _stop_ids(self, request: Request) -> frozenset[int]:
         eos = () if request.sampling.ignore_eos else self._facts.eos_ids

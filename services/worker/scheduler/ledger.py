@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence as Rows
+
 import numpy as np
 
 from services.worker.scheduler.events import (
@@ -9,17 +12,18 @@ from services.worker.scheduler.events import (
     Events,
     Finished,
     KVEvents,
+    OutputLogprobs,
     Outputs,
     Rejected,
     Returned,
     Served,
     Terminals,
     Timings,
-    TokenLogprobs,
     Usage,
 )
 from services.worker.scheduler.request import FinishReason
 from services.worker.scheduler.sequence import Sequence
+from services.worker.scheduler.step import Int32, Int64, Logprobs, Sampled, Step
 
 
 class Ledger:
@@ -30,17 +34,29 @@ class Ledger:
 
     @property
     def empty(self) -> bool:
-        return not (self._handles or self._finished or self._rejected or self._returned)
+        return not (self._tokens or self._finished or self._rejected or self._returned)
 
-    def token(self, sequence: Sequence, token: int) -> None:
-        """The next output token, before it is counted in `sequence.outputs`."""
-        self._handles.append(sequence.handle)
-        self._indices.append(sequence.outputs)
-        self._tokens.append(token)
+    def tokens(self, step: Step, sampled: Sampled, rows: list[int], sequences: Rows[Sequence]) -> None:
+        """The tokens that these rows of a step chose; `sequences` are those of all its rows."""
+        if rows:
+            heard = [sequences[row] for row in rows]
+            if sampled.logprobs is not None:
+                self._logprobs.append(self._of_tokens(sampled.logprobs, rows, sequences))
+            self._handles.append(np.array([sequence.handle for sequence in heard], np.int64))
+            self._indices.append(step.output_indices[rows])
+            self._tokens.append(sampled.tokens[rows])
+            self._count += len(rows)
+            for tenant, count in Counter([sequence.tenant for sequence in heard]).items():
+                self.served(tenant, 0, count)
 
-    def logprobs_of_last_token(self, logprobs: TokenLogprobs) -> None:
-        """The token recorded last had these."""
-        self._logprobs[len(self._tokens) - 1] = (logprobs,)
+    def _of_tokens(self, logprobs: Logprobs, rows: list[int], sequences: Rows[Sequence]) -> OutputLogprobs:
+        places = np.full(len(sequences), -1, np.int32)
+        places[rows] = np.arange(self._count, self._count + len(rows), dtype=np.int32)
+        places = places[logprobs.rows]
+        kept = np.flatnonzero(places >= 0)
+        counts = np.array([sequences[row].logprobs for row in logprobs.rows[kept].tolist()], np.int32)
+        chosen, ids, top = logprobs.chosen[kept], logprobs.top_ids[kept], logprobs.top[kept]
+        return OutputLogprobs(places[kept], counts, chosen, ids, top)
 
     def served(self, tenant: bytes, prompt_tokens: int, output_tokens: int) -> None:
         """Work done for a tenant."""
@@ -76,21 +92,22 @@ class Ledger:
         return events
 
     def _outputs(self) -> Outputs:
-        if not self._handles:
+        if not self._tokens:
             return NO_OUTPUTS
         return Outputs(
-            np.array(self._handles, np.int64),
-            np.array(self._indices, np.int32),
-            np.arange(len(self._tokens) + 1, dtype=np.int32),
-            np.array(self._tokens, np.int32),
-            self._logprobs,
+            np.concatenate(self._handles),
+            np.concatenate(self._indices).astype(np.int32),
+            np.arange(self._count + 1, dtype=np.int32),
+            np.concatenate(self._tokens),
+            tuple(self._logprobs),
         )
 
     def _clear(self) -> None:
-        self._handles: list[int] = []
-        self._indices: list[int] = []
-        self._tokens: list[int] = []
-        self._logprobs: dict[int, tuple[TokenLogprobs, ...]] = {}
+        self._handles: list[Int64] = []  # of tokens, by step; the next two likewise
+        self._indices: list[Int64] = []
+        self._tokens: list[Int32] = []
+        self._logprobs: list[OutputLogprobs] = []
+        self._count = 0  # tokens of all steps
         self._finished: list[Finished] = []
         self._rejected: list[Rejected] = []
         self._returned: list[Returned] = []

@@ -57,10 +57,10 @@ class Planner:
         foreground, background = self._decodes()
         self._join(draft, foreground)
         decode_s = self._model.predict(draft.cost)
-        target_s = min((s.tpot_s for s in foreground if s.tpot_s is not None), default=None)
+        target_s = min({s.tpot_s for s in foreground if s.tpot_s is not None}, default=None)
         until_s = self._until_s(target_s, decode_s)
         self._add_prompts(draft, max(until_s, self._settings.stretch * decode_s), now, background=False)
-        if foreground or draft.rows:
+        if foreground or draft:
             self._foreground_seen_s = now
         if draft.chunk_tokens == 0:
             self._add_background(draft, background, until_s, now, gated=self._is_gated(target_s, decode_s))
@@ -86,18 +86,19 @@ class Planner:
     def _join(self, draft: Draft, decodes: list[Sequence]) -> None:
         if self._pool.available < len(decodes):
             decodes.sort(key=lambda sequence: sequence.place)
+        draft.add_decodes([sequence for sequence in decodes if sequence.computed < sequence.capacity])
         for sequence in decodes:
-            if sequence.computed < sequence.capacity or self._make_room(
+            if sequence.computed >= sequence.capacity and self._make_room(
                 draft, sequence, sequence.computed + 1
             ):
-                draft.add_decode(sequence)
+                draft.add_decodes([sequence])
 
     def _add_background(
         self, draft: Draft, decodes: list[Sequence], until_s: float, now: float, *, gated: bool
     ) -> None:
         for sequence in sorted(decodes, key=lambda sequence: sequence.place):
             full = self._model.predict(draft.cost) > self._settings.batch_fill * until_s
-            if full and draft.rows:
+            if full and draft:
                 break
             self._join(draft, [sequence])
         if not gated:
@@ -151,35 +152,34 @@ class Planner:
         """Prompt tokens that fit; some progress at least for the foreground, and when nothing else runs."""
         left_s = until_s - self._model.predict(draft.cost)
         allowed = self._model.tokens_within(left_s, sequence.computed)
-        if not (sequence.background and draft.rows):
+        if not (sequence.background and draft):
             allowed = max(allowed, self._settings.min_chunk - draft.chunk_tokens)
         return min(allowed, self._settings.max_chunk - draft.chunk_tokens)
 
     def _admit(self, draft: Draft, sequence: Sequence, now: float) -> bool:
         if sequence.pending:  # preempted a moment ago: its last token is still on its way
             return False
-        short = self._blocks_short(sequence)
         if sequence.background and not self._batch_may_enter(sequence, now):
             return False
+        if not self._residents.free_slots and not self._has_victim(sequence):
+            return False
+        short = self._blocks_short(sequence)
         if (short > 0 or not self._residents.free_slots) and not self._preempt_for(draft, sequence, short):
             return False
         self._waiting.remove(sequence)
-        self._residents.admit(sequence)
+        self._residents.admit(sequence, sequence.length + self._forecast.remaining(sequence))
         return True
+
+    def _has_victim(self, sequence: Sequence) -> bool:
+        tier = sequence.place.tier
+        return any(resident.place.tier > tier for resident in self._residents)
 
     def _blocks_short(self, sequence: Sequence) -> int:
         """Blocks missing for it and for the output that residents are expected to have; <= 0: none."""
         found = self._pool.find(sequence.reusable_links())
         expected = self._forecast.remaining(sequence) if len(self._residents) else 1
         need = self._residents.blocks_for(sequence.length + expected) - len(found)
-        return need + self._promised() - (self._pool.available - self._pool.count_cached(found))
-
-    def _promised(self) -> int:
-        blocks_for, remaining = self._residents.blocks_for, self._forecast.remaining
-        return sum(
-            max(0, blocks_for(resident.length + remaining(resident)) - len(resident.blocks))
-            for resident in self._residents
-        )
+        return need + self._residents.promised - (self._pool.available - self._pool.count_cached(found))
 
     def _batch_may_enter(self, sequence: Sequence, now: float) -> bool:
         if self._residents.free_slots <= self._free_slots_kept:

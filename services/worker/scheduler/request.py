@@ -10,6 +10,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from services.worker.scheduler.packed import Packed
+
 Ids = npt.NDArray[np.int32]
 
 NO_IDS: Ids = np.empty(0, dtype=np.int32)
@@ -48,7 +50,7 @@ class Grammar:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
+class Sampling(Packed):
     """How the next token is chosen from the logits.
 
     Order: penalties, min_tokens, grammar, temperature, top-k, top-p (over what top-k left), min-p, noise.
@@ -97,7 +99,7 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Request:
+class Request(Packed):
     """One sequence to generate.
 
     A resumed request carries the ids that its client has in `delivered`: generation goes on at output index

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 
 from services.worker.scheduler.blocks import BlockPool
 from services.worker.scheduler.sequence import Sequence
@@ -14,6 +14,7 @@ class Residents:
     def __init__(self, pool: BlockPool, block_tokens: int, max_seqs: int) -> None:
         self.prefilling: dict[int, Sequence] = {}  # by handle: more than the newest token is to compute
         self.decoding: dict[int, Sequence] = {}
+        self.promised = 0  # blocks that they will probably need beyond those they have
         self._entered: list[Sequence] = []  # the runner has not been told yet
         self._pool = pool
         self._block_tokens = block_tokens
@@ -34,11 +35,15 @@ class Residents:
         """Blocks that hold so many tokens."""
         return -(-tokens // self._block_tokens)
 
-    def admit(self, sequence: Sequence) -> None:
-        """Give a slot, and the blocks that hold its beginning already. There must be a free slot."""
+    def admit(self, sequence: Sequence, length: int) -> None:
+        """Give a slot, and the blocks that hold its beginning already. There must be a free slot.
+
+        length: tokens that it will probably have in the end.
+        """
         found = self._pool.find(sequence.reusable_links())
         self._pool.hold(found)
         sequence.move_to(self._free_slots.pop(), found, len(found) * self._block_tokens)
+        self._promise(sequence, self.blocks_for(length) - len(found))
         self.prefilling[sequence.handle] = sequence
         self._entered.append(sequence)
 
@@ -51,15 +56,18 @@ class Residents:
             return False
         sequence.blocks.extend(blocks)
         sequence.capacity = len(sequence.blocks) * self._block_tokens
+        self._promise(sequence, sequence.promised - len(blocks))
         return True
 
-    def seal(self, sequence: Sequence) -> None:
-        """Make blocks findable that completed steps have filled."""
-        while (sequence.sealed + 1) * self._block_tokens <= sequence.settled:
+    def settled(self, sequence: Sequence, tokens: int) -> None:
+        """A step has computed so many more; blocks that it filled become findable."""
+        sequence.settled += tokens
+        while sequence.full_at <= sequence.settled:
             index = sequence.sealed
             if sequence.chain.covers(index):
                 self._pool.seal(sequence.blocks[index], sequence.chain.link(index, sequence.ids))
             sequence.sealed += 1
+            sequence.full_at += self._block_tokens
 
     def leave(self, sequence: Sequence) -> None:
         """Take slot and blocks back; blocks are free when the last launched step with it completes."""
@@ -69,24 +77,40 @@ class Residents:
         self.decoding.pop(sequence.handle, None)
         if sequence in self._entered:
             self._entered.remove(sequence)
+        self._promise(sequence, 0)
         self._pool.release(sequence.move_out(), sequence.last_step)
 
-    def entering(self, rows: Container[Sequence]) -> list[Sequence]:
+    def entering(self, rows: Container[Sequence], step: int) -> list[Sequence]:
         """Those of a step's sequences that are new in their slots; asked once per step."""
         entering = [sequence for sequence in self._entered if sequence in rows]
         self._entered = [sequence for sequence in self._entered if sequence not in rows]
+        for sequence in entering:
+            sequence.entered_step = step
         return entering
 
-    def launched(self, sequence: Sequence, take: int, step: int, now: float) -> None:
-        """A step with `take` tokens of it is on its way."""
+    def launched_decodes(self, sequences: Iterable[Sequence], step: int, now: float) -> None:
+        """A step with the newest token of each is on its way, and chooses their next."""
+        for sequence in sequences:
+            sequence.computed += 1
+            sequence.pending += 1
+            sequence.last_step = step
+            sequence.last_launch_s = now
+            sequence.announced = len(sequence.blocks)
+            if sequence.constrained:
+                sequence.masked = False
+
+    def launched_chunk(self, sequence: Sequence, take: int, step: int, now: float) -> None:
+        """A step with `take` tokens of it is on its way; after the last one it decodes."""
+        if sequence.missing == take:
+            del self.prefilling[sequence.handle]
+            self.decoding[sequence.handle] = sequence
+            sequence.pending += 1
+            sequence.masked = not sequence.constrained
+        sequence.computed += take
         sequence.last_step = step
         sequence.last_launch_s = now
         sequence.announced = len(sequence.blocks)
-        samples = sequence.missing == take
-        sequence.computed += take
-        if samples:
-            sequence.pending += 1
-            sequence.masked = not sequence.constrained
-            if sequence.handle in self.prefilling:
-                del self.prefilling[sequence.handle]
-                self.decoding[sequence.handle] = sequence
+
+    def _promise(self, sequence: Sequence, blocks: int) -> None:
+        self.promised += max(0, blocks) - sequence.promised
+        sequence.promised = max(0, blocks)

@@ -23,7 +23,6 @@ from services.worker.scheduler.events import (
     Load,
     Rejected,
     RejectReason,
-    TokenLogprobs,
 )
 from services.worker.scheduler.forecast import OutputForecast
 from services.worker.scheduler.intake import Intake, ModelFacts
@@ -38,7 +37,6 @@ from services.worker.scheduler.step import (
     NOT_SAMPLED,
     Capabilities,
     KVSpec,
-    Logprobs,
     Sampled,
     Step,
 )
@@ -50,13 +48,11 @@ _FAULTS = {
 }
 
 
-class _Row(NamedTuple):
-    """A row of a launched step."""
+class _Launched(NamedTuple):
+    """A step on its way, and whose rows it has."""
 
-    sequence: Sequence
-    epoch: int
-    computed: int  # tokens computed once the step has completed
-    samples: bool
+    number: int
+    sequences: list[Sequence]
 
 
 class Scheduler:
@@ -91,7 +87,7 @@ class Scheduler:
         )
         self._sequences: dict[int, Sequence] = {}
         self._deadlines: list[tuple[float, int]] = []
-        self._launched: deque[tuple[int, list[_Row]]] = deque()
+        self._launched: deque[_Launched] = deque()
         self._last_step = 0
         self._draining = False
 
@@ -157,18 +153,16 @@ class Scheduler:
         for risen in self._ageing.rise(now):
             self._waiting.moved_up(risen)
         draft = self._planner.draft(now)
-        return self._launch(draft, now) if draft.rows else None
+        return self._launch(draft, now) if draft else None
 
     def commit(self, step: Step, sampled: Sampled, now: float, seconds: float) -> None:
         """Settle the oldest launched step, which took `seconds`."""
-        number, rows = self._launched.popleft()
+        number, sequences = self._launched.popleft()
         assert number == step.number, "steps are committed in the order of their launch"
         self.model.observe(step.cost, seconds)
         self._pool.complete(number)
-        logprobs = _by_row(sampled.logprobs, rows)
-        for index, (row, token) in enumerate(zip(rows, sampled.tokens.tolist(), strict=True)):
-            if not row.sequence.finished:
-                self._settle(row, token, logprobs.get(index), now)
+        heard = self._settle(step, sampled, sequences, now)
+        self._ledger.tokens(step, sampled, heard, sequences)
 
     def take_events(self) -> Events:
         """Everything that happened since the last call."""
@@ -212,12 +206,10 @@ class Scheduler:
 
     def _ends_at_once(self, sequence: Sequence, now: float) -> bool:
         """A resumed request may have had all its output before it came here."""
-        last = int(sequence.ids[-1]) if sequence.outputs else None
-        reason = None if last is None else self._intake.stop_reason(sequence, last)
-        if reason is None and sequence.exhausted:
-            reason, last = FinishReason.LENGTH, None
+        reason = sequence.end_after(sequence.ids[-1]) if sequence.outputs else None
         if reason is not None:
-            self._ledger.finished(sequence, reason, now, last, "")
+            stop_token_id = None if reason is FinishReason.LENGTH else sequence.ids[-1]
+            self._ledger.finished(sequence, reason, now, stop_token_id, "")
         return reason is not None
 
     def _expire(self, now: float) -> None:
@@ -229,52 +221,52 @@ class Scheduler:
 
     def _launch(self, draft: Draft, now: float) -> Step:
         self._last_step += 1
-        entering = self._residents.entering(draft.rows)
-        step = build_step(self._last_step, draft, entering)
-        rows = []
-        for sequence, take in draft.rows.items():
-            samples = sequence.missing == take
+        step = build_step(self._last_step, draft, self._residents.entering(draft.chunks, self._last_step))
+        self._residents.launched_decodes(draft.decodes, self._last_step, now)
+        for sequence, take in draft.chunks.items():
             self._count_prompt_tokens(sequence, take)
-            self._residents.launched(sequence, take, self._last_step, now)
-            rows.append(_Row(sequence, sequence.epoch, sequence.computed, samples))
+            self._residents.launched_chunk(sequence, take, self._last_step, now)
             if sequence.first_step_s is None:
                 sequence.first_step_s = now
-        self._launched.append((self._last_step, rows))
+        self._launched.append(_Launched(self._last_step, [*draft.decodes, *draft.chunks]))
         return step
 
     def _count_prompt_tokens(self, sequence: Sequence, take: int) -> None:
         start = max(sequence.computed, sequence.was_computed)  # nobody pays for a preemption
         fresh = min(sequence.computed + take, sequence.prompt_len) - start
         if fresh > 0:
-            self._ledger.served(sequence.request.tenant, fresh, 0)
+            self._ledger.served(sequence.tenant, fresh, 0)
 
-    def _settle(self, row: _Row, token: int, logprobs: TokenLogprobs | None, now: float) -> None:
-        sequence = row.sequence
-        if sequence.epoch == row.epoch:
-            sequence.settled = row.computed
-            self._residents.seal(sequence)
-        if not row.samples:
-            return
+    def _settle(self, step: Step, sampled: Sampled, sequences: list[Sequence], now: float) -> list[int]:
+        """Takes note of what was computed and chosen; rows whose tokens are output."""
+        heard = []
+        table = zip(
+            sequences, step.query_lens.tolist(), step.samples.tolist(), sampled.tokens.tolist(), strict=True
+        )
+        for row, (sequence, take, samples, token) in enumerate(table):
+            if sequence.finished:
+                continue
+            if sequence.entered_step <= step.number:
+                self._residents.settled(sequence, take)
+            if samples and self._append(sequence, token, now):
+                heard.append(row)
+        return heard
+
+    def _append(self, sequence: Sequence, token: int, now: float) -> bool:
+        """Whether there was a token."""
         sequence.pending -= 1
         if token < 0:
             self._finish(sequence, FinishReason.ERROR, now, message=_FAULTS[token])
-            return
-        self._append(sequence, token, logprobs, now)
-        reason = self._intake.stop_reason(sequence, token)
-        if reason is not None:
-            self._finish(sequence, reason, now, stop_token_id=token)
-        elif sequence.outputs >= sequence.max_outputs:
-            self._finish(sequence, FinishReason.LENGTH, now)
-
-    def _append(self, sequence: Sequence, token: int, logprobs: TokenLogprobs | None, now: float) -> None:
-        self._ledger.token(sequence, token)
-        if logprobs is not None:
-            self._ledger.logprobs_of_last_token(logprobs)
-        self._ledger.served(sequence.request.tenant, 0, 1)
+            return False
         sequence.ids.append(token)
         sequence.outputs += 1
         if sequence.first_token_s is None:
             sequence.first_token_s = now
+        reason = sequence.end_after(token)
+        if reason is not None:
+            stop_token_id = None if reason is FinishReason.LENGTH else token
+            self._finish(sequence, reason, now, stop_token_id=stop_token_id)
+        return True
 
     def _finish(
         self,
@@ -297,20 +289,3 @@ class Scheduler:
             self._waiting.remove(sequence)
         else:
             self._residents.leave(sequence)
-
-
-def _by_row(logprobs: Logprobs | None, rows: list[_Row]) -> dict[int, TokenLogprobs]:
-    """As values, cut to what each row's request asked for."""
-    if logprobs is None:
-        return {}
-    found = {}
-    tables = (
-        logprobs.rows.tolist(),
-        logprobs.chosen.tolist(),
-        logprobs.top_ids.tolist(),
-        logprobs.top.tolist(),
-    )
-    for index, chosen, ids, values in zip(*tables, strict=True):
-        count = rows[index].sequence.request.sampling.logprobs or 0
-        found[index] = TokenLogprobs(chosen, tuple(ids[:count]), tuple(values[:count]))
-    return found

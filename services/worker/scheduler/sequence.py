@@ -9,6 +9,7 @@ ids:  prompt, output … known ids, then `pending` ids that a launched step chos
 
 from __future__ import annotations
 
+import sys
 from array import array
 from collections.abc import Iterator
 from itertools import islice
@@ -16,7 +17,9 @@ from itertools import islice
 from services.common.kv_chain import chain_root, extend_chain
 from services.worker.scheduler.blocks import Link
 from services.worker.scheduler.policy import Place
-from services.worker.scheduler.request import Request
+from services.worker.scheduler.request import FinishReason, Request
+
+NEVER = sys.maxsize
 
 
 class Sequence:
@@ -30,20 +33,24 @@ class Sequence:
         "capacity",
         "chain",
         "computed",
-        "epoch",
+        "constrained",
+        "entered_step",
         "finished",
         "first_step_s",
         "first_token_s",
+        "full_at",
         "handle",
         "ids",
         "last_launch_s",
         "last_step",
+        "logprobs",
         "masked",
         "max_outputs",
         "outputs",
         "pending",
         "place",
         "preemptions",
+        "promised",
         "prompt_len",
         "recomputed",
         "request",
@@ -51,6 +58,7 @@ class Sequence:
         "settled",
         "slot",
         "stop_ids",
+        "tenant",
         "tpot_s",
         "was_computed",
     )
@@ -66,6 +74,9 @@ class Sequence:
     ) -> None:
         self.request = request
         self.handle = request.handle
+        self.tenant = request.tenant
+        self.logprobs = request.sampling.logprobs or 0  # of the best ids
+        self.constrained = request.grammar is not None  # each token waits for the host to see the one before
         self.place = Place(0, 0.0, request.handle)  # the intake gives the real one
         self.chain = chain
         self.tpot_s = tpot_s
@@ -81,9 +92,11 @@ class Sequence:
         self.blocks: list[int] = []
         self.capacity = 0  # tokens that `blocks` can hold
         self.announced = 0  # blocks that the runner knows of
+        self.promised = 0  # blocks that it will probably need beyond those
         self.sealed = 0  # leading blocks that are findable, or need not be
+        self.full_at = 0  # settled tokens at which the block after those is full
         self.slot: int | None = None  # None while waiting
-        self.epoch = 0  # how often it left its slot: results of earlier stays settle no blocks
+        self.entered_step = NEVER  # first step of its stay in the slot: earlier ones settle nothing
         self.last_step = 0  # the last launched step that it is in
         self.last_launch_s = request.arrival_s  # when it last made progress
         self.backlog = 0  # tokens to compute when it is next admitted, as estimated when it began to wait
@@ -94,12 +107,7 @@ class Sequence:
         self.first_step_s: float | None = None
         self.first_token_s: float | None = None
         self.finished = False
-        self.masked = request.grammar is None  # whoever knows the grammar says when it is
-
-    @property
-    def constrained(self) -> bool:
-        """Each token depends on the one before it being seen by the host."""
-        return self.request.grammar is not None
+        self.masked = not self.constrained  # whoever knows the grammar says when it is
 
     @property
     def computable(self) -> int:
@@ -121,10 +129,12 @@ class Sequence:
         """Tokens to compute before the next can be chosen."""
         return len(self.ids) + self.pending - self.computed
 
-    @property
-    def exhausted(self) -> bool:
-        """All output it may have is chosen; only the last results are awaited."""
-        return self.outputs + self.pending >= self.max_outputs
+    def end_after(self, token: int) -> FinishReason | None:
+        """Why it ends with this, its last output token, if it does."""
+        if token in self.stop_ids:
+            named = token in self.request.sampling.stop_token_ids
+            return FinishReason.STOP_TOKEN if named else FinishReason.EOS
+        return FinishReason.LENGTH if self.outputs >= self.max_outputs else None
 
     def reusable_links(self) -> Iterator[Link]:
         """Links of the full blocks that need not be computed if found: the last token always is."""
@@ -138,6 +148,7 @@ class Sequence:
         self.announced = 0
         self.computed = self.settled = found_tokens
         self.sealed = len(blocks)
+        self.full_at = found_tokens + self.chain.block_tokens
         self.recomputed += max(0, self.was_computed - found_tokens)
         if self.cached_tokens is None:
             self.cached_tokens = min(found_tokens, self.prompt_len)
@@ -146,7 +157,7 @@ class Sequence:
         """Leave the slot; returns the blocks, which are the caller's to release."""
         blocks, self.blocks = self.blocks, []
         self.slot = None
-        self.epoch += 1
+        self.entered_step = NEVER
         self.was_computed = self.computed
         self.capacity = self.computed = self.settled = self.sealed = self.announced = 0
         return blocks
@@ -162,7 +173,7 @@ class Chain:
         self._public_blocks = request.public_prefix_tokens // block_tokens if self._public_key else 0
         root_key = self._public_key if self._public_blocks else self._key
         self._root = chain_root(root_key, numerics_id, block_tokens) if root_key else b""
-        self._digests: list[bytes] = []
+        self._links: list[Link] = []
 
     def links(self, ids: array[int]) -> Iterator[Link]:
         """Links of the full blocks of `ids`, first to last, as far as there is a key for them."""
@@ -173,11 +184,11 @@ class Chain:
 
     def link(self, index: int, ids: array[int]) -> Link:
         """The link of one full block; those before it were asked for already."""
-        packed = ids[index * self.block_tokens : (index + 1) * self.block_tokens].tobytes()
-        parent = self._digests[index - 1] if index else self._root
-        if index == len(self._digests):
-            self._digests.append(extend_chain(self._key_of(index), parent, packed))
-        return Link(self._digests[index], parent, packed)
+        if index == len(self._links):
+            packed = ids[index * self.block_tokens : (index + 1) * self.block_tokens].tobytes()
+            parent = self._links[-1].digest if index else self._root
+            self._links.append(Link(extend_chain(self._key_of(index), parent, packed), parent, packed))
+        return self._links[index]
 
     def covers(self, index: int) -> bool:
         """Whether there is a key for this block."""
