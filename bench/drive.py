@@ -110,6 +110,11 @@ class Flight:
         self._engine.client.submit(request)
         return track
 
+    def abort(self) -> None:
+        """End all that is under way."""
+        for handle in self.open:
+            self._engine.client.abort(handle)
+
     async def room(self, concurrency: int) -> None:
         """Wait until fewer than so many are under way."""
         async with self._landed:

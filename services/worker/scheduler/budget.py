@@ -22,6 +22,7 @@ _QUANTILE_STEP = 0.01
 _QUANTILE_RANGE = (1.0, 1.5)
 _SCALE = np.array([1.0, 1e2, 1e5, 1e4, 1e1])  # typical features: keeps the least squares well conditioned
 _RIDGE = 1e-6  # holds a coefficient that recent steps say nothing about where it was
+ERROR_WEIGHT = 0.01  # of one step in the running mean of errors, once a hundred were seen
 _PRIOR_WEIGHT = 1e-3  # of the prior, in steps
 _SOLVE_ALWAYS, _SOLVE_EVERY = 100, 8  # steps: each of the first ones, later every eighth
 
@@ -109,5 +110,5 @@ class StepModel:
         above = seconds > predicted * self._quantile
         moved = self._quantile + _QUANTILE_STEP * (_QUANTILE if above else _QUANTILE - 1.0)
         self._quantile = min(max(moved, _QUANTILE_RANGE[0]), _QUANTILE_RANGE[1])
-        weight = max(0.01, 1.0 / self._observed)
+        weight = max(ERROR_WEIGHT, 1.0 / self._observed)
         self._error += weight * (abs(seconds - predicted) / seconds - self._error)
