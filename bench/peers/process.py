@@ -9,15 +9,15 @@ import select
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bench.peers.adapters.loop import Config, Job
 from bench.peers.outcome import Outcome, OutcomeError, parse_reply
 
 ROOT = Path(__file__).parent.parent.parent
-START_S, JOB_S, END_S = 420.0, 240.0, 40.0
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 _TAIL = 3  # lines of the log in an error
 
@@ -26,20 +26,38 @@ class PeerFailed(RuntimeError):
     """A peer that ended, hung, or said what is no outcome; one line."""
 
 
+class Limits(NamedTuple):
+    """Seconds."""
+
+    start_s: float = 420.0  # until it can take jobs
+    job_s: float = 240.0
+    end_s: float = 40.0  # from the end of its input until it is killed
+
+
+_DEFAULT = Limits()
+
+
 class PeerProcess:
     """A running adapter. `close` it; what it started ends with it.
 
     Args:
-        python: of the adapter's environment.
+        command: what runs the adapter.
         log: file for everything that the peer prints.
+        limits: how long it may take.
+
+    Raises:
+        PeerFailed: it did not start.
     """
 
-    def __init__(self, python: Path, adapter: str, config: Config, log: Path) -> None:
+    def __init__(
+        self, command: Sequence[str], config: Config, log: Path, limits: Limits | None = None
+    ) -> None:
         self._log = log
+        self._limits = limits or Limits()
         self._rest = b""
         with log.open("wb") as errors:
             self._process = subprocess.Popen(
-                [str(python), "-m", f"bench.peers.adapters.{adapter}"],
+                command,
                 cwd=ROOT,
                 env=environment(),
                 stdin=subprocess.PIPE,
@@ -49,7 +67,7 @@ class PeerProcess:
                 preexec_fn=lambda: os.sched_setaffinity(0, config.cores),
             )
         try:
-            ready = self._ask(asdict(config), START_S)
+            ready = self._ask(asdict(config), self._limits.start_s)
         except BaseException:
             self.close()
             raise
@@ -57,7 +75,7 @@ class PeerProcess:
 
     def run(self, job: Job) -> Outcome:
         """One job. Raises PeerFailed."""
-        reply = self._ask(job._asdict(), JOB_S)
+        reply = self._ask(job._asdict(), self._limits.job_s)
         try:
             return Outcome.parse(json.dumps(reply))
         except OutcomeError as error:
@@ -69,7 +87,7 @@ class PeerProcess:
             with contextlib.suppress(OSError):  # it is gone already
                 self._process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(END_S)
+            self._process.wait(self._limits.end_s)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -103,6 +121,11 @@ class PeerProcess:
     def _failure(self, what: str) -> PeerFailed:
         lines = self._log.read_text(errors="replace").strip().splitlines()
         return PeerFailed(f"{what}; {self._log} ends with: {' | '.join(lines[-_TAIL:])[-400:]}")
+
+
+def adapter_command(python: Path, adapter: str) -> list[str]:
+    """Runs a module below bench.peers.adapters by an environment's interpreter."""
+    return [str(python), "-m", f"bench.peers.adapters.{adapter}"]
 
 
 def environment() -> dict[str, str]:

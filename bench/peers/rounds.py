@@ -17,7 +17,7 @@ from bench.peers.environments import installed, python_of
 from bench.peers.figures import Runs
 from bench.peers.models import directory, prepared, prompts
 from bench.peers.outcome import ALIKE, Outcome, agreement, disagrees, faults
-from bench.peers.process import PeerFailed, PeerProcess
+from bench.peers.process import PeerFailed, PeerProcess, adapter_command
 from bench.peers.text import unreadable
 
 Say = Callable[[str], None]
@@ -77,7 +77,8 @@ class House:
             dtype=entry.dtype,
             scratch=str(scratch),
         )
-        return PeerProcess(python_of(peer, self.folder), peer.adapter, config, scratch / "log")
+        command = adapter_command(python_of(peer, self.folder), peer.adapter)
+        return PeerProcess(command, config, scratch / "log")
 
 
 @contextmanager
@@ -113,7 +114,9 @@ def run_case(case: Case, repeats: int, home: House) -> dict[str, Runs]:
                 with _noted(home, case, entry):
                     _measure(case, entry, home, work, runs[entry.peer.name], repeat)
     found = {name: each for name, each in runs.items() if each.outcomes}
-    return {name: each for name, each in found.items() if name not in set(_strangers(case, found, home))}
+    for stranger in list(_strangers(case, found, home)):
+        del found[stranger]
+    return found
 
 
 def _strangers(case: Case, runs: Mapping[str, Runs], home: House) -> Iterator[str]:
@@ -160,7 +163,10 @@ class _Work:
 
     def faults(self, outcome: Outcome, case: Case, earlier: Outcome | None) -> Iterator[str]:
         """What is wrong with an outcome."""
-        yield from faults(outcome, len(self.job.prompts), OUTPUT_TOKENS, self.vocab)
+        found = list(faults(outcome, len(self.job.prompts), OUTPUT_TOKENS, self.vocab))
+        yield from found
+        if found:
+            return
         if earlier is not None and (difference := disagrees(outcome, earlier, case.streams)):
             yield difference
         if self.tokenizer is not None:
