@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeVar, get_args
+from dataclasses import dataclass, fields
+from typing import Literal, NamedTuple, TypeVar
 
 from bench.peers.peers import (
     CTRANSLATE2,
@@ -20,6 +20,7 @@ from bench.peers.peers import (
 
 PROMPT_TOKENS, OUTPUT_TOKENS = 128, 64
 PROMPTS = {1: 8, 16: 32}  # by streams
+INT8, QUANTIZATION = "int8", "quantization"
 Model = Literal["60m", "smollm2"]
 Metric = Literal["tokens_per_s", "tokens_per_cpu_s"]
 Item = TypeVar("Item")
@@ -97,7 +98,7 @@ CASES = (
         title="60M int8, 16 streams, 1 thread",
         model="60m",
         streams=16,
-        entries=_entries(1, "int8", ENGINE, CTRANSLATE2),
+        entries=_entries(1, INT8, ENGINE, CTRANSLATE2),
         aims=(Aim(ENGINE, CTRANSLATE2, 1.0),),
     ),
     Case(
@@ -129,10 +130,14 @@ def chosen(keys: Sequence[str]) -> tuple[Case, ...]:
 
 def without(entry: Entry) -> str | None:
     """Why this build of ours cannot take part; None when it can."""
-    from services.worker.engine.settings import Dtype
+    from services.worker.engine.settings import EngineSettings
 
-    if entry.peer.ours and entry.dtype not in get_args(Dtype):
-        return f"our engine has no dtype {entry.dtype}: {', '.join(get_args(Dtype))} are there"
+    if (
+        entry.peer.ours
+        and entry.dtype == INT8
+        and QUANTIZATION not in {each.name for each in fields(EngineSettings)}
+    ):
+        return f"this engine has no setting {QUANTIZATION}, and so no {INT8}"
     return None
 
 

@@ -25,8 +25,8 @@ _GREEDY = Sampling(ignore_eos=True)
 
 @contextmanager
 def start(config: Config) -> Iterator[Run]:
-    """An engine with the settings that a worker has by default, but for dtype, threads and device."""
-    chosen: dict[str, Any] = {"dtype": config.dtype}
+    """An engine with the settings that a worker has by default, but for numbers, threads and device."""
+    chosen: dict[str, Any] = {"quantization" if config.dtype == "int8" else "dtype": config.dtype}
     settings = EngineSettings(model=Path(config.model), device="cpu", threads=config.threads, **chosen)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         engine = runner.run(EngineClient.start(settings))
