@@ -19,7 +19,7 @@ from services.worker.engine.loop import EngineLoop
 from services.worker.engine.outbox import Outbox
 from services.worker.engine.settings import EngineSettings
 from services.worker.scheduler.scheduler import Scheduler
-from services.worker.scheduler.step import NOT_SAMPLED, Capabilities, KVSpec, Logprobs, Sampled, Step
+from services.worker.scheduler.step import NOT_SAMPLED, Capabilities, Int32, KVSpec, Logprobs, Sampled, Step
 
 VOCAB, EOS = 32_000, 2
 CAPABILITIES = Capabilities(run_ahead=1)
@@ -44,19 +44,23 @@ class NullRunner:
         self.capabilities = CAPABILITIES
         self._tokens = random.integers(EOS + 1, VOCAB, spec.max_seqs, np.int32)
         shape = (spec.max_seqs, logprobs or 0)
-        self._top_ids = random.integers(EOS + 1, VOCAB, shape, np.int32)
+        self._best = None if logprobs is None else random.integers(EOS + 1, VOCAB, shape, np.int32)
         self._top = -np.sort(random.exponential(2.0, shape)).astype(np.float32)
         self._chosen = -random.exponential(2.0, spec.max_seqs).astype(np.float32)
-        self._logprobs = logprobs
+        self._rows = np.arange(spec.max_seqs, dtype=np.int32)
 
     def launch(self, step: Step) -> NullPending:
-        tokens = np.where(step.samples, self._tokens[: len(step.slots)], np.int32(NOT_SAMPLED))
-        if self._logprobs is None:
-            return NullPending(Sampled(tokens))
-        rows = np.flatnonzero(step.samples).astype(np.int32)
+        count = len(step.slots)
+        if step.samples.all():
+            return NullPending(Sampled(self._tokens[:count], self._logprobs_of(self._rows[:count])))
+        tokens = np.where(step.samples, self._tokens[:count], np.int32(NOT_SAMPLED))
+        return NullPending(Sampled(tokens, self._logprobs_of(self._rows[:count][step.samples])))
+
+    def _logprobs_of(self, rows: Int32) -> Logprobs | None:
         count = len(rows)
-        logprobs = Logprobs(rows, self._chosen[:count], self._top_ids[:count], self._top[:count])
-        return NullPending(Sampled(tokens, logprobs))
+        if self._best is None:
+            return None
+        return Logprobs(rows, self._chosen[:count], self._best[:count], self._top[:count])
 
     def close(self) -> None:
         """Holds nothing."""

@@ -32,7 +32,7 @@ How the session half uses it (everything needed is `EngineClient`, `Request` and
   model by anything that returns a `LoadedEngine`.
 
     client.py   asyncio side           loop.py     receive, plan, launch, settle, report
-    process.py  the process around it  outbox.py   reports and heartbeats
+    process.py  the process around it  inbox.py, outbox.py   commands; reports and heartbeats
     report.py   messages               base.py     Runner: what an engine must do
     load.py     which engine runs      philox.py   counter-based randomness
     grammar.py  one request's grammar  grammars.py all of them, compiled and advanced beside the steps

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from services.worker.engine.base import LoadedEngine, Pending
 from services.worker.engine.grammars import Grammars, Outcome
+from services.worker.engine.inbox import Inbox
 from services.worker.engine.outbox import Outbox
 from services.worker.engine.report import Commands, Progress, StepReport
 from services.worker.scheduler.events import KVSnapshot
@@ -38,6 +39,7 @@ class EngineLoop:
         self._scheduler = Scheduler(engine.runner.spec, settings, facts, engine.runner.capabilities)
         self._grammars = Grammars(engine.vocabulary)
         self._connection = connection
+        self._inbox = Inbox(connection)
         self._in_flight: deque[_Launched] = deque()
         self._last_command = 0
         self._snapshot_wanted = False
@@ -59,11 +61,10 @@ class EngineLoop:
                 wait_s = self._may_wait_s(launched)
 
     def _receive(self, wait_s: float | None) -> bool:
-        received = self._connection.poll(wait_s)
-        if received:
-            self._obey(self._connection.recv())
-            while self._connection.poll(0):
-                self._obey(self._connection.recv())
+        received = False
+        for commands in self._inbox.take(wait_s):
+            self._obey(commands)
+            received = True
         return received
 
     def _obey(self, commands: Commands) -> None:

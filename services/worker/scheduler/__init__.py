@@ -5,7 +5,7 @@ no clock: whoever drives the scheduler passes `now`, in monotonic seconds. The w
 in real time, the simulator in virtual time.
 
     request.py   what a caller asks                    blocks.py    who holds which KV block
-    step.py      what a runner is asked, and answers   digests.py   names of blocks, keyed by scope
+    step.py      what a runner is asked, and answers   forecast.py  how long an output may become
     events.py    what happened to requests             sequence.py  one request being served
     policy.py    order, classes, ageing                budget.py    how long a step will take
     planner.py   who is in the next step               draft.py     that step as arrays

@@ -79,8 +79,10 @@ class StepModel:
         predicted = self.predict(cost) / self._quantile
         self._track(predicted, seconds)
         features = np.array(cost) / (_SCALE * seconds)  # relative: the target is 1
-        self._moments = _FORGETTING * self._moments + np.outer(features, features)
-        self._targets = _FORGETTING * self._targets + features
+        self._moments *= _FORGETTING
+        self._moments += features[:, None] * features
+        self._targets *= _FORGETTING
+        self._targets += features
         if self._observed <= _SOLVE_ALWAYS or self._observed % _SOLVE_EVERY == 0:
             self._weights = self._solve()
             a, b, c, d, e = (self._weights / _SCALE).tolist()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+
 from services.worker.scheduler.blocks import BlockPool
 from services.worker.scheduler.budget import StepModel
 from services.worker.scheduler.events import Rejected, RejectReason
@@ -93,4 +95,4 @@ class Intake:
 
 
 def _below(ids: Ids, limit: int) -> bool:
-    return len(ids) == 0 or bool(ids.min() >= 0 and ids.max() < limit)
+    return len(ids) == 0 or bool(ids.view(np.uint32).max() < limit)  # a negative one is very large

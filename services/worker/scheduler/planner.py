@@ -63,7 +63,10 @@ class Planner:
         if foreground or draft:
             self._foreground_seen_s = now
         if draft.chunk_tokens == 0:
-            self._add_background(draft, background, until_s, now, gated=self._is_gated(target_s, decode_s))
+            gated = self._is_gated(target_s, decode_s)
+            if target_s is not None:
+                until_s = self._batch_until_s(target_s, decode_s)
+            self._add_background(draft, background, until_s, now, gated=gated)
         return draft
 
     def _decodes(self) -> tuple[list[Sequence], list[Sequence]]:
@@ -79,6 +82,11 @@ class Planner:
         if target_s is not None:
             return target_s
         return max(self._settings.idle_step_s, 4.0 * self._model.predict(_ONE_DECODE), decode_s)
+
+    def _batch_until_s(self, target_s: float, decode_s: float) -> float:
+        """How long batch work may make a step that somebody reads along with."""
+        settings = self._settings
+        return min(target_s, max(settings.batch_stretch * decode_s, settings.gate * target_s))
 
     def _is_gated(self, target_s: float | None, decode_s: float) -> bool:
         return target_s is not None and decode_s > self._settings.gate * target_s

@@ -59,9 +59,8 @@ class Residents:
         self._promise(sequence, sequence.promised - len(blocks))
         return True
 
-    def settled(self, sequence: Sequence, tokens: int) -> None:
-        """A step has computed so many more; blocks that it filled become findable."""
-        sequence.settled += tokens
+    def seal(self, sequence: Sequence) -> None:
+        """Make blocks findable that completed steps have filled."""
         while sequence.full_at <= sequence.settled:
             index = sequence.sealed
             if sequence.chain.covers(index):

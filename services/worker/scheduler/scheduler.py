@@ -174,18 +174,15 @@ class Scheduler:
 
     def load(self) -> Load:
         """How full it is."""
-        uncached = self._waiting.uncached_tokens
-        uncached += sum(sequence.missing for sequence in self._residents.prefilling.values())
-        free, cached, held, total = self._pool.statistics()
-        return Load(len(self._residents), len(self._waiting), uncached, free, cached, held, total)
+        running, waiting = len(self._residents), len(self._waiting)
+        return Load(running, waiting, self._uncached_tokens, *self._pool.statistics())
 
     def credits(self) -> Credits:
         """What could be started beyond all that is there."""
-        load = self.load()
         window = self.model.tokens_within(self._settings.credit_window_s, 0)
         return Credits(
-            prefill_tokens=max(0, window - load.waiting_uncached_tokens),
-            slots=max(0, self._residents.free_slots - load.waiting),
+            prefill_tokens=max(0, window - self._uncached_tokens),
+            slots=max(0, self._residents.free_slots - len(self._waiting)),
             blocks=max(0, self._pool.available - self._residents.blocks_for(self._waiting.uncached_tokens)),
             waiting_by_session=dict(self._waiting.by_session),
         )
@@ -197,6 +194,11 @@ class Scheduler:
         if not self._sequences and not self._launched:
             assert self._pool.statistics().held == 0, "blocks are held by nobody"
 
+    @property
+    def _uncached_tokens(self) -> int:
+        prefilling = self._residents.prefilling.values()
+        return self._waiting.uncached_tokens + sum([sequence.missing for sequence in prefilling])
+
     def _refusal(self, request: Request) -> Rejected | None:
         if self._draining:
             return Rejected(request.handle, RejectReason.DRAINING, "the engine is draining")
@@ -206,11 +208,14 @@ class Scheduler:
 
     def _ends_at_once(self, sequence: Sequence, now: float) -> bool:
         """A resumed request may have had all its output before it came here."""
-        reason = sequence.end_after(sequence.ids[-1]) if sequence.outputs else None
-        if reason is not None:
-            stop_token_id = None if reason is FinishReason.LENGTH else sequence.ids[-1]
-            self._ledger.finished(sequence, reason, now, stop_token_id, "")
-        return reason is not None
+        last = sequence.ids[-1]
+        if sequence.outputs and last in sequence.stop_ids:
+            self._ledger.finished(sequence, sequence.stop_reason(last), now, last, "")
+        elif sequence.outputs >= sequence.max_outputs:
+            self._ledger.finished(sequence, FinishReason.LENGTH, now, None, "")
+        else:
+            return False
+        return True
 
     def _expire(self, now: float) -> None:
         while self._deadlines and self._deadlines[0][0] <= now:
@@ -247,7 +252,9 @@ class Scheduler:
             if sequence.finished:
                 continue
             if sequence.entered_step <= step.number:
-                self._residents.settled(sequence, take)
+                sequence.settled += take
+                if sequence.settled >= sequence.full_at:
+                    self._residents.seal(sequence)
             if samples and self._append(sequence, token, now):
                 heard.append(row)
         return heard
@@ -262,10 +269,10 @@ class Scheduler:
         sequence.outputs += 1
         if sequence.first_token_s is None:
             sequence.first_token_s = now
-        reason = sequence.end_after(token)
-        if reason is not None:
-            stop_token_id = None if reason is FinishReason.LENGTH else token
-            self._finish(sequence, reason, now, stop_token_id=stop_token_id)
+        if token in sequence.stop_ids:
+            self._finish(sequence, sequence.stop_reason(token), now, stop_token_id=token)
+        elif sequence.outputs >= sequence.max_outputs:
+            self._finish(sequence, FinishReason.LENGTH, now)
         return True
 
     def _finish(

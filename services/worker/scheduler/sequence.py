@@ -129,12 +129,10 @@ class Sequence:
         """Tokens to compute before the next can be chosen."""
         return len(self.ids) + self.pending - self.computed
 
-    def end_after(self, token: int) -> FinishReason | None:
-        """Why it ends with this, its last output token, if it does."""
-        if token in self.stop_ids:
-            named = token in self.request.sampling.stop_token_ids
-            return FinishReason.STOP_TOKEN if named else FinishReason.EOS
-        return FinishReason.LENGTH if self.outputs >= self.max_outputs else None
+    def stop_reason(self, token: int) -> FinishReason:
+        """Why it ends with this token, which is one of `stop_ids`."""
+        named = token in self.request.sampling.stop_token_ids
+        return FinishReason.STOP_TOKEN if named else FinishReason.EOS
 
     def reusable_links(self) -> Iterator[Link]:
         """Links of the full blocks that need not be computed if found: the last token always is."""
