@@ -2,8 +2,9 @@
 
     1  foreground decodes, all of them       4  gate: may background prompts be computed beside the decodes?
     2  foreground prompts, within the target 5  background decodes, while the step stays short
-    3  if there were any, nothing else       6  background prompts, within the target
+    3  if there were any, nothing else       6  background prompts, while the step stays short
 
+Short: not much longer than foreground decodes alone, so that neither readers nor arrivals notice batch work.
 Background is BATCH that has not aged, foreground everything else. Decodes never wait for prompts: prompts
 get the time that decodes leave of the tightest inter-token target. Slots and blocks are in residents.py.
 """
