@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +31,7 @@ class Load(NamedTuple):
     outputs: int
     standing: int  # unfinished interactive requests
     latency_class: LatencyClass = LatencyClass.INTERACTIVE
-    settings: dict[str, Any] = {}
+    settings: Mapping[str, Any] = MappingProxyType({})
 
 
 LOADS = {
