@@ -13,6 +13,7 @@ from services.worker.scheduler.policy import SchedulerSettings
 EngineKind = Literal["torch", "simulated"]
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "bfloat16", "float32"]
+Quantization = Literal["none", "int8"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +26,10 @@ class EngineSettings:
     device: Annotated[Device, Field(description="auto: CUDA where there is one")] = "auto"
     device_index: Annotated[int, Field(ge=0, description="which CUDA device")] = 0
     dtype: Annotated[Dtype, Field(description="auto: bfloat16")] = "auto"
+    quantization: Annotated[
+        Quantization,
+        Field(description="int8: CPU; products in 8 bits, weights by rows, inputs by tokens as they come"),
+    ] = "none"
     max_context: Annotated[
         int | None,
         Field(gt=0, description="tokens of one sequence; unset: the model's own, as far as KV memory allows"),

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch.nn import functional
+
+from services.worker.engine.torch.operators import Batch, Rows
+from services.worker.scheduler.step import Bool
 
 
 class Reader(NamedTuple):
@@ -31,9 +35,23 @@ def causal_mask(queries: int, context: int, group: int, device: torch.device) ->
     return mask.repeat(group, 1)
 
 
-def attend(query: torch.Tensor, pool: torch.Tensor, readers: list[Reader], block_size: int) -> torch.Tensor:
-    """[tokens, heads, head_dim] queries over a layer's pool; same shape out."""
-    output = torch.empty_like(query)
+def readers_of(batch: Batch, group: int, only: Bool | None = None) -> list[Reader]:
+    """The rows of a batch, or those that `only` marks."""
+    rows = batch.rows if only is None else Rows(*(column[only] for column in batch.rows))
+    lists = (column.tolist() for column in rows)
+    return [_reader(batch, group, *row) for row in zip(*lists, strict=True)]
+
+
+def _reader(batch: Batch, group: int, slot: int, start: int, queries: int, context: int) -> Reader:
+    device = batch.tokens.device
+    blocks = torch.from_numpy(batch.tables.blocks(slot, context).astype(np.int64)).to(device)
+    return Reader(start, queries, context, blocks, causal_mask(queries, context, group, device))
+
+
+def attend(
+    query: torch.Tensor, pool: torch.Tensor, readers: list[Reader], block_size: int, output: torch.Tensor
+) -> None:
+    """[tokens, heads, head_dim] queries over a layer's pool, into an output of the same shape."""
     kv_heads, head_dim = pool.shape[2:]
     blocks = pool.view(2, -1, block_size * kv_heads * head_dim)
     for reader in readers:
@@ -45,7 +63,6 @@ def attend(query: torch.Tensor, pool: torch.Tensor, readers: list[Reader], block
             grouped.unsqueeze(0), keys.unsqueeze(0), values.unsqueeze(0), attn_mask=reader.mask
         )
         output[rows] = _ungroup(attended.squeeze(0), reader.queries)
-    return output
 
 
 def _group(query: torch.Tensor, kv_heads: int) -> torch.Tensor:

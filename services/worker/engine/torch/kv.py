@@ -43,7 +43,7 @@ class SlotTables:
     def __init__(self, spec: KVSpec) -> None:
         self._block_size = spec.block_size
         width = -(-spec.max_len // spec.block_size)
-        self._tables = np.zeros((spec.max_seqs, width), np.int32)  # [slots, blocks of a sequence]
+        self.array = np.zeros((spec.max_seqs, width), np.int32)  # [slots, blocks of a sequence]
         self._lengths = [0] * spec.max_seqs
 
     def update(self, step: Step) -> None:
@@ -57,14 +57,14 @@ class SlotTables:
 
     def blocks(self, slot: int, tokens: int) -> Int32:
         """The blocks that hold the first `tokens` tokens of a slot."""
-        return self._tables[slot, : -(-tokens // self._block_size)]
+        return self.array[slot, : -(-tokens // self._block_size)]
 
     def places(self, slots: Int32, positions: Int32) -> Int32:
         """Rows of the pool where tokens at these positions of these slots are kept."""
         blocks, offsets = np.divmod(positions, self._block_size)
-        return self._tables[slots, blocks] * self._block_size + offsets
+        return self.array[slots, blocks] * self._block_size + offsets
 
     def _append(self, slot: int, blocks: Int32) -> None:
         start = self._lengths[slot]
-        self._tables[slot, start : start + len(blocks)] = blocks
+        self.array[slot, start : start + len(blocks)] = blocks
         self._lengths[slot] = start + len(blocks)

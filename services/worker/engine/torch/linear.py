@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch.nn import functional
+
+from services.worker.engine.torch.operators import Quantised
 
 
 class Linear(Protocol):
@@ -13,6 +16,13 @@ class Linear(Protocol):
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[tokens, in] -> [tokens, out]"""
+
+
+MakeLinear = Callable[[torch.Tensor, torch.Tensor | None], Linear]  # from weight [out, in] and bias [out]
+Quantise = Callable[[torch.Tensor], Quantised]
+
+
+_MIDDLE = 128  # the byte that stands for 0 in an input
 
 
 class PlainLinear:
@@ -43,6 +53,41 @@ class PackedLinear:
         return product
 
 
+class Int8Linear:
+    """Weights in 8 bits by rows, inputs in 8 bits by tokens: sums are exact, no token's scale depends on
+    another's. CPUs with VNNI take about half the time of bf16 (`bench/engine.py`)."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, quantise: Quantise) -> None:
+        scales = weight.float().abs().amax(1).clamp(min=1e-30) / 127.0  # [out]
+        values = (weight.float() / scales.unsqueeze(1)).round().to(torch.int8)
+        self._weight = torch.ops.onednn.qlinear_prepack(values, None)
+        self._scales = scales
+        self._zeros = torch.zeros(len(scales), dtype=torch.int32)
+        self._bias = bias
+        self._quantise = quantise
+        self._dtype = weight.dtype
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        values, scales = self._quantise(x)
+        product: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
+            values,
+            1.0,
+            128,
+            self._weight,
+            self._scales,
+            self._zeros,
+            None,
+            1.0,
+            0,
+            self._dtype,
+            "none",
+            [],
+            "",
+        )
+        product *= scales
+        return product if self._bias is None else product.add_(self._bias)
+
+
 def make_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
     """The fastest layout that is to be had for this dtype and device."""
     if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and can_pack():
@@ -56,3 +101,9 @@ def can_pack() -> bool:
     if not (hasattr(operators, "_reorder_linear_weight") and hasattr(operators, "_linear_pointwise")):
         return False
     return torch._C._has_mkldnn and bool(operators._is_mkldnn_bf16_supported())
+
+
+def can_quantise() -> bool:
+    """Whether this torch and this CPU have int8 products."""
+    operators = torch.ops.onednn
+    return hasattr(operators, "qlinear_prepack") and hasattr(operators, "qlinear_pointwise")

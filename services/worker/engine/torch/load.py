@@ -19,7 +19,7 @@ from services.worker.engine.settings import EngineSettings
 from services.worker.engine.torch.config import ModelConfig, parse_config
 from services.worker.engine.torch.memory import choose_spec, usable_cpus
 from services.worker.engine.torch.model import Llama
-from services.worker.engine.torch.rope import Rope
+from services.worker.engine.torch.parts import Parts, choose_parts
 from services.worker.engine.torch.runner import TorchRunner
 from services.worker.engine.torch.weights import open_weights
 from services.worker.scheduler.step import Capabilities, KVSpec
@@ -40,7 +40,10 @@ def load_torch_engine(settings: EngineSettings) -> LoadedEngine:
             raise ModelFormatError(f"{settings.model} has no *.safetensors; weights are loaded from there")
         spec = choose_spec(settings, config, dtype, device)
         vocabulary = vocabulary_of(directory, config)
-        runner = _runner(directory.weight_files, config, spec, dtype, device, grammar=vocabulary is not None)
+        parts = choose_parts(config, spec, dtype, device, settings.quantization)
+        runner = _runner(
+            directory.weight_files, config, spec, dtype, device, parts, grammar=vocabulary is not None
+        )
         weights_digest = directory.weights_digest
     except ModelError as error:
         raise ModelFormatError(str(error)) from error
@@ -52,14 +55,14 @@ def load_torch_engine(settings: EngineSettings) -> LoadedEngine:
         engine="torch",
         engine_version=torch.__version__,
         device=device_name(device),
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=dtype_name(dtype) if settings.quantization == "none" else settings.quantization,
         vocab_size=config.vocab_size,
         eos_ids=directory.eos_ids,
         context_length=spec.max_len,
         parameters=parameters,
-        weights_bytes=parameters * dtype.itemsize,
+        weights_bytes=weights_bytes(config, dtype, settings.quantization),
         weights_digest=weights_digest,
-        numerics_id=numerics_id(weights_digest, dtype, device),
+        numerics_id=numerics_id(weights_digest, dtype, device, settings.quantization, parts.name),
         spec=spec,
         capabilities=runner.capabilities,
         load_seconds=time.monotonic() - started,
@@ -98,10 +101,17 @@ def device_name(device: torch.device) -> str:
     return f"{_cpu_name()}, {threads} {'thread' if threads == 1 else 'threads'}"
 
 
-def numerics_id(weights_digest: bytes, dtype: torch.dtype, device: torch.device) -> bytes:
+def dtype_name(dtype: torch.dtype) -> str:
+    """bfloat16, float32."""
+    return str(dtype).removeprefix("torch.")
+
+
+def numerics_id(
+    weights_digest: bytes, dtype: torch.dtype, device: torch.device, quantization: str, operators: str
+) -> bytes:
     """Digest of all that must be equal for bit-equal results (DESIGN §2)."""
-    engine = f"torch {torch.__version__} {device.type}".encode()
-    fields = (b"headrace-numerics-v1", weights_digest, str(dtype).encode(), b"unquantised", engine)
+    engine = f"torch {torch.__version__} {device.type} {operators}"
+    fields = (b"headrace-numerics-v2", weights_digest, *map(str.encode, (str(dtype), quantization, engine)))
     framed = b"".join(len(field).to_bytes(8, "little") + field for field in fields)
     return hashlib.sha256(framed).digest()
 
@@ -114,12 +124,22 @@ def count_parameters(config: ModelConfig) -> int:
     return config.layers * layer + embeddings + config.hidden
 
 
+def weights_bytes(config: ModelConfig, dtype: torch.dtype, quantization: str) -> int:
+    """Bytes of the weights as held: products in 8 bits leave the embedding as it is."""
+    parameters = count_parameters(config)
+    if quantization == "none":
+        return parameters * dtype.itemsize
+    embedding = config.vocab_size * config.hidden
+    return embedding * dtype.itemsize + (parameters if config.tied else parameters - embedding)
+
+
 def _runner(
     paths: tuple[Path, ...],
     config: ModelConfig,
     spec: KVSpec,
     dtype: torch.dtype,
     device: torch.device,
+    parts: Parts,
     *,
     grammar: bool,
 ) -> TorchRunner:
@@ -129,7 +149,7 @@ def _runner(
         grammar=grammar,
     )
     with torch.inference_mode(), open_weights(paths, dtype=dtype, device=device) as weights:
-        model = Llama(config, weights, Rope(config, spec.max_len, dtype, device))
+        model = Llama(config, weights, parts.operators, parts.make_linear)
     return TorchRunner(model, config, spec, capabilities, dtype=dtype, device=device)
 
 

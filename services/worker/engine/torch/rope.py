@@ -15,12 +15,12 @@ class Rope:
     def __init__(self, config: ModelConfig, max_len: int, dtype: torch.dtype, device: torch.device) -> None:
         frequencies = inverse_frequencies(config)
         angles = torch.outer(torch.arange(max_len, dtype=torch.float32), frequencies)
-        self._cos = angles.cos().to(device, dtype)  # [max_len, head_dim / 2]
-        self._sin = angles.sin().to(device, dtype)
+        self.cos = angles.cos().to(device, dtype)  # [max_len, head_dim / 2]
+        self.sin = angles.sin().to(device, dtype)
 
     def at(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines of positions, each [tokens, 1, head_dim / 2]."""
-        return self._cos[positions].unsqueeze(1), self._sin[positions].unsqueeze(1)
+        return self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
 
 
 def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from services.worker.engine.torch.attention import Reader, causal_mask
 from services.worker.engine.torch.config import ModelConfig
 from services.worker.engine.torch.kv import PagedKV, SlotTables
-from services.worker.engine.torch.model import Batch, Llama
+from services.worker.engine.torch.model import Llama
+from services.worker.engine.torch.operators import Batch, Rows
 from services.worker.engine.torch.sampler import ChosenLogprobs, Sampler
 from services.worker.scheduler.step import (
     LAST_SAMPLED,
@@ -66,7 +66,6 @@ class TorchRunner:
         self.spec = spec
         self.capabilities = capabilities
         self._model = model
-        self._group = config.heads // config.kv_heads
         self._device = device
         self._kv = PagedKV(config, spec, dtype, device)
         self._tables = SlotTables(spec)
@@ -80,7 +79,7 @@ class TorchRunner:
         for init in step.inits:
             self._sampler.begin(init)
         sampled = np.flatnonzero(step.samples).astype(np.int32)
-        logits = self._model.forward(self._batch(step, sampled), self._kv, self.spec.block_size)
+        logits = self._model.forward(self._batch(step, sampled), self._kv)
         if not len(sampled):
             return TorchPending(len(step.slots), sampled, None, None)
         slots = step.slots[sampled]
@@ -100,12 +99,14 @@ class TorchRunner:
         starts = ends - step.query_lens
         positions = np.arange(len(step.tokens), dtype=np.int32) + (step.context_lens - starts)[row_of]
         places = self._tables.places(step.slots[row_of], positions)
+        rows = Rows(step.slots, starts, step.query_lens, step.context_lens + step.query_lens)
         return Batch(
-            self._tokens(step, row_of),
-            self._tensor(positions),
-            self._tensor(places),
-            self._readers(step, starts),
-            self._tensor(ends[sampled] - 1),
+            tokens=self._tokens(step, row_of),
+            positions=self._tensor(positions),
+            places=self._tensor(places),
+            rows=rows,
+            tables=self._tables,
+            last=self._tensor(ends[sampled] - 1),
         )
 
     def _tokens(self, step: Step, row_of: Int32) -> torch.Tensor:
@@ -115,23 +116,6 @@ class TorchRunner:
             slots = self._tensor(step.slots[row_of[unseen]])
             tokens[self._tensor(unseen)] = self._last_sampled[slots]
         return tokens
-
-    def _readers(self, step: Step, starts: Int32) -> list[Reader]:
-        rows = zip(
-            step.slots.tolist(),
-            starts.tolist(),
-            step.query_lens.tolist(),
-            step.context_lens.tolist(),
-            strict=True,
-        )
-        return [self._reader(*row) for row in rows]
-
-    def _reader(self, slot: int, start: int, queries: int, computed: int) -> Reader:
-        context = computed + queries
-        blocks = self._tensor(self._tables.blocks(slot, context))
-        return Reader(
-            start, queries, context, blocks, causal_mask(queries, context, self._group, self._device)
-        )
 
     def _tensor(self, values: np.ndarray[tuple[int, ...], np.dtype[np.integer]]) -> torch.Tensor:
         return torch.from_numpy(values.astype(np.int64)).to(self._device)

@@ -1,0 +1,154 @@
+"""The model's operators in kernels compiled for its shapes and for this CPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from services.worker.engine.torch.attention import Reader, attend, readers_of
+from services.worker.engine.torch.compiled.attention import compile_attention
+from services.worker.engine.torch.compiled.jit import BFLOAT16, FLOAT32
+from services.worker.engine.torch.compiled.rotation import TOKENS_A_UNIT, compile_rotation
+from services.worker.engine.torch.compiled.rowwise import (
+    ROWS_A_UNIT,
+    compile_gate,
+    compile_norm,
+    compile_quantise,
+)
+from services.worker.engine.torch.compiled.team import Team, kernel_of
+from services.worker.engine.torch.config import ModelConfig
+from services.worker.engine.torch.operators import Batch, HeadNorms, Quantised
+from services.worker.engine.torch.rope import Rope
+
+
+class CompiledOperators:
+    """Kernels of a model; see `Operators`. Tensors are contiguous and on the CPU."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        rope: Rope,
+        block_size: int,
+        *,
+        dtype: torch.dtype,
+        threads: int,
+        quantised: bool,
+    ) -> None:
+        kind = BFLOAT16 if dtype == torch.bfloat16 else FLOAT32
+        heads = (config.heads, config.kv_heads, config.head_dim)
+        rotation = compile_rotation(kind, *heads, normed=config.qk_norm, eps=config.norm_eps)
+        self.config = config
+        self.rope = rope
+        self.block_size = block_size
+        self.team = Team(threads)
+        self._compiled = (
+            compile_attention(kind, *heads, block_size),
+            rotation,
+            compile_norm(kind, config.hidden, config.norm_eps),
+            compile_gate(kind, config.ffn),
+            *((compile_quantise(kind),) if quantised else ()),
+        )
+        kernels = [kernel_of(compiled) for compiled in self._compiled]
+        self.attention, self.rotation, self.norm, self.gate = kernels[:4]
+        self._quantise = kernels[4] if quantised else None
+
+    def on(self, batch: Batch) -> CompiledStep:
+        """Bind to a batch."""
+        return CompiledStep(self, batch)
+
+    def quantise(self, x: torch.Tensor) -> Quantised:
+        """[rows, width] for an int8 product."""
+        assert self._quantise is not None, "made for a model that is not quantised"
+        rows, width = x.shape
+        values, scales = torch.empty(rows, width, dtype=torch.uint8), torch.empty(rows, 1)
+        self.team.run(
+            self._quantise,
+            -(-rows // ROWS_A_UNIT),
+            x.data_ptr(),
+            values.data_ptr(),
+            scales.data_ptr(),
+            rows,
+            width,
+        )
+        return Quantised(values, scales)
+
+
+class CompiledStep:
+    """Operators bound to a batch; see `StepOperators`."""
+
+    def __init__(self, operators: CompiledOperators, batch: Batch) -> None:
+        self._operators = operators
+        self._batch = batch
+        is_decode = batch.rows.queries == 1
+        self._slots = batch.rows.slots[is_decode].astype(np.int64)
+        self._starts = batch.rows.starts[is_decode].astype(np.int64)
+        self._contexts = batch.rows.contexts[is_decode].astype(np.int64)
+        self._readers: list[Reader] = []
+        if len(self._slots) < len(is_decode):
+            group = operators.config.heads // operators.config.kv_heads
+            self._readers = readers_of(batch, group, ~is_decode)
+
+    def add_norm(
+        self, hidden: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor
+    ) -> torch.Tensor:
+        output = torch.empty_like(hidden)
+        self._operators.team.run(
+            self._operators.norm,
+            -(-len(hidden) // ROWS_A_UNIT),
+            hidden.data_ptr(),
+            0 if delta is None else delta.data_ptr(),
+            weight.data_ptr(),
+            output.data_ptr(),
+            len(hidden),
+        )
+        return output
+
+    def place(self, merged: torch.Tensor, norms: HeadNorms | None, pool: torch.Tensor) -> torch.Tensor:
+        config, rope = self._operators.config, self._operators.rope
+        query = merged.new_empty(len(merged), config.heads, config.head_dim)
+        self._operators.team.run(
+            self._operators.rotation,
+            -(-len(merged) // TOKENS_A_UNIT),
+            merged.data_ptr(),
+            query.data_ptr(),
+            pool.data_ptr(),
+            pool[1].data_ptr(),
+            rope.cos.data_ptr(),
+            rope.sin.data_ptr(),
+            self._batch.positions.data_ptr(),
+            self._batch.places.data_ptr(),
+            len(merged),
+            0 if norms is None else norms.query.data_ptr(),
+            0 if norms is None else norms.key.data_ptr(),
+        )
+        return query
+
+    def attend(self, query: torch.Tensor, pool: torch.Tensor) -> torch.Tensor:
+        output = torch.empty_like(query)
+        tables = self._batch.tables.array
+        self._operators.team.run(
+            self._operators.attention,
+            len(self._slots) * self._operators.config.kv_heads,
+            query.data_ptr(),
+            pool.data_ptr(),
+            pool[1].data_ptr(),
+            output.data_ptr(),
+            self._starts.ctypes.data,
+            self._slots.ctypes.data,
+            self._contexts.ctypes.data,
+            tables.ctypes.data,
+            tables.shape[1],
+        )
+        attend(query, pool, self._readers, self._operators.block_size, output)
+        return output
+
+    def gate(self, merged: torch.Tensor) -> torch.Tensor:
+        output = merged.new_empty(len(merged), self._operators.config.ffn)
+        self._operators.team.run(
+            self._operators.gate,
+            -(-len(merged) // ROWS_A_UNIT),
+            merged.data_ptr(),
+            output.data_ptr(),
+            len(merged),
+        )
+        return output

@@ -1,0 +1,76 @@
+"""What a forward pass is made of besides products: the seam between the model and what a device does best.
+
+`plain.py` does it in torch on any device, `compiled/` in kernels made for this CPU.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+
+from services.worker.engine.torch.kv import SlotTables
+from services.worker.scheduler.step import Int32
+
+
+class Rows(NamedTuple):
+    """The sequences of a step, on the host, each [n]."""
+
+    slots: Int32
+    starts: Int32  # first of a sequence's queries among the step's tokens
+    queries: Int32
+    contexts: Int32  # tokens to read, the queries included
+
+
+class Batch(NamedTuple):
+    """The tokens of one step."""
+
+    tokens: torch.Tensor  # [tokens] int64
+    positions: torch.Tensor  # [tokens] int64
+    places: torch.Tensor  # [tokens] int64, rows of the pool where their keys and values go
+    rows: Rows
+    tables: SlotTables
+    last: torch.Tensor  # [sampled rows] int64, which tokens' logits are wanted
+
+
+class HeadNorms(NamedTuple):
+    """Weights of the norms of query and key heads, each [head_dim] (Qwen3)."""
+
+    query: torch.Tensor
+    key: torch.Tensor
+
+
+class StepOperators(Protocol):
+    """Operators bound to the batch of one step."""
+
+    def add_norm(
+        self, hidden: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor
+    ) -> torch.Tensor:
+        """Add `delta` to `hidden` in place, both [tokens, hidden]; return its root-mean-square norm."""
+
+    def place(self, merged: torch.Tensor, norms: HeadNorms | None, pool: torch.Tensor) -> torch.Tensor:
+        """From [tokens, (heads + 2 kv_heads) * head_dim] keep keys and values in a layer's pool; return the
+        queries, [tokens, heads, head_dim]. Positions are rotated in."""
+
+    def attend(self, query: torch.Tensor, pool: torch.Tensor) -> torch.Tensor:
+        """[tokens, heads, head_dim] queries over a layer's pool; same shape out."""
+
+    def gate(self, merged: torch.Tensor) -> torch.Tensor:
+        """silu(gate) * up of [tokens, 2 ffn], gate first; [tokens, ffn]"""
+
+
+class Quantised(NamedTuple):
+    """Rows in 8 bits around 128, each by its own scale."""
+
+    values: torch.Tensor  # [rows, width] uint8
+    scales: torch.Tensor  # [rows, 1] fp32
+
+
+class Operators(Protocol):
+    """Operators of a model on a device."""
+
+    def on(self, batch: Batch) -> StepOperators:
+        """Bind to a batch."""
+
+    def quantise(self, x: torch.Tensor) -> Quantised:
+        """[rows, width] for an int8 product; rows that are not finite get a scale that is not."""

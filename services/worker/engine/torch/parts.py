@@ -1,0 +1,57 @@
+"""Which operators and which products a model is made of here: the choice, in one place."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from functools import partial
+from typing import NamedTuple
+
+import torch
+
+from services.worker.engine.errors import EngineLoadError
+from services.worker.engine.settings import Quantization
+from services.worker.engine.torch.config import ModelConfig
+from services.worker.engine.torch.linear import Int8Linear, MakeLinear, can_quantise, make_linear
+from services.worker.engine.torch.operators import Operators
+from services.worker.engine.torch.plain import PlainOperators
+from services.worker.engine.torch.rope import Rope
+from services.worker.scheduler.step import KVSpec
+
+
+class Parts(NamedTuple):
+    """What a model is built with."""
+
+    name: str  # of the operators: results differ in their last bits
+    operators: Operators
+    make_linear: MakeLinear
+
+
+def choose_parts(
+    config: ModelConfig, spec: KVSpec, dtype: torch.dtype, device: torch.device, quantization: Quantization
+) -> Parts:
+    """The fastest that this machine has. Raises EngineLoadError for a quantisation that it has not."""
+    quantised = quantization == "int8"
+    if quantised and not (device.type == "cpu" and can_quantise()):
+        raise EngineLoadError(f"int8 is not to be had on {device} with torch {torch.__version__}; use none")
+    name, operators = _operators(config, spec, dtype, device, quantised=quantised)
+    if quantised:
+        return Parts(name, operators, partial(Int8Linear, quantise=operators.quantise))
+    return Parts(name, operators, make_linear)
+
+
+def _operators(
+    config: ModelConfig, spec: KVSpec, dtype: torch.dtype, device: torch.device, *, quantised: bool
+) -> tuple[str, Operators]:
+    if device.type == "cpu" and importlib.util.find_spec("numba"):
+        from services.worker.engine.torch.compiled.operators import CompiledOperators
+
+        rope = Rope(config, spec.max_len, torch.float32, device)
+        threads = torch.get_num_threads()
+        compiled = CompiledOperators(
+            config, rope, spec.block_size, dtype=dtype, threads=threads, quantised=quantised
+        )
+        return "compiled", compiled
+    if device.type == "cpu":
+        print("numba is not installed: attention and norms take several times as long", file=sys.stderr)
+    return "plain", PlainOperators(config, Rope(config, spec.max_len, dtype, device), spec.block_size)
