@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from bench.peers.cases import Aim, Case
-from bench.peers.outcome import Outcome
+from bench.peers.outcome import Outcome, agreement
 from bench.peers.peers import Peer
 from bench.results_contract import Row, row
 
@@ -30,6 +30,12 @@ class Runs:
         """Of all repeats that have it."""
         values = (getattr(outcome, metric) for outcome in self.outcomes.values())
         return [value for value in values if value is not None]
+
+    @property
+    def same(self) -> float | None:
+        """Part of its ids that a repeat begins with as the first one did, the least; None of one repeat."""
+        first, *others = self.outcomes.values()
+        return min((agreement(first, other) for other in others), default=None)
 
 
 def rows_of(case: Case, runs: Mapping[str, Runs]) -> Iterator[Row]:

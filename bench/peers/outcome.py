@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Self
 
 Ids = list[int]
-ALIKE = 1 / 16  # the same against another engine with the same real weights
-SAME_ALONE = 1.0  # part of a prompt's ids that repeats have in common, at least, in the median
-SAME_AMONG_OTHERS = 1 / 64  # bf16 rounds by the batch: near-ties of random weights fall the other way
+ALIKE = 1 / 16  # part of a prompt's ids that another engine begins with alike, where weights are real
+SAME = (
+    1 / 64
+)  # the same of a peer's own repeats: bf16 rounds by batch and chunk, random weights have near-ties
 
 
 class OutcomeError(ValueError):
@@ -101,8 +102,7 @@ def agreement(one: Outcome, other: Outcome) -> float:
     return statistics.median(common(a, b) / max(1, len(a)) for a, b in pairs)
 
 
-def disagrees(outcome: Outcome, earlier: Outcome, streams: int) -> str | None:
+def disagrees(outcome: Outcome, earlier: Outcome) -> str | None:
     """Whether a greedy run differs from an earlier one of the same peer more than rounding explains."""
-    least = SAME_ALONE if streams == 1 else SAME_AMONG_OTHERS
     same = agreement(outcome, earlier)
-    return None if same >= least else f"a repeat begins alike in {same:.0%} of its ids, not in {least:.0%}"
+    return None if same >= SAME else f"a repeat begins alike in {same:.0%} of its ids, not in {SAME:.0%}"

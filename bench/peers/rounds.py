@@ -130,7 +130,7 @@ def _strangers(case: Case, runs: Mapping[str, Runs], home: House) -> Iterator[st
 
 def _measure(case: Case, entry: Entry, home: House, work: _Work, runs: Runs, repeat: int) -> None:
     outcome = home.processes[case.model, entry].run(work.job)
-    if wrong := list(work.faults(outcome, case, next(iter(runs.outcomes.values()), None))):
+    if wrong := list(work.faults(outcome, next(iter(runs.outcomes.values()), None))):
         raise PeerFailed(f"implausible: {'; '.join(wrong)}")
     runs.outcomes[repeat] = outcome
     load = os.getloadavg()[0]
@@ -161,13 +161,13 @@ class _Work:
             tokenizer,
         )
 
-    def faults(self, outcome: Outcome, case: Case, earlier: Outcome | None) -> Iterator[str]:
+    def faults(self, outcome: Outcome, earlier: Outcome | None) -> Iterator[str]:
         """What is wrong with an outcome."""
         found = list(faults(outcome, len(self.job.prompts), OUTPUT_TOKENS, self.vocab))
         yield from found
         if found:
             return
-        if earlier is not None and (difference := disagrees(outcome, earlier, case.streams)):
+        if earlier is not None and (difference := disagrees(outcome, earlier)):
             yield difference
         if self.tokenizer is not None:
             yield from unreadable([self.tokenizer.decode(output) for output in outcome.outputs])

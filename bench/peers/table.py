@@ -9,7 +9,7 @@ from bench.peers.cases import Case
 from bench.peers.figures import Runs, ratio_rows
 from bench.results_contract import spread
 
-HEAD = ("", "tok/s", "least … greatest", "tok/core-s", "TTFT ms", "TPOT ms")
+HEAD = ("", "tok/s", "least … greatest", "tok/core-s", "TTFT ms", "TPOT ms", "repeats alike")
 Measured = Sequence[tuple[Case, Mapping[str, Runs]]]
 
 
@@ -36,7 +36,8 @@ def _case(case: Case, runs: Mapping[str, Runs]) -> Iterator[tuple[str, ...]]:
 def _peer(runs: Runs) -> tuple[str, ...]:
     speed = runs.samples("tokens_per_s")
     medians = (_median(runs.samples(metric)) for metric in ("tokens_per_cpu_s", "ttft_ms", "tpot_ms"))
-    return (runs.title, _median(speed), f"{min(speed):.0f} … {max(speed):.0f}", *medians)
+    alike = "-" if runs.same is None else f"{runs.same:.0%}"
+    return (runs.title, _median(speed), f"{min(speed):.0f} … {max(speed):.0f}", *medians, alike)
 
 
 def _median(samples: Sequence[float]) -> str:

@@ -68,6 +68,12 @@ def test_the_table_has_a_line_a_peer_and_says_what_was_missed() -> None:
     assert "aim >= 3: MISSED" in text
 
 
+def test_how_alike_repeats_are_is_the_least_of_them() -> None:
+    outcomes = [outcome(1.0)._replace(outputs=[ids]) for ids in ([1, 2, 3, 4], [1, 2, 3, 4], [1, 2, 0, 0])]
+    assert Runs("ours", dict(enumerate(outcomes))).same == 0.5
+    assert Runs("ours", {0: outcomes[0]}).same is None
+
+
 def test_each_repeat_begins_with_another() -> None:
     turns = [rotated("abc", turn) for turn in range(4)]
     assert turns == [["a", "b", "c"], ["b", "c", "a"], ["c", "a", "b"], ["a", "b", "c"]]
