@@ -50,8 +50,6 @@ def _run(given: argparse.Namespace) -> int:
     with house(given.folder, logs, to_stderr) as home:
         measured = [(case, run_case(case, given.repeats, home)) for case in chosen(given.cases)]
     print(table(measured))
-    for reason in home.skipped:
-        print(f"skipped: {reason}")
     for failure in home.failures:
         print(f"left out: {failure}")
     rows = [row for case, runs in measured for row in rows_of(case, runs)]

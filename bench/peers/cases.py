@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeVar
 
 from bench.peers.peers import (
@@ -20,7 +20,6 @@ from bench.peers.peers import (
 
 PROMPT_TOKENS, OUTPUT_TOKENS = 128, 64
 PROMPTS = {1: 8, 16: 32}  # by streams
-INT8, QUANTIZATION = "int8", "quantization"
 Model = Literal["60m", "smollm2"]
 Metric = Literal["tokens_per_s", "tokens_per_cpu_s"]
 Item = TypeVar("Item")
@@ -98,7 +97,7 @@ CASES = (
         title="60M int8, 16 streams, 1 thread",
         model="60m",
         streams=16,
-        entries=_entries(1, INT8, ENGINE, CTRANSLATE2),
+        entries=_entries(1, "int8", ENGINE, CTRANSLATE2),
         aims=(Aim(ENGINE, CTRANSLATE2, 1.0),),
     ),
     Case(
@@ -126,19 +125,6 @@ def chosen(keys: Sequence[str]) -> tuple[Case, ...]:
     if unknown := [key for key in keys if key not in known]:
         raise ValueError(f"no case {', '.join(unknown)}; there are {', '.join(known)}")
     return tuple(known[key] for key in keys) if keys else CASES
-
-
-def without(entry: Entry) -> str | None:
-    """Why this build of ours cannot take part; None when it can."""
-    from services.worker.engine.settings import EngineSettings
-
-    if (
-        entry.peer.ours
-        and entry.dtype == INT8
-        and QUANTIZATION not in {each.name for each in fields(EngineSettings)}
-    ):
-        return f"this engine has no setting {QUANTIZATION}, and so no {INT8}"
-    return None
 
 
 def rotated(items: Sequence[Item], turn: int) -> list[Item]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from bench.peers.adapters.loop import Config, Job
-from bench.peers.cases import OUTPUT_TOKENS, Case, Entry, rotated, without
+from bench.peers.cases import OUTPUT_TOKENS, Case, Entry, rotated
 from bench.peers.environments import installed, python_of
 from bench.peers.figures import Runs
 from bench.peers.models import directory, prepared, prompts
@@ -31,7 +31,6 @@ class House:
     scratch: Path
     say: Say
     failures: list[str] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
     processes: dict[tuple[str, Entry], PeerProcess] = field(default_factory=dict)
 
     def keep(self, wanted: set[tuple[str, Entry]]) -> None:
@@ -45,15 +44,6 @@ class House:
         self.say(f"  {entry.peer.name}: FAILED: {error}")
         if process := self.processes.pop((case.model, entry), None):
             process.close()
-
-    def entries(self, case: Case) -> list[Entry]:
-        """Those of a case that can take part."""
-        reasons = {entry: without(entry) for entry in case.entries}
-        for entry, reason in reasons.items():
-            if reason:
-                self.skipped.append(f"{case.title}: {entry.peer.name}: {reason}")
-                self.say(f"  {entry.peer.name}: skipped: {reason}")
-        return [entry for entry in case.entries if not reasons[entry]]
 
     def start(self, case: Case, entry: Entry) -> PeerProcess:
         """The process of an entry. Raises PeerFailed."""
@@ -100,16 +90,15 @@ def run_case(case: Case, repeats: int, home: House) -> dict[str, Runs]:
     """All repeats of a case; what fails is noted in the house and left out from then on."""
     home.say(f"{case.title}: starting")
     work = _Work.of(case, home.folder)
-    entries = home.entries(case)
-    home.keep({(case.model, entry) for entry in entries})
+    home.keep({(case.model, entry) for entry in case.entries})
     runs: dict[str, Runs] = {}
-    for entry in entries:
+    for entry in case.entries:
         with _noted(home, case, entry):
             process = home.start(case, entry)
             process.run(work.warm_up)
             runs[entry.peer.name] = Runs(entry.peer.title(process.versions[entry.peer.package]))
     for repeat in range(repeats):
-        for entry in rotated(entries, repeat):
+        for entry in rotated(case.entries, repeat):
             if (case.model, entry) in home.processes:
                 with _noted(home, case, entry):
                     _measure(case, entry, home, work, runs[entry.peer.name], repeat)
