@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from array import array
+from itertools import accumulate, compress
 
 import numpy as np
 
 from services.worker.scheduler.sequence import Sequence
-from services.worker.scheduler.step import LAST_SAMPLED, Constrained, Int32, SlotInit, Step, StepCost
+from services.worker.scheduler.step import (
+    LAST_SAMPLED,
+    Constrained,
+    Int32,
+    SlotInit,
+    Step,
+    StepCost,
+)
 
 
 class Draft:
@@ -64,8 +72,10 @@ def build_step(number: int, draft: Draft, entering: list[Sequence]) -> Step:
         tokens=_tokens(draft),
         samples=np.array(samples, np.bool_),
         output_indices=np.array([sequence.outputs + sequence.pending for sequence in rows], np.int64),
-        block_offsets=np.cumsum([0, *new_blocks], dtype=np.int32),
-        block_ids=_new_blocks(rows, new_blocks),
+        block_offsets=np.array([0, *accumulate(new_blocks)], np.int32),
+        block_ids=np.array(
+            [block for s in compress(rows, new_blocks) for block in s.blocks[s.announced :]], np.int32
+        ),
         inits=tuple(_slot_init(sequence) for sequence in entering),
         cost=draft.cost,
         constrained=tuple(
@@ -78,15 +88,10 @@ def build_step(number: int, draft: Draft, entering: list[Sequence]) -> Step:
 
 def _tokens(draft: Draft) -> Int32:
     """The newest token of each decode, seen or not, then the chunks."""
-    tokens = array("i", [s.ids[-1] if not s.pending else LAST_SAMPLED for s in draft.decodes])
+    tokens = array("i", [LAST_SAMPLED if s.pending else s.ids[-1] for s in draft.decodes])
     for sequence, take in draft.chunks.items():
         tokens.extend(sequence.ids[sequence.computed : sequence.computed + take])
     return np.frombuffer(tokens, np.int32)
-
-
-def _new_blocks(rows: list[Sequence], counts: list[int]) -> Int32:
-    growing = ((sequence, count) for sequence, count in zip(rows, counts, strict=True) if count)
-    return np.array([block for s, count in growing for block in s.blocks[-count:]], np.int32)
 
 
 def _slot_init(sequence: Sequence) -> SlotInit:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -62,11 +63,11 @@ class Outputs(Packed):
         return len(self.handles)
 
     def __iter__(self) -> Iterator[SequenceNews]:
-        known = {place: value for part in self.logprobs for place, value in part.by_place()}
+        known = dict(chain.from_iterable(part.by_place() for part in self.logprobs))
         bounds = self.offsets.tolist()
         rows = zip(self.handles.tolist(), self.first_indices.tolist(), bounds, bounds[1:], strict=False)
         for handle, first, start, stop in rows:
-            logprobs = tuple(known[place] for place in range(start, stop)) if start in known else None
+            logprobs = tuple([known[place] for place in range(start, stop)]) if start in known else None
             yield SequenceNews(handle, first, self.tokens[start:stop], logprobs)
 
 

@@ -38,18 +38,19 @@ class Ledger:
 
     def tokens(self, step: Step, sampled: Sampled, rows: list[int], sequences: Rows[Sequence]) -> None:
         """The tokens that these rows of a step chose; `sequences` are those of all its rows."""
-        if rows:
-            heard = [sequences[row] for row in rows]
-            if sampled.logprobs is not None:
-                self._logprobs.append(self._of_tokens(sampled.logprobs, rows, sequences))
-            self._handles.append(np.array([sequence.handle for sequence in heard], np.int64))
-            self._indices.append(step.output_indices[rows])
-            self._tokens.append(sampled.tokens[rows])
-            self._count += len(rows)
-            for tenant, count in Counter([sequence.tenant for sequence in heard]).items():
-                self.served(tenant, 0, count)
+        if not rows:
+            return
+        heard, chosen = [sequences[row] for row in rows], np.array(rows)
+        if sampled.logprobs is not None:
+            self._logprobs.append(self._of_tokens(sampled.logprobs, chosen, sequences))
+        self._handles.append(np.array([sequence.handle for sequence in heard], np.int64))
+        self._indices.append(step.output_indices[chosen])
+        self._tokens.append(sampled.tokens[chosen])
+        self._count += len(rows)
+        for tenant, count in Counter([sequence.tenant for sequence in heard]).items():
+            self.served(tenant, 0, count)
 
-    def _of_tokens(self, logprobs: Logprobs, rows: list[int], sequences: Rows[Sequence]) -> OutputLogprobs:
+    def _of_tokens(self, logprobs: Logprobs, rows: Int64, sequences: Rows[Sequence]) -> OutputLogprobs:
         places = np.full(len(sequences), -1, np.int32)
         places[rows] = np.arange(self._count, self._count + len(rows), dtype=np.int32)
         places = places[logprobs.rows]

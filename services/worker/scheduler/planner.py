@@ -95,12 +95,10 @@ class Planner:
     def _join(self, draft: Draft, decodes: list[Sequence]) -> None:
         if self._pool.available < len(decodes):
             decodes.sort(key=lambda sequence: sequence.place)
-        draft.add_decodes([sequence for sequence in decodes if sequence.computed < sequence.capacity])
-        for sequence in decodes:
-            if sequence.computed >= sequence.capacity and self._make_room(
-                draft, sequence, sequence.computed + 1
-            ):
-                draft.add_decodes([sequence])
+        draft.add_decodes(decodes)
+        for sequence in [each for each in decodes if each.computed == each.capacity]:
+            if not self._make_room(draft, sequence, sequence.computed + 1):
+                draft.drop(sequence)
 
     def _add_background(
         self, draft: Draft, decodes: list[Sequence], until_s: float, now: float, *, gated: bool
@@ -181,7 +179,7 @@ class Planner:
 
     def _has_victim(self, sequence: Sequence) -> bool:
         tier = sequence.place.tier
-        return any(resident.place.tier > tier for resident in self._residents)
+        return max([resident.place.tier for resident in self._residents]) > tier
 
     def _blocks_short(self, sequence: Sequence) -> int:
         """Blocks missing for it and for the output that residents are expected to have; <= 0: none."""

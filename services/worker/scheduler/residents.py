@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator
+from itertools import chain
 
 from services.worker.scheduler.blocks import BlockPool
 from services.worker.scheduler.sequence import Sequence
@@ -24,8 +25,7 @@ class Residents:
         return len(self.prefilling) + len(self.decoding)
 
     def __iter__(self) -> Iterator[Sequence]:
-        yield from self.prefilling.values()
-        yield from self.decoding.values()
+        return chain(self.prefilling.values(), self.decoding.values())
 
     @property
     def free_slots(self) -> int:
