@@ -18,11 +18,11 @@ from services.worker.scheduler.request import LatencyClass
 
 _CHAT_PROMPT = 128
 _SETTLED_TOKENS = 16  # of each stream before anything is measured
-_PATIENCE_S = 60.0  # a batch prompt that is not computed by then is not computed beside these streams
+_PATIENCE_S = 20.0  # a batch prompt that is not computed by then is not computed beside these streams
 
 
 class Interference(NamedTuple):
-    """Of one run; `prompt_rate` is 0 where the prompt was not computed in a minute."""
+    """Of one run; `prompt_rate` is 0 where the prompt was not computed in time."""
 
     idle_p50_ms: float
     idle_p99_ms: float
