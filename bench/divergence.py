@@ -32,7 +32,7 @@ from services.worker.scheduler.policy import SchedulerSettings
 NEIGHBOURS = (0, 1, 3, 17, 64)
 BUCKETS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256)  # borders of the histogram
 PROMPT = Lengths(16, 96)
-CHUNKED = SchedulerSettings(max_chunk=256)
+ONE_PIECE = SchedulerSettings(max_chunk=256, idle_step_s=10.0)  # a prompt alone is not cut by the clock
 BAR = 40  # characters of a whole histogram
 Answers = list[list[int]]  # ids, by job
 
@@ -81,7 +81,11 @@ def rows_of(case: str, runs: list[list[int | None]], tokens: int) -> Iterator[Ro
     yield row(case, "equal", "%", [100.0 * found.count(None) / len(found) for found in runs])
     for low, high in buckets(tokens):
         parts = [100.0 * sum(low <= each < high for each in known(found)) / len(found) for found in runs]
-        yield row(case, f"first different at {low}-{high - 1}", "%", parts)
+        yield row(case, f"first different at {label(low, high)}", "%", parts)
+
+
+def label(low: int, high: int) -> str:
+    return str(low) if high == low + 1 else f"{low}-{high - 1}"
 
 
 def known(found: list[int | None]) -> list[int]:
@@ -112,7 +116,7 @@ def measure(name: str, dtype: Dtype, requests: int, tokens: int, seeds: int) -> 
     """All rows of one model, printed as histograms."""
     with tempfile.TemporaryDirectory() as directory:
         settings = EngineSettings(
-            model=model_of(name, Path(directory)), dtype=dtype, max_context=1024, scheduler=CHUNKED
+            model=model_of(name, Path(directory)), dtype=dtype, max_context=1024, scheduler=ONE_PIECE
         )
         runs = [uvloop.run(differences(settings, requests, tokens, seed)) for seed in range(seeds)]
     rows = []
