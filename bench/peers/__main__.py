@@ -3,8 +3,8 @@
     python -m bench.peers install [ENVIRONMENT …]      all without a name; again: only what changed
     python -m bench.peers run [--cases KEY …] [--repeats 5]
 
-A run interleaves all peers of a case, repeat by repeat, prints one table and writes
-bench/results/peers.json. Environments, models and logs lie under --folder, outside of the repository.
+A run interleaves all peers of a case, repeat by repeat, prints one table and writes peers.json: into
+bench/results when all cases ran, else into the folder. Environments, models and logs lie under --folder, outside of the repository.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ def _run(given: argparse.Namespace) -> int:
         print(f"left out: {failure}")
     rows = [row for case, runs in measured for row in rows_of(case, runs)]
     if rows:
-        record("peers", rows, packages=["headrace", "torch"], results=given.results, quiet=True)
+        results = given.results or (given.folder if given.cases else RESULTS)
+        record("peers", rows, packages=["headrace", "torch"], results=results, quiet=True)
+        print(f"wrote {results / 'peers.json'}")
     return 1 if home.failures or not rows else 0
 
 
@@ -72,7 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     keys = [case.key for case in CASES]
     running.add_argument("--cases", nargs="+", default=[], metavar="KEY", help=", ".join(keys))
     running.add_argument("--repeats", type=int, default=5)
-    running.add_argument("--results", type=Path, default=RESULTS, help="directory for peers.json")
+    running.add_argument(
+        "--results", type=Path, help=f"directory for peers.json; default: {RESULTS}, of some cases --folder"
+    )
     running.set_defaults(command=_run)
     for each in (installing, running):
         each.add_argument("--folder", type=Path, default=default_folder(), help="default: %(default)s")
