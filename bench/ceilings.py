@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     import torch
 
+    from services.worker.engine.torch.linear import Linear
+
 _READ_BYTES = 1 << 29  # far beyond any cache of a CPU
 _CUDA_READ_BYTES = 1 << 32
 _TOKENS, _WIDTH = 1024, 2048  # of the product
@@ -31,7 +33,7 @@ class Ceilings(NamedTuple):
 
 
 def measure_ceilings(device: str, dtype: str, threads: int | None) -> Ceilings:
-    """Measure; takes a few seconds. `device` and `dtype` as torch names them."""
+    """Takes a few seconds. `device` and `dtype` as torch names them, or int8 of quantised products."""
     ours, theirs = multiprocessing.get_context("spawn").Pipe(duplex=False)
     process = multiprocessing.get_context("spawn").Process(
         target=_measure, args=(theirs, device, dtype, threads), name="headrace-ceilings"
@@ -55,8 +57,8 @@ def _measure(connection: Connection, device: str, dtype: str, threads: int | Non
     if threads is not None:
         torch.set_num_threads(threads)
     with connection, torch.inference_mode():
-        where, kind = torch.device(device), getattr(torch, dtype)
-        connection.send(Ceilings(_read_rate(where), _product_rate(where, kind)))
+        where = torch.device(device)
+        connection.send(Ceilings(_read_rate(where), _product_rate(where, dtype)))
 
 
 def _read_rate(device: torch.device) -> float:
@@ -67,16 +69,28 @@ def _read_rate(device: torch.device) -> float:
     return size / _least_s(values.sum, device)
 
 
-def _product_rate(device: torch.device, dtype: torch.dtype) -> float:
+def _product_rate(device: torch.device, dtype: str) -> float:
     import torch
-
-    from services.worker.engine.torch.linear import make_linear
 
     on_cpu = device.type == "cpu"
     tokens, width = (_TOKENS, _WIDTH) if on_cpu else (_CUDA_TOKENS, _CUDA_WIDTH)
-    linear = make_linear(torch.randn(width, width, device=device).to(dtype))
-    x = torch.randn(tokens, width, device=device).to(dtype)
+    kind = torch.bfloat16 if dtype == "int8" else getattr(torch, dtype)
+    x, weight = (torch.randn(rows, width, device=device).to(kind) for rows in (tokens, width))
+    linear = _linear(weight, x, int8=dtype == "int8")
     return 2.0 * tokens * width * width / _least_s(lambda: linear(x), device)
+
+
+def _linear(weight: torch.Tensor, x: torch.Tensor, *, int8: bool) -> Linear:
+    """The engine's own; with int8, of inputs that are in 8 bits already."""
+    import torch
+
+    from services.worker.engine.torch.linear import Int8Linear, make_linear
+    from services.worker.engine.torch.operators import Quantised
+
+    if not int8:
+        return make_linear(weight)
+    quantised = Quantised(torch.randint(0, 256, x.shape, dtype=torch.uint8), torch.ones(len(x), 1))
+    return Int8Linear(weight, None, lambda _: quantised)
 
 
 def _least_s(work: Callable[[], object], device: torch.device) -> float:

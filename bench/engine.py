@@ -44,7 +44,8 @@ class Case:
 def cases_of(given: argparse.Namespace, vocab: int) -> Iterator[Case]:
     """The cases that the options ask for."""
     work = Work(given.prompt, given.output, vocab, given.temperature)
-    shape = f"{given.dtype}, {_text(given.prompt)} in, {_text(given.output)} out"
+    numbers = given.dtype if given.quantization == "none" else given.quantization
+    shape = f"{numbers}, {_text(given.prompt)} in, {_text(given.output)} out"
     latency_class = LatencyClass[given.latency_class]
     for streams in given.offline:
         count = given.requests or streams
@@ -77,7 +78,7 @@ async def measure(given: argparse.Namespace, settings: EngineSettings) -> list[R
                 runs[case.name].append(await engine.run(case.jobs(seed=seed), case.concurrency))
                 print(f"seed {seed} {case.name}: {outcome_of(runs[case.name][-1], None)}", flush=True)
         after = await asyncio.to_thread(_ceilings, description, given.threads)
-    machine = machine_of(description, size, before, after)
+    machine = machine_of(description.dtype, given.dtype, size, before, after)
     rows = [] if machine is None else list(_ceiling_rows(description, before, after))
     for name, each in runs.items():
         rows.extend(rows_of(name, [outcome_of(ran, machine) for ran in each]))
@@ -117,6 +118,7 @@ def _options() -> argparse.ArgumentParser:
     options.add_argument("--calibration", type=Path, help="of the simulated engine")
     options.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     options.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    options.add_argument("--quantization", choices=["none", "int8"], default="none")
     options.add_argument("--threads", type=int)
     options.add_argument("--offline", type=int, nargs="*", default=[1, 16], help="streams at once")
     options.add_argument("--requests", type=int, help="of an offline run; unset: one a stream")
@@ -143,6 +145,7 @@ def main() -> None:
             engine=given.engine,
             device=given.device,
             dtype=given.dtype,
+            quantization=given.quantization,
             threads=given.threads,
             simulated_calibration=given.calibration,
         )

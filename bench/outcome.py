@@ -10,8 +10,8 @@ from bench.ceilings import Ceilings
 from bench.drive import Ran
 from bench.results_contract import Row, row
 from bench.tracks import Track, gaps_s, percentile, tpots_s, ttfts_s
-from services.worker.engine.base import EngineDescription
 
+_PRODUCT_WEIGHT_BYTES = {"int8": 1.0, "bfloat16": 2.0, "float32": 4.0}
 _KV_VALUE_BYTES = {"bfloat16": 2.0, "float32": 4.0}
 
 
@@ -48,19 +48,18 @@ class Machine(NamedTuple):
 
     size: ModelSize
     ceilings: Ceilings
-    weight_bytes: float  # of one weight
+    weight_bytes: float  # of one weight of a product
     kv_bytes: float  # of one value
 
 
 def machine_of(
-    engine: EngineDescription, size: ModelSize | None, before: Ceilings | None, after: Ceilings | None
+    dtype: str, kv_dtype: str, size: ModelSize | None, before: Ceilings | None, after: Ceilings | None
 ) -> Machine | None:
-    """With the better of two measurements; None where nothing is computed."""
+    """With the better of two measurements; None where nothing is computed. `dtype` is that of products."""
     if size is None or before is None or after is None:
         return None
     best = Ceilings(*(max(pair) for pair in zip(before, after, strict=True)))
-    weight_bytes = engine.weights_bytes / engine.parameters
-    return Machine(size, best, weight_bytes, _KV_VALUE_BYTES[engine.dtype])
+    return Machine(size, best, _PRODUCT_WEIGHT_BYTES[dtype], _KV_VALUE_BYTES[kv_dtype])
 
 
 def outcome_of(ran: Ran, machine: Machine | None) -> Outcome:
