@@ -4,7 +4,8 @@
     python -m bench.peers run [--cases KEY …] [--repeats 5]
 
 A run interleaves all peers of a case, repeat by repeat, prints one table and writes peers.json: into
-bench/results when all cases ran, else into the folder. Environments, models and logs lie under --folder, outside of the repository.
+bench/results when all cases ran, else into the folder. Environments, models and logs lie under --folder,
+outside of the repository.
 """
 
 from __future__ import annotations
