@@ -74,7 +74,7 @@ _PARTS = (
     (Scheduler, "take_events", "events"),
     (EngineLoop, "_report", "report"),
     (Outbox, "send", "outbox"),
-    (Connection, "send", "pickle"),
+    (Outbox, "_write", "pickle"),
     (Connection, "_send_bytes", "write"),
 )
 
