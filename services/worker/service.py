@@ -137,10 +137,10 @@ class WorkerService:
         )
 
     def _make_links(self, identity: Identity, desk: Desk) -> Links:
-        tls = self._settings.mesh_tls
+        tls, faults = self._settings.mesh_tls, self._settings.frame_faults()
 
         def dial(address: str, told: Told) -> Link:
-            return Link(address, tls, self._mesh, identity, desk, told)
+            return Link(address, tls, self._mesh, identity, desk, told, faults)
 
         return Links(identity.worker_id, self._settings.routers, dial, self.tasks)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import tempfile
 from dataclasses import fields
@@ -16,6 +17,7 @@ from services.common.models import ModelDirectory
 from services.common.settings import ServiceSettings
 from services.worker.engine.settings import EngineSettings
 from services.worker.scheduler.policy import SchedulerSettings
+from services.worker.session.tampering import FrameFaults
 
 _OF_ENGINE = frozenset(field.name for field in fields(EngineSettings)) - {"model", "model_name", "scheduler"}
 Addresses = Annotated[tuple[str, ...], NoDecode]
@@ -113,6 +115,15 @@ class WorkerSettings(_EngineFlags):
         """Whether no device was named: a GPU is claimed where there are several."""
         chosen: tuple[str, int] = (getattr(self, "device"), getattr(self, "device_index"))  # noqa: B009
         return self.needs_weights and chosen[0] != "cpu" and chosen[1] == 0
+
+    def frame_faults(self) -> FrameFaults:
+        """What a simulated worker does to its frames; others are honest."""
+        if getattr(self, "engine") != "simulated":  # noqa: B009
+            return FrameFaults()
+        drop_rate, load_factor, seed = (
+            getattr(self, f"simulated_{name}") for name in ("drop_rate", "load_factor", "seed")
+        )
+        return FrameFaults(drop_rate=drop_rate, load_factor=load_factor, random=random.Random(seed))
 
     def name(self, gpu: str | None) -> str:
         """The worker's name: the one that was set, else host and GPU, else host and process."""

@@ -73,4 +73,10 @@ class EngineSettings:
     simulated_slow_factor: Annotated[
         float, Field(gt=0.0, description="simulated fault: times as long takes each step after those")
     ] = 1.0
+    simulated_drop_rate: Annotated[
+        float, Field(ge=0.0, lt=1.0, description="simulated fault: part of the worker's frames that get lost")
+    ] = 0.0
+    simulated_load_factor: Annotated[
+        float, Field(ge=0.0, description="simulated fault: times its load is what the worker says it is")
+    ] = 1.0
     scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)

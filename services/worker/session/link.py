@@ -18,12 +18,14 @@ from services.worker.session.desk import Desk
 from services.worker.session.handshake import FalseRouter, Handshake, Identity
 from services.worker.session.job import Job
 from services.worker.session.session import Misbehaved, Session
+from services.worker.session.tampering import FrameFaults
 
 HANDSHAKE_S = 5.0
 GOODBYE_S = 1.0
 FIRST_WAIT_S = 0.05  # a router that restarts or a broken connection: requests are moved after 250 ms
 LONGEST_WAIT_S = 5.0
 DEFAULT_GRACE_S = 3.0
+HONEST = FrameFaults()
 Call: TypeAlias = grpc.aio.StreamStreamCall[session_pb2.WorkerFrame, session_pb2.RouterFrame]
 log = logs.get(__name__)
 
@@ -43,6 +45,7 @@ class Link:
         identity: Identity,
         desk: Desk,
         told: Callable[[Link, session_pb2.Welcome | None], None],
+        faults: FrameFaults = HONEST,
     ) -> None:
         self.address = address
         self.router_id = ""
@@ -52,6 +55,7 @@ class Link:
         self._mesh = mesh
         self._identity = identity
         self._desk = desk
+        self._faults = faults
         self._told = told  # of each Welcome, and with None of each end
         self._held: dict[tuple[str, int], Job] = {}
         self._grace: asyncio.TimerHandle | None = None
@@ -142,7 +146,7 @@ class Link:
     async def _carry(self, call: Call, session: Session) -> None:
         """Reads and writes until either ends; a goodbye lets the router end its side."""
         reader = asyncio.create_task(_receive(call, session))
-        writer = asyncio.create_task(_send(call, session))
+        writer = asyncio.create_task(_send(call, session, self._faults))
         try:
             await asyncio.wait((reader, writer), return_when=asyncio.FIRST_COMPLETED)
             if writer.done() and writer.exception() is None:
@@ -186,12 +190,13 @@ async def _receive(call: Call, session: Session) -> None:
         session.handle(await _read(call), time.monotonic())
 
 
-async def _send(call: Call, session: Session) -> None:
+async def _send(call: Call, session: Session, faults: FrameFaults) -> None:
     """Writes what there is, one frame at a time, until a leaving session has nothing left to say."""
     while not (session.leaving and session.settled):
         await session.news.wait()
         while (frame := session.take()) is not None:
-            await call.write(frame)
+            if (tampered := faults.tamper(frame)) is not None:
+                await call.write(tampered)
     await call.done_writing()
 
 
