@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 
 from services.worker.engine.base import EngineDescription, LoadedEngine
@@ -51,6 +52,19 @@ class SlowRunner(FakeRunner):
 
 def load_slow(settings: EngineSettings) -> LoadedEngine:
     runner = SlowRunner(SPEC)
+    return LoadedEngine(runner, describe(SPEC, runner.capabilities))
+
+
+class HangingRunner(FakeRunner):
+    """Its first step never returns."""
+
+    def launch(self, step: Step) -> FakePending:
+        threading.Event().wait()
+        raise AssertionError("nothing sets that event")
+
+
+def load_hanging(settings: EngineSettings) -> LoadedEngine:
+    runner = HangingRunner(SPEC)
     return LoadedEngine(runner, describe(SPEC, runner.capabilities))
 
 

@@ -7,10 +7,12 @@ case its end of the pipe closes, which is all that the client has to notice.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import traceback
 from functools import partial
@@ -23,6 +25,8 @@ from services.worker.engine.errors import EngineDied, EngineLoadError
 from services.worker.engine.load import EngineLoader
 from services.worker.engine.loop import EngineLoop
 from services.worker.engine.settings import EngineSettings
+
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 class EngineHost(Protocol):
@@ -47,7 +51,10 @@ def host_engine(
     if in_process:
         return _ThreadHost(theirs, settings, loader), ours
     process = context.Process(
-        target=_process_main, args=(theirs, settings, loader), name="headrace-engine", daemon=True
+        target=_process_main,
+        args=(theirs, settings, loader, os.getpid()),
+        name="headrace-engine",
+        daemon=True,
     )
     process.start()
     theirs.close()
@@ -77,12 +84,28 @@ def run_engine(connection: Connection, settings: EngineSettings, loader: EngineL
             engine.runner.close()
 
 
-def _process_main(connection: Connection, settings: EngineSettings, loader: EngineLoader) -> None:
-    # Before torch is imported: threads that spin at barriers collapse when a neighbour takes a core. Seen for
-    # a 60M Llama in bf16 on two cores at a load of 7 to 10: 60 to 210 tok/s waiting passively, 4 by default.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+def _process_main(
+    connection: Connection, settings: EngineSettings, loader: EngineLoader, parent: int
+) -> None:
+    _die_with(parent)
+    # Before torch is imported: its threads spin at barriers for some 50 µs, then sleep. A step of 16 sequences
+    # took 1.7 times as long on two quiet cores without any spinning; with much of it a step took ten times as
+    # long while a neighbour held one of the cores.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent drains us
     run_engine(connection, settings, partial(_load_for_good, loader))
+
+
+def _die_with(parent: int) -> None:
+    """The kernel kills this process when its parent ends: a step that hangs never sees its pipe break.
+
+    Linux only; elsewhere such an engine stays until it is killed.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it ended before that
+            os._exit(1)
 
 
 def _load_for_good(loader: EngineLoader, settings: EngineSettings) -> LoadedEngine:

@@ -209,9 +209,15 @@ from pathlib import Path
 from services.worker.engine.client import EngineClient
 from services.worker.engine.settings import EngineSettings
 from tests.support import engines
+from tests.support.offline import prompt_of, request_of
 
 async def main():
-    engine = await EngineClient.start(EngineSettings(model=Path("/nowhere")), loader=engines.load_fake)
+    loader = getattr(engines, sys.argv[1])
+    engine = await EngineClient.start(EngineSettings(model=Path("/nowhere")), loader=loader)
+    engine.submit(request_of(1, prompt_of(5)))
+    async for report in engine.reports():
+        if report.progress.has_work or report.outputs:
+            break
     print(multiprocessing.active_children()[0].pid, flush=True)
     await asyncio.sleep(600)
 
@@ -220,12 +226,16 @@ if __name__ == "__main__":
 """
 
 
-async def test_an_engine_ends_when_its_parent_is_killed(tmp_path: Path, project_root: Path) -> None:
+@pytest.mark.parametrize("loader", ["load_fake", "load_hanging"])
+async def test_an_engine_ends_when_its_parent_is_killed(
+    tmp_path: Path, project_root: Path, loader: str
+) -> None:
+    """Also one that never looks at its pipe again, as when a step hangs."""
     script = tmp_path / "orphan_maker.py"
     script.write_text(ORPHAN_MAKER)
     environment = {**os.environ, "PYTHONPATH": str(project_root)}
     parent = await asyncio.create_subprocess_exec(
-        sys.executable, script, stdout=asyncio.subprocess.PIPE, env=environment
+        sys.executable, script, loader, stdout=asyncio.subprocess.PIPE, env=environment
     )
     assert parent.stdout is not None
     child = int(await asyncio.wait_for(parent.stdout.readline(), PATIENCE_S))
