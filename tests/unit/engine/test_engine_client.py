@@ -214,7 +214,7 @@ from tests.support.offline import prompt_of, request_of
 async def main():
     loader = getattr(engines, sys.argv[1])
     engine = await EngineClient.start(EngineSettings(model=Path("/nowhere")), loader=loader)
-    engine.submit(request_of(1, prompt_of(5)))
+    engine.submit(request_of(1, prompt_of(5, vocab=20)))
     async for report in engine.reports():
         if report.progress.has_work or report.outputs:
             break
