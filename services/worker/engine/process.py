@@ -88,9 +88,9 @@ def _process_main(
     connection: Connection, settings: EngineSettings, loader: EngineLoader, parent: int
 ) -> None:
     _die_with(parent)
-    # Before torch is imported: its threads spin at barriers for some 50 µs, then sleep. Without any spinning a
-    # step of 16 sequences took 1.7 times as long on two quiet cores; with much of it, ten times as long while
-    # a neighbour held one of them.
+    # Before torch is imported: threads spin at barriers for some 50 µs, then sleep. A step of 16 sequences
+    # takes 1.7 times as long on two quiet cores without any spinning, and ten times as long with much of it
+    # while a neighbour holds one of them.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent drains us
