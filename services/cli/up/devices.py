@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+THREADS = "HEADRACE_WORKER_THREADS"  # a user who sets it knows better than an equal share
 
 
 class Device(NamedTuple):
@@ -49,13 +50,13 @@ def _names(nvml: Any) -> list[str]:
 def choose(
     gpus: Sequence[str], workers: int | None, cores: int, environment: Mapping[str, str] = os.environ
 ) -> list[Device]:
-    """One device a worker: each GPU that may be seen, or the CPU's cores in equal shares.
+    """One device a worker: each GPU that may be seen, or the CPU's cores but one in equal shares.
 
     Args:
         workers: how many; None: one a GPU, or one on the CPU. On the CPU never more than cores.
     """
     if not gpus or environment.get(VISIBLE) in ("", "-1"):
-        return _on_cpu(workers or 1, cores)
+        return _on_cpu(workers or 1, cores, environment.get(THREADS))
     if visible := environment.get(VISIBLE):
         tokens = [token.strip() for token in visible.split(",") if token.strip()]
         return [Device("cuda", f"GPU {token}", visible=token) for token in tokens[: workers or len(tokens)]]
@@ -63,9 +64,11 @@ def choose(
     return [Device("cuda", label) for _ in range(workers or len(gpus))]
 
 
-def _on_cpu(workers: int, cores: int) -> list[Device]:
+def _on_cpu(workers: int, cores: int, asked: str | None) -> list[Device]:
+    """One core is left to the other services: with none, engines wait for threads that these hold up."""
     count = min(workers, cores)
-    threads = max(1, cores // count)
+    share = max(1, (cores - 1) // count)
+    threads = int(asked) if asked and asked.isdecimal() and int(asked) else share
     label = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
     return [Device("cpu", label, threads)] * count
 

@@ -56,6 +56,13 @@ def test_cpu_workers_share_the_cores(workers: int, cores: int) -> None:
     assert all((device.threads or 0) >= 1 for device in devices)
 
 
+def test_one_core_is_left_to_the_mesh_and_a_user_may_say_otherwise() -> None:
+    threads = [[each.threads for each in choose([], None, cores, {})] for cores in (1, 2, 4, 16)]
+    assert threads == [[1], [1], [3], [15]]
+    assert choose([], None, 16, {"HEADRACE_WORKER_THREADS": "16"})[0].threads == 16
+    assert choose([], None, 16, {"HEADRACE_WORKER_THREADS": "many"})[0].threads == 15
+
+
 def test_each_gpu_gets_a_worker_that_claims_it_itself() -> None:
     devices = choose(["H200", "H200"], None, 8, {})
     assert [(device.kind, device.visible) for device in devices] == [("cuda", None)] * 2

@@ -6,6 +6,7 @@ Query heads that share a key-value head become rows of one query, so that each k
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -23,29 +24,38 @@ class Reader(NamedTuple):
     queries: int
     context: int  # tokens to read, its own queries included
     blocks: torch.Tensor  # [blocks] of the pool that hold them
-    mask: torch.Tensor | None  # [group * queries, context] true: may read; None: everything
+    mask: torch.Tensor | None  # [group * queries, context] to add: 0 may be read, -inf may not; None: all may
 
 
-def causal_mask(queries: int, context: int, group: int, device: torch.device) -> torch.Tensor | None:
-    """Query i stands at position context - queries + i and reads up to there."""
+def causal_mask(
+    queries: int, context: int, group: int, dtype: torch.dtype, device: torch.device
+) -> torch.Tensor | None:
+    """Query i stands at position context - queries + i and reads up to there.
+
+    As numbers in the queries' dtype: of a mask of booleans each layer would make these afresh.
+    """
     if queries == 1:
         return None
     positions = torch.arange(context - queries, context, device=device)
-    mask = torch.arange(context, device=device) <= positions.unsqueeze(1)  # [queries, context]
-    return mask.repeat(group, 1)
+    hidden = torch.arange(context, device=device) > positions.unsqueeze(1)  # [queries, context]
+    zeros = torch.zeros(queries, context, dtype=dtype, device=device)
+    return zeros.masked_fill_(hidden, -math.inf).repeat(group, 1)
 
 
-def readers_of(batch: Batch, group: int, only: Bool | None = None) -> list[Reader]:
+def readers_of(batch: Batch, group: int, dtype: torch.dtype, only: Bool | None = None) -> list[Reader]:
     """The rows of a batch, or those that `only` marks."""
     rows = batch.rows if only is None else Rows(*(column[only] for column in batch.rows))
     lists = (column.tolist() for column in rows)
-    return [_reader(batch, group, *row) for row in zip(*lists, strict=True)]
+    return [_reader(batch, group, dtype, *row) for row in zip(*lists, strict=True)]
 
 
-def _reader(batch: Batch, group: int, slot: int, start: int, queries: int, context: int) -> Reader:
+def _reader(
+    batch: Batch, group: int, dtype: torch.dtype, slot: int, start: int, queries: int, context: int
+) -> Reader:
     device = batch.tokens.device
     blocks = torch.from_numpy(batch.tables.blocks(slot, context).astype(np.int64)).to(device)
-    return Reader(start, queries, context, blocks, causal_mask(queries, context, group, device))
+    mask = causal_mask(queries, context, group, dtype, device)
+    return Reader(start, queries, context, blocks, mask)
 
 
 def attend(

@@ -39,7 +39,7 @@ class PlainStep:
         self._block_size = block_size
         self._places = batch.places
         self._cos, self._sin = rope.at(batch.positions)
-        self._readers = readers_of(batch, config.heads // config.kv_heads)
+        self._readers = readers_of(batch, config.heads // config.kv_heads, self._cos.dtype)
 
     def add_norm(
         self, hidden: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor

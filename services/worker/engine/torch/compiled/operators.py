@@ -38,6 +38,7 @@ class CompiledOperators:
         heads = (config.heads, config.kv_heads, config.head_dim)
         rotation = compile_rotation(kind, *heads, normed=config.qk_norm, eps=config.norm_eps)
         self.config = config
+        self.dtype = dtype
         self.rope = rope
         self.block_size = block_size
         self.team = Team(threads)
@@ -86,7 +87,7 @@ class CompiledStep:
         self._readers: list[Reader] = []
         if len(self._slots) < len(is_decode):
             group = operators.config.heads // operators.config.kv_heads
-            self._readers = readers_of(batch, group, ~is_decode)
+            self._readers = readers_of(batch, group, operators.dtype, ~is_decode)
 
     def add_norm(
         self, hidden: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor
