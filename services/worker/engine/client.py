@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import queue
-import threading
 from collections import deque
 from collections.abc import AsyncIterator
 from multiprocessing.connection import Connection
@@ -14,6 +11,7 @@ from typing import Self
 from services.worker.engine.base import EngineDescription
 from services.worker.engine.errors import EngineDied, EngineError
 from services.worker.engine.load import EngineLoader, load_engine
+from services.worker.engine.pipe import EnginePipe
 from services.worker.engine.process import EngineHost, host_engine
 from services.worker.engine.report import Commands, StepReport
 from services.worker.engine.settings import EngineSettings
@@ -23,24 +21,18 @@ from services.worker.scheduler.request import Request
 class EngineClient:
     """A running engine. All methods belong to the event loop that started it; see the package's docstring."""
 
-    def __init__(self, host: EngineHost, connection: Connection, description: EngineDescription) -> None:
+    def __init__(self, host: EngineHost, description: EngineDescription) -> None:
         self.description = description
         self._host = host
-        self._connection = connection
         self._loop = asyncio.get_running_loop()
         self._number = 0
         self._turn = Commands()
-        self._outgoing: queue.SimpleQueue[Commands | None] = queue.SimpleQueue()
         self._arrived: deque[StepReport] = deque()
         self._news = asyncio.Event()
-        self._ended: EngineError | None = None
+        self._last_words: EngineError | None = None
+        self._lost = False
         self._closing = False
-        self._threads = [
-            threading.Thread(target=target, name=f"engine-{target.__name__}", daemon=True)
-            for target in (self._write, self._read)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._pipe: EnginePipe  # from `start` on
 
     @classmethod
     async def start(
@@ -58,7 +50,9 @@ class EngineClient:
             host.kill()
             connection.close()
             raise
-        return cls(host, connection, description)
+        client = cls(host, description)
+        client._pipe = await EnginePipe.over(connection, client._hear, client._hear_end)
+        return client
 
     def submit(self, request: Request) -> int:
         """Hand over a request; returns the command's number. Never blocks; bad requests are rejected."""
@@ -85,10 +79,13 @@ class EngineClient:
         while True:
             while self._arrived:
                 yield self._arrived.popleft()
-            if self._ended is not None:
-                raise self._ended
             if self._closing:
                 return
+            if self._last_words is not None:
+                raise self._last_words
+            if self._lost:
+                epitaph = await asyncio.to_thread(self._host.epitaph)
+                raise EngineDied(f"the engine ended unexpectedly ({epitaph})")
             self._news.clear()
             await self._news.wait()
 
@@ -100,10 +97,7 @@ class EngineClient:
             self._news.set()
         await asyncio.to_thread(self._host.join, timeout_s)
         self._host.kill()
-        self._outgoing.put(None)
-        for thread in self._threads:
-            await asyncio.to_thread(thread.join, timeout_s)
-        self._connection.close()
+        self._pipe.close()
 
     def _command(self) -> Commands:
         if not (self._turn.last_number or self._closing):
@@ -113,34 +107,18 @@ class EngineClient:
         return self._turn
 
     def _flush(self) -> None:
-        self._outgoing.put(self._turn)
+        self._pipe.send(self._turn)
         self._turn = Commands()
 
-    def _write(self) -> None:
-        with contextlib.suppress(OSError):  # the reader notices the same end
-            while (commands := self._outgoing.get()) is not None:
-                self._connection.send(commands)
-
-    def _read(self) -> None:
-        ended: EngineError | None = None
-        with contextlib.suppress(EOFError, OSError):
-            while ended is None:
-                message = self._connection.recv()
-                if isinstance(message, EngineError):
-                    ended = message
-                else:
-                    self._tell(message)
-        self._tell(ended or EngineDied(f"the engine ended unexpectedly ({self._host.epitaph()})"))
-
-    def _tell(self, message: StepReport | EngineError) -> None:
-        with contextlib.suppress(RuntimeError):  # the event loop is closed: nobody is left to tell
-            self._loop.call_soon_threadsafe(self._hear, message)
-
     def _hear(self, message: StepReport | EngineError) -> None:
-        if isinstance(message, StepReport):
+        if isinstance(message, EngineError):
+            self._last_words = message
+        else:
             self._arrived.append(message)
-        elif not self._closing:
-            self._ended = message
+        self._news.set()
+
+    def _hear_end(self) -> None:
+        self._lost = True
         self._news.set()
 
 

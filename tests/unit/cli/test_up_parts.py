@@ -123,7 +123,7 @@ def test_every_child_gets_its_own_settings(tmp_path: Path, monkeypatch: pytest.M
     specs = {spec.name: spec for spec in children(plan)}
     assert list(specs) == ["router", "worker-0", "worker-1", "tokenizer", "cache", "valkey"]
     assert specs["worker-1"].environment["HEADRACE_WORKER_WORKER_ID"] == "worker-1"
-    assert specs["worker-1"].environment["HEADRACE_WORKER_THREADS"] == "2"
+    assert specs["worker-1"].environment["HEADRACE_WORKER_THREADS"] == "1"
     assert not any("hr_secret" in spec.environment.values() for spec in specs.values())
     addresses = [spec.address for spec in specs.values()]
     assert len(set(addresses)) == len(addresses)
