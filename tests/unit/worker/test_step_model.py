@@ -80,3 +80,16 @@ def test_tokens_within_fill_the_time_and_no_more(
 
     assert count == 0 or taken(count) <= seconds * (1 + 1e-6)
     assert count == 10**9 or taken(count + 1) > seconds * (1 - 1e-6)
+
+
+def test_prediction_follows_a_neighbour_that_slows_all_steps_within_twenty() -> None:
+    model = StepModel()
+    rng = np.random.default_rng(11)
+    for pace in [1.0] * 400 + [1.6] * 20:
+        cost = StepCost(1.0, float(rng.integers(1, 512)), 0.0, float(rng.integers(0, 9000)), 4.0)
+        model.observe(cost, pace * (3e-3 + 1e-4 * cost.tokens + 1e-7 * cost.context))
+    cost = StepCost(1.0, 100.0, 0.0, 1000.0, 4.0)
+    expected = 1.6 * (3e-3 + 1e-2 + 1e-4)
+    state = model.state()
+    assert sum(np.multiply(state.coefficients, cost)) == pytest.approx(expected, rel=0.12)
+    assert model.predict(cost) == pytest.approx(state.quantile * sum(np.multiply(state.coefficients, cost)))
