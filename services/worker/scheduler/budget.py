@@ -118,7 +118,8 @@ class StepModel:
         above = seconds > predicted * self._quantile
         moved = self._quantile + _QUANTILE_STEP * (_QUANTILE if above else _QUANTILE - 1.0)
         self._quantile = min(max(moved, _QUANTILE_RANGE[0]), _QUANTILE_RANGE[1])
-        ratio = min(max(self._pace * seconds / predicted, _PACE_RANGE[0]), _PACE_RANGE[1])
-        self._pace += _PACE_STEP * (ratio - self._pace)
+        if predicted > 0.0:  # no coefficient is above zero before the model has learned any
+            ratio = min(max(self._pace * seconds / predicted, _PACE_RANGE[0]), _PACE_RANGE[1])
+            self._pace += _PACE_STEP * (ratio - self._pace)
         weight = max(ERROR_WEIGHT, 1.0 / self._observed)
         self._error += weight * (abs(seconds - predicted) / seconds - self._error)

@@ -93,3 +93,10 @@ def test_prediction_follows_a_neighbour_that_slows_all_steps_within_twenty() -> 
     state = model.state()
     assert sum(np.multiply(state.coefficients, cost)) == pytest.approx(expected, rel=0.12)
     assert model.predict(cost) == pytest.approx(state.quantile * sum(np.multiply(state.coefficients, cost)))
+
+
+def test_a_model_that_expects_nothing_yet_learns_like_any_other() -> None:
+    model = StepModel(StepModelState((0.0,) * 5, 1.0, 0.0, 0))
+    for tokens in (1.0, 2.0, 3.0):
+        model.observe(StepCost(1.0, tokens, 0.0, 0.0, 0.0), 0.5)
+    assert model.predict(StepCost(1.0, 2.0, 0.0, 0.0, 0.0)) == pytest.approx(0.5, rel=0.5)
