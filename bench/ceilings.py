@@ -90,7 +90,7 @@ def _linear(weight: torch.Tensor, x: torch.Tensor, *, int8: bool) -> Linear:
     if not int8:
         return make_linear(weight)
     quantised = Quantised(torch.randint(0, 256, x.shape, dtype=torch.uint8), torch.ones(len(x), 1))
-    return Int8Linear(weight, None, lambda _: quantised)
+    return Int8Linear(weight, quantise=lambda _: quantised)
 
 
 def _least_s(work: Callable[[], object], device: torch.device) -> float:

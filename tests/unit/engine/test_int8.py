@@ -28,14 +28,14 @@ def test_products_are_within_a_hundredth_or_two(dtype: torch.dtype, biased: bool
     weight, bias = torch.randn(96, 144).to(dtype), torch.randn(96).to(dtype) if biased else None
     x = (torch.randn(9, 144) * torch.logspace(-3, 3, 9).unsqueeze(1)).to(dtype)
     exact = torch.nn.functional.linear(x.float(), weight.float(), None if bias is None else bias.float())
-    product = Int8Linear(weight, bias, by_token)(x).float()
+    product = Int8Linear(weight, bias, quantise=by_token)(x).float()
     errors = (product - exact).norm(dim=1) / exact.norm(dim=1)
     assert (errors < 0.02).all()
 
 
 def test_a_token_has_the_same_product_alone_and_among_others() -> None:
     torch.manual_seed(3)
-    linear = Int8Linear(torch.randn(96, 144), None, by_token)
+    linear = Int8Linear(torch.randn(96, 144), quantise=by_token)
     x = torch.randn(33, 144) * torch.logspace(-3, 3, 33).unsqueeze(1)
     together = linear(x)
     for row in range(33):

@@ -36,7 +36,7 @@ class Llama:
         self._embedding = weights.take("model.embed_tokens.weight", config.vocab_size, config.hidden)
         self._layers = [_layer(config, weights, make_linear, index) for index in range(config.layers)]
         self._norm = weights.take("model.norm.weight", config.hidden)
-        self._head = make_linear(_head(config, weights, self._embedding), None)
+        self._head = make_linear(_head(config, weights, self._embedding), wide=True)
 
     def forward(self, batch: Batch, kv: PagedKV) -> torch.Tensor:
         """Logits of the wanted tokens, [sampled rows, vocab] in fp32."""

@@ -34,15 +34,15 @@ def choose_parts(
     quantised = quantization == "int8"
     if quantised and not (device.type == "cpu" and can_quantise()):
         raise EngineLoadError(f"int8 is not to be had on {device} with torch {torch.__version__}; use none")
-    name, operators = _operators(config, spec, dtype, device, quantised=quantised)
+    parts = _parts(config, spec, dtype, device, quantised=quantised)
     if quantised:
-        return Parts(name, operators, partial(Int8Linear, quantise=operators.quantise))
-    return Parts(name, operators, make_linear)
+        return parts._replace(make_linear=partial(Int8Linear, quantise=parts.operators.quantise))
+    return parts
 
 
-def _operators(
+def _parts(
     config: ModelConfig, spec: KVSpec, dtype: torch.dtype, device: torch.device, *, quantised: bool
-) -> tuple[str, Operators]:
+) -> Parts:
     if device.type == "cpu" and importlib.util.find_spec("numba"):
         from services.worker.engine.torch.compiled.operators import CompiledOperators
 
@@ -51,7 +51,8 @@ def _operators(
         compiled = CompiledOperators(
             config, rope, spec.block_size, dtype=dtype, threads=threads, quantised=quantised
         )
-        return "compiled", compiled
+        return Parts(compiled.name, compiled, compiled.linear)
     if device.type == "cpu":
         print("numba is not installed: attention and norms take several times as long", file=sys.stderr)
-    return "plain", PlainOperators(config, Rope(config, spec.max_len, dtype, device), spec.block_size)
+    plain = PlainOperators(config, Rope(config, spec.max_len, dtype, device), spec.block_size)
+    return Parts("plain", plain, make_linear)

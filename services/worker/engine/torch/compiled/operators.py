@@ -8,6 +8,7 @@ import torch
 from services.worker.engine.torch.attention import Reader, attend, readers_of
 from services.worker.engine.torch.compiled.attention import compile_attention
 from services.worker.engine.torch.compiled.jit import BFLOAT16, FLOAT32
+from services.worker.engine.torch.compiled.product import Products, can_multiply
 from services.worker.engine.torch.compiled.rotation import TOKENS_A_UNIT, compile_rotation
 from services.worker.engine.torch.compiled.rowwise import (
     ROWS_A_UNIT,
@@ -17,6 +18,7 @@ from services.worker.engine.torch.compiled.rowwise import (
 )
 from services.worker.engine.torch.compiled.team import Team, kernel_of
 from services.worker.engine.torch.config import ModelConfig
+from services.worker.engine.torch.linear import Linear, make_linear
 from services.worker.engine.torch.operators import Batch, HeadNorms, Quantised
 from services.worker.engine.torch.rope import Rope
 
@@ -42,6 +44,8 @@ class CompiledOperators:
         self.rope = rope
         self.block_size = block_size
         self.team = Team(threads)
+        self._products = Products(self.team) if dtype == torch.bfloat16 and can_multiply() else None
+        self.name = "compiled" if self._products is None else "compiled, products too"
         self._compiled = (
             compile_attention(kind, *heads, block_size),
             rotation,
@@ -56,6 +60,12 @@ class CompiledOperators:
     def on(self, batch: Batch) -> CompiledStep:
         """Bind to a batch."""
         return CompiledStep(self, batch)
+
+    def linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None, *, wide: bool = False) -> Linear:
+        """The fastest layout for this CPU; see `MakeLinear`."""
+        if self._products is not None and self._products.fits(weight):
+            return self._products.linear(weight, bias, wide=wide)
+        return make_linear(weight, bias)
 
     def quantise(self, x: torch.Tensor) -> Quantised:
         """[rows, width] for an int8 product."""

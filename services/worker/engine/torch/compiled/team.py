@@ -24,7 +24,7 @@ class Team:
     """Threads that share the units of a kernel."""
 
     def __init__(self, threads: int) -> None:
-        self._threads = threads
+        self.threads = threads
         self._parallel = _openmp_of_torch() if threads > 1 else None
 
     def run(self, kernel: Kernel, units: int, *arguments: int) -> None:
@@ -36,7 +36,7 @@ class Team:
         if self._parallel is None or units == 1:
             kernel.serial(address)
         else:
-            self._parallel(kernel.address, address, min(self._threads, units), 0)
+            self._parallel(kernel.address, address, min(self.threads, units), 0)
 
 
 def kernel_of(compiled: Any) -> Kernel:
