@@ -12,7 +12,7 @@ import torch
 from services.worker.engine.torch.compiled.operators import CompiledOperators
 from services.worker.engine.torch.config import ModelConfig
 from services.worker.engine.torch.kv import PagedKV, SlotTables
-from services.worker.engine.torch.operators import Batch, HeadNorms, Rows
+from services.worker.engine.torch.operators import Batch, HeadNorms, Operators, Rows
 from services.worker.engine.torch.plain import PlainOperators
 from services.worker.engine.torch.rope import Rope
 from services.worker.scheduler.step import KVSpec
@@ -74,9 +74,30 @@ def batch_of(rows: list[tuple[int, int, int]]) -> Batch:
     )
 
 
-def pool_of(config: ModelConfig, dtype: torch.dtype) -> torch.Tensor:
-    pool = PagedKV(config, SPEC, dtype, CPU).layers[0]
-    return pool.copy_(torch.randn(pool.shape))
+class Side:
+    """Operators with a pool of their own, filled by them: how they lay it out is their own matter."""
+
+    def __init__(self, operators: Operators, config: ModelConfig, dtype: torch.dtype) -> None:
+        self.operators = operators
+        self.pool = PagedKV(config, SPEC, dtype, CPU).layers[0]
+
+    def fill(self, batch: Batch, merged: torch.Tensor, norms: HeadNorms | None = None) -> None:
+        self.operators.on(batch).place(merged, norms, self.pool)
+
+    def attended(self, batch: Batch, merged: torch.Tensor, norms: HeadNorms | None = None) -> torch.Tensor:
+        step = self.operators.on(batch)
+        return step.attend(step.place(merged, norms, self.pool), self.pool)
+
+
+def before(rows: list[tuple[int, int, int]]) -> Batch:
+    """What the rows of a step have behind them, as a step of its own."""
+    return batch_of(
+        [(slot, context - queries, context - queries) for slot, queries, context in rows if context > queries]
+    )
+
+
+def merged_of(config: ModelConfig, batch: Batch, dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(len(batch.tokens), config.qkv_rows).to(dtype)
 
 
 def near(dtype: torch.dtype) -> dict[str, float]:
@@ -91,35 +112,33 @@ def seeded() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("heads", [(4, 4, 64), (8, 4, 64), (14, 2, 64), (9, 3, 16), (8, 1, 128)])
+@pytest.mark.parametrize("heads", [(4, 4, 64), (8, 4, 64), (14, 2, 64), (9, 3, 16), (8, 1, 128), (6, 2, 48)])
 @pytest.mark.parametrize("rows", [DECODES, MIXED])
 def test_attention(heads: tuple[int, int, int], dtype: torch.dtype, rows: list[tuple[int, int, int]]) -> None:
     config = config_of(*heads)
-    batch, pool = batch_of(rows), pool_of(config, dtype)
-    query = torch.randn(len(batch.tokens), config.heads, config.head_dim).to(dtype)
-    expected = plain_of(config, dtype).on(batch).attend(query, pool)
-    attended = compiled_of(config, dtype).on(batch).attend(query, pool)
-    torch.testing.assert_close(attended, expected, **near(dtype))
+    past, batch = before(rows), batch_of(rows)
+    given, merged = merged_of(config, past, dtype), merged_of(config, batch, dtype)
+    ours, plain = (Side(of(config, dtype), config, dtype) for of in (compiled_of, plain_of))
+    for side in (ours, plain):
+        side.fill(past, given)
+    torch.testing.assert_close(ours.attended(batch, merged), plain.attended(batch, merged), **near(dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("qk_norm", [False, True])
-def test_placing(dtype: torch.dtype, qk_norm: bool) -> None:
-    config = config_of(6, 2, 32, qk_norm=qk_norm)
-    batch, pool = batch_of(MIXED), pool_of(config, dtype)
-    other = pool.clone()
-    merged = torch.randn(len(batch.tokens), config.qkv_rows).to(dtype)
-    norms = HeadNorms(torch.rand(32).to(dtype), torch.rand(32).to(dtype)) if qk_norm else None
-    expected = plain_of(config, dtype).on(batch).place(merged, norms, pool)
-    query = compiled_of(config, dtype).on(batch).place(merged, norms, other)
-    torch.testing.assert_close(query, expected, **near(dtype))
-    torch.testing.assert_close(other, pool, **near(dtype))
+def test_norms_of_heads(dtype: torch.dtype) -> None:
+    config = config_of(6, 2, 32, qk_norm=True)
+    batch = batch_of([(slot, context, context) for slot, _, context in MIXED])
+    merged = merged_of(config, batch, dtype)
+    norms = HeadNorms(torch.rand(32).to(dtype), torch.rand(32).to(dtype))
+    ours, plain = (Side(of(config, dtype), config, dtype) for of in (compiled_of, plain_of))
+    expected = plain.attended(batch, merged, norms)
+    torch.testing.assert_close(ours.attended(batch, merged, norms), expected, **near(dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("tokens", [1, 7, 8, 9, 33])
 def test_norm_and_gate(dtype: torch.dtype, tokens: int) -> None:
-    config = config_of(4, 2, 24)
+    config = config_of(4, 2, 32)
     batch = batch_of(DECODES)
     compiled, plain = compiled_of(config, dtype).on(batch), plain_of(config, dtype).on(batch)
     weight = torch.rand(config.hidden).to(dtype)
@@ -136,7 +155,7 @@ def test_norm_and_gate(dtype: torch.dtype, tokens: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_quantised_rows_stay_within_half_a_step(dtype: torch.dtype) -> None:
     x = (torch.randn(19, 100) * torch.logspace(-6, 6, 19).unsqueeze(1)).to(dtype)
-    for operators in (compiled_of(config_of(4, 2, 24), dtype), plain_of(config_of(4, 2, 24), dtype)):
+    for operators in (compiled_of(config_of(4, 2, 32), dtype), plain_of(config_of(4, 2, 32), dtype)):
         values, scales = operators.quantise(x)
         error = ((values.float() - 128.0) * scales - x.float()).abs()
         assert (error <= scales * 0.5001).all()
@@ -144,7 +163,7 @@ def test_quantised_rows_stay_within_half_a_step(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_stays_so_and_stays_in_its_row(poison: float) -> None:
-    config = config_of(4, 2, 24)
+    config = config_of(4, 2, 32)
     compiled = compiled_of(config, torch.bfloat16)
     batch = batch_of(DECODES)
     hidden = torch.randn(5, config.hidden).bfloat16()
@@ -158,25 +177,41 @@ def test_what_is_not_finite_stays_so_and_stays_in_its_row(poison: float) -> None
         assert torch.isfinite(rows).all(-1).tolist() == [True, True, False, True, True]
 
 
-@pytest.mark.parametrize("part", [0, 1])
-def test_a_poisoned_block_fails_its_sequence_alone(part: int) -> None:
-    config = config_of(4, 2, 24)
-    batch, pool = batch_of(DECODES), pool_of(config, torch.float32)
-    pool[part, int(batch.tables.array[3, 0]) * 64 + 5] = math.nan
-    query = torch.randn(5, config.heads, config.head_dim)
-    attended = compiled_of(config, torch.float32).on(batch).attend(query, pool)
+def test_a_poisoned_sequence_fails_alone() -> None:
+    config = config_of(4, 2, 32)
+    past, batch = before(DECODES), batch_of(DECODES)
+    side = Side(compiled_of(config, torch.float32), config, torch.float32)
+    given = merged_of(config, past, torch.float32)
+    given[int(past.rows.starts[2]) + 5] = math.nan  # of the fourth sequence: the first has nothing behind it
+    side.fill(past, given)
+    attended = side.attended(batch, merged_of(config, batch, torch.float32))
     assert torch.isfinite(attended).flatten(1).all(-1).tolist() == [True, True, True, False, True]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_neither_threads_nor_neighbours_change_a_bit(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("context", [1, 2, 31, 32, 33, 63, 65])
+def test_what_another_sequence_left_in_a_block_is_never_read(context: int, dtype: torch.dtype) -> None:
+    config = config_of(4, 2, 32)
+    clean, dirty = (Side(compiled_of(config, dtype), config, dtype) for _ in range(2))
+    dirty.pool.fill_(math.nan)
+    prompt, next_token = batch_of([(2, context, context)]), batch_of([(2, 1, context + 1)])
+    for batch in (prompt, next_token):
+        merged = merged_of(config, batch, dtype)
+        assert torch.equal(clean.attended(batch, merged), dirty.attended(batch, merged))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_neither_threads_nor_neighbours_nor_chunks_change_a_bit(dtype: torch.dtype) -> None:
     config = config_of(8, 4, 64)
-    pool = pool_of(config, dtype)
-    query = torch.randn(len(DECODES), config.heads, config.head_dim).to(dtype)
-    together = [
-        compiled_of(config, dtype, threads).on(batch_of(DECODES)).attend(query, pool) for threads in (1, 2)
+    together = batch_of([(0, 200, 200), (1, 70, 70), (2, 1, 1)])
+    merged = merged_of(config, together, dtype)
+    results = [
+        Side(compiled_of(config, dtype, threads), config, dtype).attended(together, merged)
+        for threads in (1, 2)
     ]
-    assert torch.equal(*together)
-    for index, row in enumerate(DECODES):
-        alone = compiled_of(config, dtype).on(batch_of([row])).attend(query[index : index + 1], pool)
-        assert torch.equal(alone[0], together[0][index])
+    assert torch.equal(*results)
+    alone, at = Side(compiled_of(config, dtype), config, dtype), 0
+    for chunk in (1, 63, 7, 100, 29):
+        batch = batch_of([(0, chunk, at + chunk)])
+        assert torch.equal(alone.attended(batch, merged[at : at + chunk]), results[0][at : at + chunk])
+        at += chunk

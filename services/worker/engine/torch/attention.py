@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from services.worker.engine.torch.operators import Batch, Rows
-from services.worker.scheduler.step import Bool
+from services.worker.engine.torch.operators import Batch
 
 
 class Reader(NamedTuple):
@@ -42,10 +41,9 @@ def causal_mask(
     return zeros.masked_fill_(hidden, -math.inf).repeat(group, 1)
 
 
-def readers_of(batch: Batch, group: int, dtype: torch.dtype, only: Bool | None = None) -> list[Reader]:
-    """The rows of a batch, or those that `only` marks."""
-    rows = batch.rows if only is None else Rows(*(column[only] for column in batch.rows))
-    lists = (column.tolist() for column in rows)
+def readers_of(batch: Batch, group: int, dtype: torch.dtype) -> list[Reader]:
+    """The rows of a batch."""
+    lists = (column.tolist() for column in batch.rows)
     return [_reader(batch, group, dtype, *row) for row in zip(*lists, strict=True)]
 
 

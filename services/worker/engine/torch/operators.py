@@ -49,11 +49,11 @@ class StepOperators(Protocol):
         """Add `delta` to `hidden` in place, both [tokens, hidden]; return its root-mean-square norm."""
 
     def place(self, merged: torch.Tensor, norms: HeadNorms | None, pool: torch.Tensor) -> torch.Tensor:
-        """From [tokens, (heads + 2 kv_heads) * head_dim] keep keys and values in a layer's pool; return the
-        queries, [tokens, heads, head_dim]. Positions are rotated in."""
+        """From [tokens, (heads + 2 kv_heads) * head_dim] keep keys and values in a layer's pool, laid out
+        as `attend` reads them; return the queries for `attend`. Positions are rotated in."""
 
     def attend(self, query: torch.Tensor, pool: torch.Tensor) -> torch.Tensor:
-        """[tokens, heads, head_dim] queries over a layer's pool; same shape out."""
+        """Queries over a layer's pool; [tokens, heads, head_dim] out."""
 
     def gate(self, merged: torch.Tensor) -> torch.Tensor:
         """silu(gate) * up of [tokens, 2 ffn], gate first; [tokens, ffn]"""

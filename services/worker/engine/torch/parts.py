@@ -43,16 +43,29 @@ def choose_parts(
 def _parts(
     config: ModelConfig, spec: KVSpec, dtype: torch.dtype, device: torch.device, *, quantised: bool
 ) -> Parts:
-    if device.type == "cpu" and importlib.util.find_spec("numba"):
-        from services.worker.engine.torch.compiled.operators import CompiledOperators
-
-        rope = Rope(config, spec.max_len, torch.float32, device)
-        threads = torch.get_num_threads()
-        compiled = CompiledOperators(
-            config, rope, spec.block_size, dtype=dtype, threads=threads, quantised=quantised
-        )
-        return Parts(compiled.name, compiled, compiled.linear)
     if device.type == "cpu":
-        print("numba is not installed: attention and norms take several times as long", file=sys.stderr)
+        if (compiled := _compiled(config, spec, dtype, quantised=quantised)) is not None:
+            return compiled
+        print("attention and norms take several times as long without kernels of our own", file=sys.stderr)
     plain = PlainOperators(config, Rope(config, spec.max_len, dtype, device), spec.block_size)
     return Parts("plain", plain, make_linear)
+
+
+def _compiled(config: ModelConfig, spec: KVSpec, dtype: torch.dtype, *, quantised: bool) -> Parts | None:
+    """None, and a line that says so, where there is no numba or a model's heads do not fit."""
+    if not importlib.util.find_spec("numba"):
+        print("numba is not installed", file=sys.stderr)
+        return None
+    from services.worker.engine.torch.compiled.attention import can_attend
+    from services.worker.engine.torch.compiled.operators import CompiledOperators
+
+    heads = config.heads, config.kv_heads, config.head_dim
+    if not can_attend(*heads, spec.block_size):
+        print("{} heads, {} of keys, of {} numbers fit no kernel".format(*heads), file=sys.stderr)
+        return None
+    rope = Rope(config, spec.max_len, torch.float32, torch.device("cpu"))
+    threads = torch.get_num_threads()
+    compiled = CompiledOperators(
+        config, rope, spec.block_size, dtype=dtype, threads=threads, quantised=quantised
+    )
+    return Parts(compiled.name, compiled, compiled.linear)

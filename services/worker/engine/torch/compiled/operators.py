@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from services.worker.engine.torch.attention import Reader, attend, readers_of
 from services.worker.engine.torch.compiled.attention import compile_attention
 from services.worker.engine.torch.compiled.jit import BFLOAT16, FLOAT32
+from services.worker.engine.torch.compiled.placing import TOKENS_A_UNIT, compile_placing
 from services.worker.engine.torch.compiled.product import Products, can_multiply
-from services.worker.engine.torch.compiled.rotation import TOKENS_A_UNIT, compile_rotation
 from services.worker.engine.torch.compiled.rowwise import (
     ROWS_A_UNIT,
     compile_gate,
@@ -17,10 +16,12 @@ from services.worker.engine.torch.compiled.rowwise import (
     compile_quantise,
 )
 from services.worker.engine.torch.compiled.team import Team, kernel_of
+from services.worker.engine.torch.compiled.tile import MOST_ROWS
 from services.worker.engine.torch.config import ModelConfig
 from services.worker.engine.torch.linear import Linear, make_linear
-from services.worker.engine.torch.operators import Batch, HeadNorms, Quantised
+from services.worker.engine.torch.operators import Batch, HeadNorms, Quantised, Rows
 from services.worker.engine.torch.rope import Rope
+from services.worker.scheduler.step import Int64
 
 
 class CompiledOperators:
@@ -37,8 +38,8 @@ class CompiledOperators:
         quantised: bool,
     ) -> None:
         kind = BFLOAT16 if dtype == torch.bfloat16 else FLOAT32
-        heads = (config.heads, config.kv_heads, config.head_dim)
-        rotation = compile_rotation(kind, *heads, normed=config.qk_norm, eps=config.norm_eps)
+        shape = (config.heads, config.kv_heads, config.head_dim, block_size)
+        placing = compile_placing(kind, *shape, normed=config.qk_norm, eps=config.norm_eps)
         self.config = config
         self.dtype = dtype
         self.rope = rope
@@ -47,14 +48,14 @@ class CompiledOperators:
         self._products = Products(self.team) if dtype == torch.bfloat16 and can_multiply() else None
         self.name = "compiled" if self._products is None else "compiled, products too"
         self._compiled = (
-            compile_attention(kind, *heads, block_size),
-            rotation,
+            compile_attention(kind, *shape),
+            placing,
             compile_norm(kind, config.hidden, config.norm_eps),
             compile_gate(kind, config.ffn),
             *((compile_quantise(kind),) if quantised else ()),
         )
         kernels = [kernel_of(compiled) for compiled in self._compiled]
-        self.attention, self.rotation, self.norm, self.gate = kernels[:4]
+        self.attention, self.placing, self.norm, self.gate = kernels[:4]
         self._quantise = kernels[4] if quantised else None
 
     def on(self, batch: Batch) -> CompiledStep:
@@ -90,14 +91,9 @@ class CompiledStep:
     def __init__(self, operators: CompiledOperators, batch: Batch) -> None:
         self._operators = operators
         self._batch = batch
-        is_decode = batch.rows.queries == 1
-        self._slots = batch.rows.slots[is_decode].astype(np.int64)
-        self._starts = batch.rows.starts[is_decode].astype(np.int64)
-        self._contexts = batch.rows.contexts[is_decode].astype(np.int64)
-        self._readers: list[Reader] = []
-        if len(self._slots) < len(is_decode):
-            group = operators.config.heads // operators.config.kv_heads
-            self._readers = readers_of(batch, group, operators.dtype, ~is_decode)
+        group = operators.config.heads // operators.config.kv_heads
+        self._pieces = pieces_of(batch.rows, MOST_ROWS // group)
+        self._begun = _begun_blocks(batch, operators.block_size)
 
     def add_norm(
         self, hidden: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor
@@ -116,9 +112,12 @@ class CompiledStep:
 
     def place(self, merged: torch.Tensor, norms: HeadNorms | None, pool: torch.Tensor) -> torch.Tensor:
         config, rope = self._operators.config, self._operators.rope
-        query = merged.new_empty(len(merged), config.heads, config.head_dim)
+        if self._begun is not None:
+            pool[1].view(-1, self._operators.block_size * config.kv_heads * config.head_dim)[self._begun] = 0
+        group = config.heads // config.kv_heads
+        query = merged.new_empty(config.kv_heads, len(merged), group, config.head_dim)
         self._operators.team.run(
-            self._operators.rotation,
+            self._operators.placing,
             -(-len(merged) // TOKENS_A_UNIT),
             merged.data_ptr(),
             query.data_ptr(),
@@ -135,22 +134,22 @@ class CompiledStep:
         return query
 
     def attend(self, query: torch.Tensor, pool: torch.Tensor) -> torch.Tensor:
-        output = torch.empty_like(query)
+        config, tokens = self._operators.config, query.shape[1]
+        output = query.new_empty(tokens, config.heads, config.head_dim)
         tables = self._batch.tables.array
         self._operators.team.run(
             self._operators.attention,
-            len(self._slots) * self._operators.config.kv_heads,
+            len(self._pieces) * config.kv_heads,
             query.data_ptr(),
             pool.data_ptr(),
             pool[1].data_ptr(),
             output.data_ptr(),
-            self._starts.ctypes.data,
-            self._slots.ctypes.data,
-            self._contexts.ctypes.data,
+            self._pieces.ctypes.data,
+            len(self._pieces),
             tables.ctypes.data,
             tables.shape[1],
+            tokens,
         )
-        attend(query, pool, self._readers, self._operators.block_size, output)
         return output
 
     def gate(self, merged: torch.Tensor) -> torch.Tensor:
@@ -163,3 +162,32 @@ class CompiledStep:
             len(merged),
         )
         return output
+
+
+def pieces_of(rows: Rows, most: int) -> Int64:
+    """Each row's queries by at most so many, [pieces, 4]: first token, queries, slot, first position."""
+    counts = -(-rows.queries // most)
+    row_of = np.repeat(np.arange(len(counts)), counts)
+    within = (np.arange(len(row_of)) - (np.cumsum(counts) - counts)[row_of]) * most
+    queries = rows.queries[row_of]
+    return np.stack(
+        (
+            rows.starts[row_of] + within,
+            np.minimum(queries - within, most),
+            rows.slots[row_of],
+            rows.contexts[row_of] - queries + within,
+        ),
+        axis=1,
+        dtype=np.int64,
+    )
+
+
+def _begun_blocks(batch: Batch, block_size: int) -> torch.Tensor | None:
+    """Blocks that begin in this step and stay partly empty."""
+    contexts, queries = batch.rows.contexts, batch.rows.queries
+    filled = contexts % block_size
+    begun = (filled > 0) & (queries >= filled)
+    if not begun.any():
+        return None
+    blocks = batch.tables.array[batch.rows.slots[begun], contexts[begun] // block_size]
+    return torch.from_numpy(blocks.astype(np.int64))

@@ -15,8 +15,11 @@ from numba import carray
 
 from services.worker.engine.torch.compiled.jit import BFLOAT16, FLOAT32, kernel, next_unit
 from services.worker.engine.torch.compiled.team import Kernel, Team, kernel_of
-from services.worker.engine.torch.compiled.tile import MOST_ROWS, WIDTH, multiply
+from services.worker.engine.torch.compiled.tile import LANES, MOST_ROWS, multiplies_bfloat16, multiply
 
+VECTORS = 2
+WIDTH = VECTORS * LANES  # outputs of a panel
+AHEAD = 16384  # bytes
 _ALIGNMENT = 64  # bytes
 _UNITS_A_THREAD = 8  # long runs of memory, and still little to wait for when a neighbour takes a core
 
@@ -43,11 +46,15 @@ def compile_product(inputs: int, outputs: int, kind: int) -> Any:
                 while row < rows:
                     count = (rows - row + blocks - 1) // blocks
                     multiply(
+                        BFLOAT16,
                         inputs,
-                        outputs,
+                        inputs,
+                        VECTORS,
                         kind,
+                        outputs,
                         source + row * inputs * 2,
                         panel,
+                        panel + AHEAD,
                         bias,
                         begin + row * outputs * size,
                         count,
@@ -61,8 +68,7 @@ def compile_product(inputs: int, outputs: int, kind: int) -> Any:
 
 def can_multiply() -> bool:
     """Whether this CPU multiplies bf16, and has no units for whole matrices, which oneDNN serves better."""
-    features = binding.get_host_cpu_features()
-    return bool(features.get("avx512bf16")) and not features.get("amx-bf16")
+    return multiplies_bfloat16() and not binding.get_host_cpu_features().get("amx-bf16")
 
 
 class Products:
