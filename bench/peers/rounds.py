@@ -19,6 +19,7 @@ from bench.peers.models import directory, prepared, prompts
 from bench.peers.outcome import ALIKE, Outcome, agreement, disagrees, faults
 from bench.peers.process import PeerFailed, PeerProcess, adapter_command
 from bench.peers.text import unreadable
+from bench.quiet import wait_for_quiet
 
 Say = Callable[[str], None]
 
@@ -118,6 +119,8 @@ def _strangers(case: Case, runs: Mapping[str, Runs], home: House) -> Iterator[st
 
 
 def _measure(case: Case, entry: Entry, home: House, work: _Work, runs: Runs, repeat: int) -> None:
+    if not wait_for_quiet():
+        home.say("  the others do not rest")
     outcome = home.processes[case.model, entry].run(work.job)
     if wrong := list(work.faults(outcome, next(iter(runs.outcomes.values()), None))):
         raise PeerFailed(f"implausible: {'; '.join(wrong)}")
