@@ -86,8 +86,7 @@ class Planner:
 
     def _batch_until_s(self, target_s: float, decode_s: float) -> float:
         """How long batch work may make a step that somebody reads along with."""
-        settings = self._settings
-        return min(target_s, max(settings.batch_stretch * decode_s, settings.gate * target_s))
+        return min(target_s, self._settings.batch_stretch * decode_s)
 
     def _is_gated(self, target_s: float | None, decode_s: float) -> bool:
         return target_s is not None and decode_s > self._settings.gate * target_s
