@@ -1,19 +1,24 @@
-"""Every request of a crowd gets the ids that it gets alone, in fp32, whatever steps it shares with whom."""
+"""Every request of a crowd gets the ids that it gets alone, whatever steps it shares with whom.
+
+In fp32, and in bf16 where products are our own (`compiled/product.py`): elsewhere bf16 rounds by the batch.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
+from services.worker.engine.torch.compiled.product import can_multiply
 from services.worker.scheduler.events import Finished
 from services.worker.scheduler.policy import SchedulerSettings
 from services.worker.scheduler.request import LatencyClass, Request, Sampling
 from tests.support.drive import Drive
 from tests.support.offline import offline, prompt_of, request_of
+from tests.support.tiny_llama import TinyLlama, write_tiny_llama
 
 MOST = 65  # one request and 64 neighbours
 LONGEST = 366  # tokens of one request, prompt and output
@@ -46,10 +51,28 @@ def member(handle: int) -> Request:
     )
 
 
+class Served(NamedTuple):
+    """A model, and the numbers it is computed in."""
+
+    model: Path
+    dtype: str
+
+    def drive(self, scheduler: SchedulerSettings | None = None, **settings: Any) -> Drive:
+        return offline(self.model, scheduler, dtype=self.dtype, **settings)
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Served:
+    if request.param == "bfloat16" and not can_multiply():
+        pytest.skip("this CPU has no AVX512-BF16")
+    shape = TinyLlama() if request.param == "float32" else TinyLlama(hidden=128, heads=8, kv_heads=4)
+    return Served(write_tiny_llama(tmp_path_factory.mktemp("llama"), shape), request.param)
+
+
 @pytest.fixture(scope="module")
-def alone(tiny_llama: Path) -> list[list[int]]:
+def alone(served: Served) -> list[list[int]]:
     """Of each member, by handle: its ids in steps of its own, its prompt in one piece, nothing reused."""
-    drive = offline(tiny_llama, kv_blocks=8, max_seqs=1)
+    drive = served.drive(kv_blocks=8, max_seqs=1)
     for handle in range(MOST):
         drive.add(replace(member(handle), kv_key=b""))
         drive.run()
@@ -90,10 +113,10 @@ def preemptions(drive: Drive) -> int:
 @pytest.mark.parametrize("run_ahead", [0, 1])
 @pytest.mark.parametrize("neighbours", [1, 3, 17, 64])
 def test_ids_among_neighbours_are_those_alone(
-    tiny_llama: Path, alone: list[list[int]], neighbours: int, run_ahead: int
+    served: Served, alone: list[list[int]], neighbours: int, run_ahead: int
 ) -> None:
     count = neighbours + 1
-    drive = offline(tiny_llama, CHUNKS, run_ahead=run_ahead, max_seqs=count, kv_blocks=7 * count)
+    drive = served.drive(CHUNKS, run_ahead=run_ahead, max_seqs=count, kv_blocks=7 * count)
     ids = crowd(drive, count)
     assert ids == dict(enumerate(alone[:count]))
     assert together(drive) > 0.7 * count
@@ -103,11 +126,11 @@ def test_ids_among_neighbours_are_those_alone(
 @pytest.mark.parametrize("run_ahead", [0, 1])
 @pytest.mark.parametrize("neighbours", [1, 3, 17, 64])
 def test_ids_of_the_preempted_are_those_alone(
-    tiny_llama: Path, alone: list[list[int]], neighbours: int, run_ahead: int
+    served: Served, alone: list[list[int]], neighbours: int, run_ahead: int
 ) -> None:
     count = neighbours + 1
     blocks = -(-LONGEST // 64) + count // 2
-    drive = offline(tiny_llama, CHUNKS, run_ahead=run_ahead, max_seqs=max(1, count // 3), kv_blocks=blocks)
+    drive = served.drive(CHUNKS, run_ahead=run_ahead, max_seqs=max(1, count // 3), kv_blocks=blocks)
     ids = crowd(drive, count)
     assert ids == dict(enumerate(alone[:count]))
     assert preemptions(drive) > 0
