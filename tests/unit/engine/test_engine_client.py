@@ -270,3 +270,27 @@ async def test_the_torch_engine_serves_from_its_own_process(tiny_llama: Path) ->
     drive.add(request)
     drive.run()
     assert tokens == drive.stories[1].tokens
+
+
+LISTENER = """
+import asyncio, sys
+from pathlib import Path
+from services.worker.engine.client import EngineClient
+from services.worker.engine.settings import EngineSettings
+
+async def main():
+    settings = EngineSettings(model=Path(sys.argv[1]), device="cpu", kv_blocks=64, threads=1)
+    engine = await EngineClient.start(settings)
+    await engine.close()
+    print(sorted({"torch", "numba", "llvmlite"} & set(sys.modules)))
+
+asyncio.run(main())
+"""
+
+
+async def test_the_worker_needs_no_torch_to_hear_from_its_engine(tiny_llama: Path) -> None:
+    worker = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", LISTENER, str(tiny_llama), stdout=asyncio.subprocess.PIPE
+    )
+    output, _ = await asyncio.wait_for(worker.communicate(), 2 * PATIENCE_S)
+    assert output.decode().strip() == "[]"

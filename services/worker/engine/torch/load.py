@@ -53,7 +53,7 @@ def load_torch_engine(settings: EngineSettings) -> LoadedEngine:
     description = EngineDescription(
         model=directory.name,
         engine="torch",
-        engine_version=torch.__version__,
+        engine_version=str(torch.__version__),  # a plain one: the worker reads it without torch
         device=device_name(device),
         dtype=dtype_name(dtype) if settings.quantization == "none" else settings.quantization,
         vocab_size=config.vocab_size,
