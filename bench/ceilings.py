@@ -6,10 +6,12 @@ the best of several rounds, because a ceiling is what is possible.
 
 from __future__ import annotations
 
+import importlib.util
 import multiprocessing
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -29,7 +31,7 @@ class Ceilings(NamedTuple):
     """Of one device with one number of threads and one type of numbers."""
 
     bytes_per_s: float  # streaming read
-    flops_per_s: float  # products with the engine's own layout of a matrix
+    flops_per_s: float  # products in the best of the layouts that the engine has
 
 
 def measure_ceilings(device: str, dtype: str, threads: int | None) -> Ceilings:
@@ -51,7 +53,7 @@ def measure_ceilings(device: str, dtype: str, threads: int | None) -> Ceilings:
 
 
 def _measure(connection: Connection, device: str, dtype: str, threads: int | None) -> None:
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the engine's process has it
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as the engine's process has it
     import torch
 
     if threads is not None:
@@ -76,21 +78,28 @@ def _product_rate(device: torch.device, dtype: str) -> float:
     tokens, width = (_TOKENS, _WIDTH) if on_cpu else (_CUDA_TOKENS, _CUDA_WIDTH)
     kind = torch.bfloat16 if dtype == "int8" else getattr(torch, dtype)
     x, weight = (torch.randn(rows, width, device=device).to(kind) for rows in (tokens, width))
-    linear = _linear(weight, x, int8=dtype == "int8")
-    return 2.0 * tokens * width * width / _least_s(lambda: linear(x), device)
+    seconds = min(_least_s(partial(linear, x), device) for linear in _linears(weight, x, dtype))
+    return 2.0 * tokens * width * width / seconds
 
 
-def _linear(weight: torch.Tensor, x: torch.Tensor, *, int8: bool) -> Linear:
-    """The engine's own; with int8, of inputs that are in 8 bits already."""
+def _linears(weight: torch.Tensor, x: torch.Tensor, dtype: str) -> Iterator[Linear]:
+    """All that the engine might choose; with int8, of inputs that are in 8 bits already."""
     import torch
 
     from services.worker.engine.torch.linear import Int8Linear, make_linear
     from services.worker.engine.torch.operators import Quantised
 
-    if not int8:
-        return make_linear(weight)
-    quantised = Quantised(torch.randint(0, 256, x.shape, dtype=torch.uint8), torch.ones(len(x), 1))
-    return Int8Linear(weight, quantise=lambda _: quantised)
+    if dtype == "int8":
+        quantised = Quantised(torch.randint(0, 256, x.shape, dtype=torch.uint8), torch.ones(len(x), 1))
+        yield Int8Linear(weight, quantise=lambda _: quantised)
+        return
+    yield make_linear(weight)
+    if weight.device.type == "cpu" and dtype == "bfloat16" and importlib.util.find_spec("numba"):
+        from services.worker.engine.torch.compiled.product import Products, can_multiply
+        from services.worker.engine.torch.compiled.team import Team
+
+        if can_multiply():
+            yield Products(Team(torch.get_num_threads())).linear(weight, None, wide=False)
 
 
 def _least_s(work: Callable[[], object], device: torch.device) -> float:
