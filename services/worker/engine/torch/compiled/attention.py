@@ -28,7 +28,8 @@ from services.worker.engine.torch.compiled.jit import (
     next_unit,
     store,
 )
-from services.worker.engine.torch.compiled.tile import LANES, MOST_ROWS, multiply
+from services.worker.engine.torch.compiled.tile import MOST_ROWS, multiply
+from services.worker.engine.torch.compiled.vectors import LANES
 
 PANEL_TOKENS = 2 * LANES
 

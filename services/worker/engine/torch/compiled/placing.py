@@ -10,7 +10,8 @@ from numba import carray
 
 from services.worker.engine.torch.compiled.attention import PANEL_TOKENS, value_vectors
 from services.worker.engine.torch.compiled.jit import F32, FLOAT32, kernel, load, load_i64, next_unit, store
-from services.worker.engine.torch.compiled.tile import LANES, pair_of
+from services.worker.engine.torch.compiled.tile import pair_of
+from services.worker.engine.torch.compiled.vectors import LANES
 
 TOKENS_A_UNIT = 8
 

@@ -15,13 +15,14 @@ from numba import carray
 
 from services.worker.engine.torch.compiled.jit import BFLOAT16, FLOAT32, kernel, next_unit
 from services.worker.engine.torch.compiled.team import Kernel, Team, kernel_of
-from services.worker.engine.torch.compiled.tile import LANES, MOST_ROWS, multiplies_bfloat16, multiply
+from services.worker.engine.torch.compiled.tile import MOST_ROWS, multiplies_bfloat16, multiply
+from services.worker.engine.torch.compiled.vectors import LANES
 
 VECTORS = 2
 WIDTH = VECTORS * LANES  # outputs of a panel
 AHEAD = 16384  # bytes
 _ALIGNMENT = 64  # bytes
-_UNITS_A_THREAD = 8  # long runs of memory, and still little to wait for when a neighbour takes a core
+UNITS_A_THREAD = 8  # long runs of memory, and still little to wait for when a neighbour takes a core
 
 
 def compile_product(inputs: int, outputs: int, kind: int) -> Any:
@@ -102,7 +103,7 @@ class ProductLinear:
         self._team = team
         self._kernel = kernel
         self._outputs = len(weight)
-        self._grain = max(1, len(weight) // WIDTH // (_UNITS_A_THREAD * team.threads))
+        self._grain = max(1, len(weight) // WIDTH // (UNITS_A_THREAD * team.threads))
         self._dtype = torch.float32 if wide else torch.bfloat16
         self._panels = _panels(weight)
         self._bias = None if bias is None else bias.float()
@@ -125,8 +126,13 @@ class ProductLinear:
 def _panels(weight: torch.Tensor) -> torch.Tensor:
     """[out, in] -> [out / WIDTH, in / 2, WIDTH, 2], aligned."""
     outputs, inputs = weight.shape
-    panels = torch.empty(outputs * inputs + _ALIGNMENT, dtype=torch.bfloat16)
-    start = -panels.data_ptr() % _ALIGNMENT // 2
-    panels = panels[start : start + outputs * inputs].view(outputs // WIDTH, inputs // 2, WIDTH, 2)
+    panels = aligned(weight.numel(), torch.bfloat16).view(outputs // WIDTH, inputs // 2, WIDTH, 2)
     panels.copy_(weight.view(outputs // WIDTH, WIDTH, inputs // 2, 2).transpose(1, 2))
     return panels
+
+
+def aligned(count: int, dtype: torch.dtype) -> torch.Tensor:
+    """Numbers that begin where a line of memory begins."""
+    numbers = torch.empty(count + _ALIGNMENT // dtype.itemsize, dtype=dtype)
+    start = -numbers.data_ptr() % _ALIGNMENT // dtype.itemsize
+    return numbers[start : start + count]
