@@ -9,6 +9,7 @@ import numpy as np
 
 from services.worker.scheduler.events import (
     NO_OUTPUTS,
+    NO_TERMINALS,
     Events,
     Finished,
     KVEvents,
@@ -86,11 +87,15 @@ class Ledger:
 
     def take(self, kv: KVEvents) -> Events:
         """Everything since the last call, with the block pool's changes."""
-        terminals = Terminals(tuple(self._finished), tuple(self._rejected), tuple(self._returned))
         served = {tenant: Served(*counts) for tenant, counts in self._served.items()}
-        events = Events(self._outputs(), terminals, kv, served)
+        events = Events(self._outputs(), self._terminals(), kv, served)
         self._clear()
         return events
+
+    def _terminals(self) -> Terminals:
+        if not (self._finished or self._rejected or self._returned):
+            return NO_TERMINALS
+        return Terminals(tuple(self._finished), tuple(self._rejected), tuple(self._returned))
 
     def _outputs(self) -> Outputs:
         if not self._tokens:

@@ -1,7 +1,10 @@
-"""Messages between processes, their arrays pickled as plain bytes: a third of the time of numpy's own way."""
+"""Messages between processes, pickled without what they lack: fields that are the default stay at home, and
+arrays are plain bytes, which takes a third of the time of numpy's own way."""
 
 from __future__ import annotations
 
+from dataclasses import fields
+from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,15 +18,24 @@ class Packed:
     __slots__: ClassVar[tuple[str, ...]] = ()
 
     def __reduce__(self) -> tuple[Any, ...]:
+        kind: Any = type(self)
         plain: dict[str, Any] = {}
         arrays: _Arrays = {}
-        for name in self.__slots__:
+        for name, default in _fields(kind):
             value = getattr(self, name)
+            if value is default:
+                continue
             if isinstance(value, np.ndarray):
                 arrays[name] = (value.dtype.char, value.shape, value.tobytes())
             else:
                 plain[name] = value
-        return _unpack, (type(self), plain, arrays)
+        return _unpack, (kind, plain, arrays)
+
+
+@cache
+def _fields(kind: Any) -> tuple[tuple[str, Any], ...]:
+    """Names and defaults; where there is none, something that is no value."""
+    return tuple((field.name, field.default) for field in fields(kind))
 
 
 def _unpack(kind: type[Packed], plain: dict[str, Any], arrays: _Arrays) -> Packed:
