@@ -15,6 +15,7 @@ from services.cli.init import DEFAULT_NAMES
 from services.common.lifecycle import STOP_TIMEOUT_S
 from services.common.models.store import CACHE_VARIABLE
 from services.common.settings import ServiceSettings
+from services.worker.engine.torch.compiled.keeping import KERNELS_VARIABLE
 from tests.support.compose import CPU, GPU, ROOT, Project, render, seconds
 
 SERVICES = ("router", "tokenizer", "cache", "worker")
@@ -57,6 +58,7 @@ def test_secrets_go_to_those_who_need_them(project: Project) -> None:
     assert mounts(project, "router") == {"init": True, "router": True}
     assert mounts(project, "mesh") == {"init": True, **dict.fromkeys(SERVICES, False)}
     assert mounts(project, "valkey") == {"init": True, "valkey": False, "cache": False}
+    assert mounts(project, "kernels").items() <= {"worker": True}.items(), "what lies there is run"
     assert mounts(project, "models") == {"model": True, "tokenizer": False, "worker": False}
 
 
@@ -93,7 +95,7 @@ def test_every_setting_in_the_file_exists(project: Project) -> None:
         own = {f"HEADRACE_{name.upper()}_{field.upper()}" for field in known[name].model_fields}
         everybody = {f"HEADRACE_{field.upper()}" for field in known[name].model_fields}
         used = {key for key in project["services"][name]["environment"] if key.startswith("HEADRACE_")}
-        assert used - own - everybody - shared - {CACHE_VARIABLE} == set(), name
+        assert used - own - everybody - shared - {CACHE_VARIABLE, KERNELS_VARIABLE} == set(), name
 
 
 def test_the_meshs_certificate_names_every_internal_host(project: Project) -> None:

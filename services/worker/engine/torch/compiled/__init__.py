@@ -5,6 +5,7 @@ jit.py        what the kernels need of the machine: memory by address, bfloat16,
 attention.py  decodes read paged KV where it lies, nothing is gathered, padded or masked
 rotation.py   rotary positions, norms of heads, and keys and values to their places
 rowwise.py    norms with the residual, the gate of the feed-forward, int8 of a product's input
+keeping.py    where they are kept between starts
 operators.py  the kernels as the model's operators
 
 A kernel is `void kernel(int64 *args)`: args[0] counts units handed out, args[1] says how many there are, the

@@ -6,9 +6,6 @@ would otherwise be checked for wrapping around at each element, which ends vecto
 
 from __future__ import annotations
 
-import hashlib
-import os
-from pathlib import Path
 from typing import Any
 
 import numba
@@ -17,7 +14,7 @@ from llvmlite import ir
 from numba import cfunc, njit, types
 from numba.extending import intrinsic
 
-from services.common.models.store import default_cache_dir
+from services.worker.engine.torch.compiled.keeping import kept_in
 
 F32 = np.float32
 KERNEL = types.void(types.CPointer(types.int64))
@@ -29,20 +26,9 @@ _FAST = frozenset({"contract", "reassoc", "nsz", "arcp"})
 def kernel(function: Any) -> Any:
     """Compiles a kernel. It closes over numbers only: by these its compiled form is kept for later starts."""
     options = {"fastmath": set(_FAST), "error_model": "numpy", "boundscheck": False}
-    return cfunc(KERNEL, cache=_may_keep(), **options)(function)
-
-
-def _may_keep() -> bool:
-    """Whether compiled kernels can be kept: in a folder of this edition, as numba looks at one file only."""
-    sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
-    edition = hashlib.sha256(sources).hexdigest()[:16]
-    try:
-        folder = default_cache_dir() / "kernels" / edition
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # nowhere to write, or no home
-        return False
-    numba.config.CACHE_DIR = str(folder)
-    return os.access(folder, os.W_OK)
+    if (folder := kept_in()) is not None:
+        numba.config.CACHE_DIR = str(folder)
+    return cfunc(KERNEL, cache=folder is not None, **options)(function)
 
 
 @intrinsic

@@ -1,0 +1,89 @@
+"""Compiled kernels are kept where nobody else can write: what lies there is run."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from services.worker.engine.torch.compiled import keeping
+
+
+@pytest.fixture
+def open_to_all() -> Iterator[Path]:
+    """A directory that others can reach, unlike pytest's own."""
+    with tempfile.TemporaryDirectory(prefix="headrace-test-", dir="/tmp") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> Iterator[None]:
+    keeping.kept_in.cache_clear()
+    yield
+    keeping.kept_in.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"HEADRACE_KERNEL_DIR": "/k", "HEADRACE_CACHE_DIR": "/models", "XDG_CACHE_HOME": "/b"}, Path("/k")),
+        ({"HEADRACE_CACHE_DIR": "/models", "XDG_CACHE_HOME": "/b"}, Path("/b/headrace/kernels")),
+        ({"HEADRACE_CACHE_DIR": "/models"}, Path.home() / ".cache/headrace/kernels"),
+    ],
+)
+def test_kernels_lie_apart_from_models(environment: dict[str, str], expected: Path) -> None:
+    assert keeping.kernel_dir(environment) == expected
+
+
+def test_what_is_made_for_kernels_is_for_its_owner_alone(
+    open_to_all: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(keeping.KERNELS_VARIABLE, str(open_to_all / "new" / "kernels"))
+    folder = keeping.kept_in()
+    assert folder is not None
+    made = (folder, folder.parent, folder.parent.parent)
+    assert [each.stat().st_mode & 0o777 for each in made] == [0o700] * 3
+
+
+@pytest.mark.parametrize("mode", [0o775, 0o757, 0o1777])
+def test_a_directory_that_others_can_write_keeps_no_kernels(
+    open_to_all: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], mode: int
+) -> None:
+    folder = open_to_all / keeping._edition()
+    folder.mkdir()
+    folder.chmod(mode)
+    monkeypatch.setenv(keeping.KERNELS_VARIABLE, str(open_to_all))
+    assert keeping.kept_in() is None
+    assert f"others can write {folder}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("mode", "found"), [(0o777, True), (0o1777, False), (0o700, False), (0o755, False)])
+def test_a_directory_above_counts_unless_it_protects_what_lies_there(
+    open_to_all: Path, mode: int, found: bool
+) -> None:
+    above = open_to_all / "above"
+    folder = above / "kernels"
+    folder.mkdir(parents=True)
+    folder.chmod(0o755)
+    above.chmod(mode)
+    assert keeping.writable_by_others(folder) == (above if found else None)
+
+
+def test_a_directory_of_somebody_else_keeps_no_kernels(
+    open_to_all: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert keeping.writable_by_others(open_to_all) is None
+    monkeypatch.setattr(keeping.os, "geteuid", lambda: open_to_all.stat().st_uid + 1)
+    assert keeping.writable_by_others(open_to_all) is not None
+
+
+def test_kernels_are_compiled_where_none_can_be_kept(
+    open_to_all: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (open_to_all / "file").touch()
+    monkeypatch.setenv(keeping.KERNELS_VARIABLE, str(open_to_all / "file"))
+    assert keeping.kept_in() is None
+    assert "compiled at each start" in capsys.readouterr().err
