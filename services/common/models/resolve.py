@@ -6,7 +6,6 @@ from pathlib import Path
 from services.common.models.default import DEFAULT_MODEL_NAME, default_model, default_model_file
 from services.common.models.directory import ModelDirectory
 from services.common.models.errors import ModelNotFound
-from services.common.models.gguf import convert
 from services.common.models.hub import hub_model, is_hub_id
 from services.common.models.progress import Progress, SilentProgress
 from services.common.models.store import built_once, default_cache_dir
@@ -62,4 +61,10 @@ def _converted(file: Path, cache_dir: Path, progress: Progress) -> Path:
         raise ModelNotFound(f"no file {file} ({error.strerror}); check the path") from error
     identity = f"{file.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\0{_CONVERSION}"
     key = f"{file.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
-    return built_once(cache_dir, key, str(file), lambda target: convert(file, target, progress))
+
+    def build(target: Path) -> None:
+        from services.common.models.gguf import convert  # here: most starts convert nothing
+
+        convert(file, target, progress)
+
+    return built_once(cache_dir, key, str(file), build)
