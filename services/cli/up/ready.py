@@ -11,7 +11,10 @@ Probe = Callable[[], Awaitable[bool]]
 
 
 def grpc_serving(address: str) -> Probe:
-    """Whether grpc.health.v1 says SERVING at `host:port` or `unix:path`."""
+    """Whether grpc.health.v1 says SERVING at `host:port` or `unix:path`, now or within PROBE_S.
+
+    It is watched, not asked again and again: processes that start need the cores for themselves.
+    """
 
     async def probe() -> bool:
         if not await _accepts(address):
@@ -20,16 +23,21 @@ def grpc_serving(address: str) -> Probe:
         from grpc_health.v1 import health_pb2
 
         async with grpc.aio.insecure_channel(address) as channel:
-            check = channel.unary_unary(
-                "/grpc.health.v1.Health/Check",
+            watch = channel.unary_stream(
+                "/grpc.health.v1.Health/Watch",
                 request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
                 response_deserializer=health_pb2.HealthCheckResponse.FromString,
             )
+            states = watch(health_pb2.HealthCheckRequest(), timeout=PROBE_S)
             try:
-                found = await check(health_pb2.HealthCheckRequest(), timeout=PROBE_S)
+                async for found in states:
+                    if found.status == health_pb2.HealthCheckResponse.SERVING:
+                        return True
             except grpc.aio.AioRpcError:
                 return False
-            return bool(found.status == health_pb2.HealthCheckResponse.SERVING)
+            finally:
+                states.cancel()
+        return False
 
     return probe
 
