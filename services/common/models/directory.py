@@ -73,7 +73,7 @@ class ModelDirectory:
         """The ids that end an answer: generation_config.json's, else config.json's; may be none."""
         for source in (self.generation_config, self.config):
             if (value := source.get("eos_token_id")) is not None:
-                return tuple(value) if isinstance(value, list) else (int(value),)
+                return self._ids(value)
         return ()
 
     @cached_property
@@ -95,9 +95,9 @@ class ModelDirectory:
     @cached_property
     def weight_files(self) -> tuple[Path, ...]:
         """The *.safetensors files in the order of their names: those of the index where there is one."""
-        index = self._optional_json("model.safetensors.index.json")
-        if index:
-            return tuple(self.path / name for name in sorted(set(index.get("weight_map", {}).values())))
+        name = "model.safetensors.index.json"
+        if index := self._optional_json(name):
+            return tuple(self.path / file for file in sorted(self._files_of(index.get("weight_map"), name)))
         return tuple(sorted(self.path.glob("*.safetensors")))
 
     @cached_property
@@ -137,10 +137,23 @@ class ModelDirectory:
             what = missing[0] if missing else "*.safetensors"
             raise ModelNotFound(f"{self.path} has no {what}; Headrace loads weights from safetensors")
 
+    def _ids(self, value: object) -> tuple[int, ...]:
+        ids = value if isinstance(value, list) else [value]
+        if not all(type(each) is int and each >= 0 for each in ids):
+            raise ModelDamaged(f"{self.path}: eos_token_id must be an id or a list of ids, not {value!r}")
+        return tuple(ids)
+
+    def _files_of(self, weight_map: object, name: str) -> set[str]:
+        listed = list(weight_map.values()) if isinstance(weight_map, dict) else [None]
+        files = {file for file in listed if isinstance(file, str)}
+        if not all(isinstance(file, str) for file in listed):
+            raise ModelDamaged(f"{self.path / name} lacks the files of the weights; download it again")
+        return files
+
     def _required_json(self, name: str) -> dict[str, Any]:
         try:
             value = json.loads(self._bytes(name))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ModelDamaged(f"{self.path / name} is no JSON ({error}); download it again") from error
         if not isinstance(value, dict):
             raise ModelDamaged(f"{self.path / name} holds no JSON object; download it again")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,14 @@ from services.worker.engine.errors import (
 from services.worker.engine.load import load_engine
 from services.worker.engine.settings import EngineSettings
 from tests.support.tiny_llama import TinyLlama, write_tiny_llama
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
 
 
 @pytest.fixture
@@ -83,6 +92,13 @@ def test_a_missing_shard(tmp_path: Path) -> None:
         ({"num_attention_heads": "nine"}, "num_attention_heads"),
         ({"intermediate_size": -1}, "intermediate_size"),
         ({"tie_word_embeddings": False}, "lm_head.weight"),
+        ({"rms_norm_eps": "small"}, "rms_norm_eps"),
+        ({"rms_norm_eps": math.nan}, "rms_norm_eps"),
+        ({"rope_theta": 0}, "rope_theta"),
+        ({"rope_scaling": {"type": "linear"}}, "factor"),
+        ({"rope_scaling": {"type": "linear", "factor": 0}}, "factor"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "low_freq_factor"),
+        ({"rope_scaling": LLAMA3 | {"low_freq_factor": 4.0}}, "must be below"),
     ],
 )
 def test_a_config_that_lies(model: Path, change: dict[str, Any], part: str) -> None:
@@ -97,6 +113,9 @@ def test_a_config_that_lies(model: Path, change: dict[str, Any], part: str) -> N
     [
         ({"architectures": ["GPT2LMHeadModel"]}, "LlamaForCausalLM, MistralForCausalLM"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
+        ({"rope_scaling": "linear"}, "one for all layers"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 5e5}}}, "one for all layers"),
+        ({"architectures": "LlamaForCausalLM"}, "architecture LlamaForCausalLM is not supported"),
         ({"hidden_act": "gelu"}, "gelu"),
         ({"quantization_config": {"quant_method": "awq"}}, "quantised"),
     ],
@@ -112,6 +131,22 @@ def test_no_config(tmp_path: Path) -> None:
     with pytest.raises(ModelFormatError) as error:
         load(tmp_path)
     assert "config.json" in message_of(error)
+
+
+@pytest.mark.parametrize("ids", ["two", ["<|im_end|>"], [[2]], -1])
+def test_end_ids_that_are_none(model: Path, ids: Any) -> None:
+    (model / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
+    with pytest.raises(ModelFormatError) as error:
+        load(model)
+    assert "eos_token_id" in message_of(error)
+
+
+@pytest.mark.parametrize("weight_map", [None, ["model.safetensors"], {"model.norm.weight": 1}])
+def test_an_index_without_files(model: Path, weight_map: Any) -> None:
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(ModelFormatError) as error:
+        load(model)
+    assert "model.safetensors.index.json" in message_of(error)
 
 
 def test_too_little_memory_for_the_context(model: Path) -> None:

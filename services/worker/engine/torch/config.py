@@ -82,7 +82,7 @@ def parse_config(raw: dict[str, Any]) -> ModelConfig:
         ffn=_integer(raw, "intermediate_size"),
         vocab_size=_integer(raw, "vocab_size"),
         context=_context(raw),
-        norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+        norm_eps=_number(raw, "rms_norm_eps", 1e-6),
         rope_theta=theta,
         rope_scaling=scaling,
         tied=bool(raw.get("tie_word_embeddings", False)),
@@ -97,10 +97,11 @@ def parse_config(raw: dict[str, Any]) -> ModelConfig:
 
 def _family(raw: dict[str, Any]) -> Family:
     architectures = raw.get("architectures") or ["none"]
-    family = FAMILIES.get(architectures[0])
+    name = architectures[0] if isinstance(architectures, list) else architectures
+    family = FAMILIES.get(name) if isinstance(architectures, list) and isinstance(name, str) else None
     if family is None:
         supported = ", ".join(FAMILIES)
-        raise UnsupportedModel(f"architecture {architectures[0]} is not supported; supported are {supported}")
+        raise UnsupportedModel(f"architecture {name} is not supported; supported are {supported}")
     if raw.get("quantization_config"):
         raise UnsupportedModel("quantised weights are not supported; use the bf16, fp16 or fp32 model")
     return family
@@ -114,6 +115,14 @@ def _integer(raw: dict[str, Any], key: str, default: int | None = None) -> int:
     return value
 
 
+def _number(raw: dict[str, Any], key: str, default: float | None = None) -> float:
+    value = raw.get(key, default)
+    number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    if not (math.isfinite(number) and number > 0):
+        raise ModelFormatError(f"config.json: {key} must be a positive number, not {value!r}")
+    return number
+
+
 def _context(raw: dict[str, Any]) -> int:
     """Within a sliding window, attention is the full one: beyond it this engine does not go."""
     context = _integer(raw, "max_position_embeddings")
@@ -124,20 +133,33 @@ def _context(raw: dict[str, Any]) -> int:
 def _rope(raw: dict[str, Any]) -> tuple[float, RopeScaling | None]:
     """`rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (before)."""
     scaling = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    theta = float(scaling.get("rope_theta") or raw.get("rope_theta") or 10000.0)
+    if not isinstance(scaling, dict) or any(isinstance(value, dict) for value in scaling.values()):
+        raise UnsupportedModel(
+            f"config.json: RoPE is described as {str(scaling)[:80]}; supported is one for all layers"
+        )
+    theta = _number(scaling if scaling.get("rope_theta") is not None else raw, "rope_theta", 10000.0)
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     if kind == "default":
         return theta, None
     if kind == "linear":
-        return theta, RopeScaling(kind=kind, factor=float(scaling["factor"]))
+        return theta, RopeScaling(kind=kind, factor=_number(scaling, "factor"))
     if kind != "llama3":
         raise UnsupportedModel(f"RoPE scaling {kind} is not supported; supported are default, linear, llama3")
-    return theta, RopeScaling(
-        kind=kind,
-        factor=float(scaling["factor"]),
-        low_freq_factor=float(scaling["low_freq_factor"]),
-        high_freq_factor=float(scaling["high_freq_factor"]),
-        original_context=int(scaling["original_max_position_embeddings"]),
+    return theta, _llama3(scaling)
+
+
+def _llama3(scaling: dict[str, Any]) -> RopeScaling:
+    low, high = _number(scaling, "low_freq_factor"), _number(scaling, "high_freq_factor")
+    if low >= high:
+        raise ModelFormatError(
+            f"config.json: low_freq_factor {low:g} must be below high_freq_factor {high:g}"
+        )
+    return RopeScaling(
+        kind="llama3",
+        factor=_number(scaling, "factor"),
+        low_freq_factor=low,
+        high_freq_factor=high,
+        original_context=_integer(scaling, "original_max_position_embeddings"),
     )
 
 
@@ -150,5 +172,3 @@ def _check(config: ModelConfig, raw: dict[str, Any]) -> None:
         )
     if config.head_dim % 2:
         raise ModelFormatError(f"config.json: head_dim must be even, not {config.head_dim}")
-    if not (math.isfinite(config.rope_theta) and config.rope_theta > 0):
-        raise ModelFormatError(f"config.json: rope_theta must be positive, not {config.rope_theta}")
