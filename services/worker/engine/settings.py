@@ -28,7 +28,9 @@ class EngineSettings:
     dtype: Annotated[Dtype, Field(description="auto: bfloat16")] = "auto"
     quantization: Annotated[
         Quantization,
-        Field(description="int8: CPU; products in 8 bits, weights by rows, inputs by tokens as they come"),
+        Field(
+            description="int8: CPU; products in 8 bits, by groups of 64 inputs where the CPU has AVX512-VNNI"
+        ),
     ] = "none"
     max_context: Annotated[
         int | None,

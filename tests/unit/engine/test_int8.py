@@ -14,6 +14,7 @@ from services.worker.engine.torch.linear import Int8Linear
 from services.worker.engine.torch.operators import Quantised
 from services.worker.scheduler.request import Sampling
 from tests.support.offline import offline, prompt_of, request_of
+from tests.support.tiny_llama import TinyLlama, write_tiny_llama
 
 
 def by_token(x: torch.Tensor) -> Quantised:
@@ -42,26 +43,34 @@ def test_a_token_has_the_same_product_alone_and_among_others() -> None:
         assert torch.equal(linear(x[row : row + 1])[0], together[row])
 
 
-def test_ids_among_neighbours_are_those_alone(tiny_llama: Path) -> None:
+@pytest.fixture(scope="module", params=["by token", "by group"])
+def model(request: pytest.FixtureRequest, tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Whose matrices are no whole panels of groups, or are."""
+    if request.param == "by token":
+        return tiny_llama
+    return write_tiny_llama(tmp_path_factory.mktemp("whole"), TinyLlama(hidden=128, heads=8, kv_heads=4))
+
+
+def test_ids_among_neighbours_are_those_alone(model: Path) -> None:
     requests = [
         request_of(handle, prompt_of(5 + 41 * handle % 90, seed=handle), 24, sampling=sampling)
         for handle in range(5)
         for sampling in [Sampling(temperature=1.0, seed=handle, ignore_eos=True)]
     ]
-    crowd = offline(tiny_llama, quantization="int8")
+    crowd = offline(model, quantization="int8")
     crowd.add(*requests)
     crowd.run()
     for request in requests:
-        alone = offline(tiny_llama, quantization="int8")
+        alone = offline(model, quantization="int8")
         alone.add(request)
         alone.run()
         assert alone.stories[request.handle].tokens == crowd.stories[request.handle].tokens
 
 
-def test_answers_stay_close_to_the_exact_ones(tiny_llama: Path) -> None:
+def test_answers_stay_close_to_the_exact_ones(model: Path) -> None:
     firsts = []
     for quantization in ("none", "int8"):
-        drive = offline(tiny_llama, quantization=quantization)
+        drive = offline(model, quantization=quantization)
         for handle in range(32):
             drive.add(request_of(handle, prompt_of(40, seed=handle), 1))
         drive.run()

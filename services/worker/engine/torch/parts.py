@@ -34,21 +34,13 @@ def choose_parts(
     quantised = quantization == "int8"
     if quantised and not (device.type == "cpu" and can_quantise()):
         raise EngineLoadError(f"int8 is not to be had on {device} with torch {torch.__version__}; use none")
-    parts = _parts(config, spec, dtype, device, quantised=quantised)
-    if quantised:
-        return parts._replace(make_linear=partial(Int8Linear, quantise=parts.operators.quantise))
-    return parts
-
-
-def _parts(
-    config: ModelConfig, spec: KVSpec, dtype: torch.dtype, device: torch.device, *, quantised: bool
-) -> Parts:
     if device.type == "cpu":
         if (compiled := _compiled(config, spec, dtype, quantised=quantised)) is not None:
             return compiled
         print("attention and norms take several times as long without kernels of our own", file=sys.stderr)
     plain = PlainOperators(config, Rope(config, spec.max_len, dtype, device), spec.block_size)
-    return Parts("plain", plain, make_linear)
+    linear = partial(Int8Linear, quantise=plain.quantise) if quantised else make_linear
+    return Parts("plain", plain, linear)
 
 
 def _compiled(config: ModelConfig, spec: KVSpec, dtype: torch.dtype, *, quantised: bool) -> Parts | None:
@@ -68,4 +60,4 @@ def _compiled(config: ModelConfig, spec: KVSpec, dtype: torch.dtype, *, quantise
     compiled = CompiledOperators(
         config, rope, spec.block_size, dtype=dtype, threads=threads, quantised=quantised
     )
-    return Parts(compiled.name, compiled, compiled.linear)
+    return Parts(compiled.name, compiled, compiled.int8_linear if quantised else compiled.linear)

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 
 from services.worker.engine.torch.compiled.attention import compile_attention
+from services.worker.engine.torch.compiled.int8_product import Int8Products, can_multiply_int8
+from services.worker.engine.torch.compiled.int8_tile import GROUP
 from services.worker.engine.torch.compiled.jit import BFLOAT16, FLOAT32
 from services.worker.engine.torch.compiled.placing import TOKENS_A_UNIT, compile_placing
 from services.worker.engine.torch.compiled.product import Products, can_multiply
@@ -18,7 +20,7 @@ from services.worker.engine.torch.compiled.rowwise import (
 from services.worker.engine.torch.compiled.team import Team, kernel_of
 from services.worker.engine.torch.compiled.tile import MOST_ROWS
 from services.worker.engine.torch.config import ModelConfig
-from services.worker.engine.torch.linear import Linear, make_linear
+from services.worker.engine.torch.linear import Int8Linear, Linear, make_linear
 from services.worker.engine.torch.operators import Batch, HeadNorms, Quantised, Rows
 from services.worker.engine.torch.rope import Rope
 from services.worker.scheduler.step import Int64
@@ -46,7 +48,10 @@ class CompiledOperators:
         self.block_size = block_size
         self.team = Team(threads)
         self._products = Products(self.team) if dtype == torch.bfloat16 and can_multiply() else None
+        self._int8 = Int8Products(self.team, dtype) if quantised and can_multiply_int8() else None
         self.name = "compiled" if self._products is None else "compiled, products too"
+        if self._int8 is not None:
+            self.name += f", int8 by groups of {GROUP}"
         self._compiled = (
             compile_attention(kind, *shape),
             placing,
@@ -68,8 +73,16 @@ class CompiledOperators:
             return self._products.linear(weight, bias, wide=wide)
         return make_linear(weight, bias)
 
+    def int8_linear(
+        self, weight: torch.Tensor, bias: torch.Tensor | None = None, *, wide: bool = False
+    ) -> Linear:
+        """The same in 8 bits: by groups of inputs, or by tokens where CPU or matrix are not made for that."""
+        if self._int8 is not None and self._int8.fits(weight):
+            return self._int8.linear(weight, bias, wide=wide)
+        return Int8Linear(weight, bias, quantise=self.quantise, wide=wide)
+
     def quantise(self, x: torch.Tensor) -> Quantised:
-        """[rows, width] for an int8 product."""
+        """[rows, width] for an int8 product by tokens."""
         assert self._quantise is not None, "made for a model that is not quantised"
         rows, width = x.shape
         values, scales = torch.empty(rows, width, dtype=torch.uint8), torch.empty(rows, 1)
