@@ -83,7 +83,7 @@ def _product_rate(device: torch.device, dtype: str) -> float:
 
 
 def _linears(weight: torch.Tensor, x: torch.Tensor, dtype: str) -> Iterator[Linear]:
-    """All that the engine might choose; with int8, of inputs that are in 8 bits already."""
+    """All that the engine might choose; with int8 by tokens, of inputs that are in 8 bits already."""
     import torch
 
     from services.worker.engine.torch.linear import Int8Linear, make_linear
@@ -92,14 +92,24 @@ def _linears(weight: torch.Tensor, x: torch.Tensor, dtype: str) -> Iterator[Line
     if dtype == "int8":
         quantised = Quantised(torch.randint(0, 256, x.shape, dtype=torch.uint8), torch.ones(len(x), 1))
         yield Int8Linear(weight, quantise=lambda _: quantised)
-        return
-    yield make_linear(weight)
-    if weight.device.type == "cpu" and dtype == "bfloat16" and importlib.util.find_spec("numba"):
-        from services.worker.engine.torch.compiled.product import Products, can_multiply
-        from services.worker.engine.torch.compiled.team import Team
+    else:
+        yield make_linear(weight)
+    if weight.device.type == "cpu" and importlib.util.find_spec("numba"):
+        yield from _compiled(weight, dtype)
 
-        if can_multiply():
-            yield Products(Team(torch.get_num_threads())).linear(weight, None, wide=False)
+
+def _compiled(weight: torch.Tensor, dtype: str) -> Iterator[Linear]:
+    import torch
+
+    from services.worker.engine.torch.compiled.int8_product import Int8Products, can_multiply_int8
+    from services.worker.engine.torch.compiled.product import Products, can_multiply
+    from services.worker.engine.torch.compiled.team import Team
+
+    team = Team(torch.get_num_threads())
+    if dtype == "bfloat16" and can_multiply():
+        yield Products(team).linear(weight, None, wide=False)
+    if dtype == "int8" and can_multiply_int8():
+        yield Int8Products(team, weight.dtype).linear(weight, None, wide=False)
 
 
 def _least_s(work: Callable[[], object], device: torch.device) -> float:
