@@ -7,6 +7,8 @@ import math
 import platform
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -39,12 +41,13 @@ def load_torch_engine(settings: EngineSettings) -> LoadedEngine:
         if not directory.weight_files:
             raise ModelFormatError(f"{settings.model} has no *.safetensors; weights are loaded from there")
         spec = choose_spec(settings, config, dtype, device)
+        digest = _beside(lambda: directory.weights_digest)
         vocabulary = vocabulary_of(directory, config)
         parts = choose_parts(config, spec, dtype, device, settings.quantization)
         runner = _runner(
             directory.weight_files, config, spec, dtype, device, parts, grammar=vocabulary is not None
         )
-        weights_digest = directory.weights_digest
+        weights_digest = digest.result()
     except ModelError as error:
         raise ModelFormatError(str(error)) from error
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -151,6 +154,15 @@ def _runner(
     with torch.inference_mode(), open_weights(paths, dtype=dtype, device=device) as weights:
         model = Llama(config, weights, parts.operators, parts.make_linear)
     return TorchRunner(model, config, spec, capabilities, dtype=dtype, device=device)
+
+
+def _beside(work: Callable[[], bytes]) -> Future[bytes]:
+    """Have a thread do what neither needs Python nor is needed at once: hashing reads all weights."""
+    thread = ThreadPoolExecutor(1, "beside-load")
+    try:
+        return thread.submit(work)
+    finally:
+        thread.shutdown(wait=False)
 
 
 def _cpu_name() -> str:
