@@ -9,7 +9,10 @@ import pytest
 import torch
 
 from services.worker.engine.errors import EngineLoadError
+from services.worker.engine.load import load_engine
+from services.worker.engine.settings import EngineSettings
 from services.worker.engine.torch import parts
+from services.worker.engine.torch.compiled import operators
 from services.worker.engine.torch.linear import Int8Linear
 from services.worker.engine.torch.operators import Quantised
 from services.worker.scheduler.request import Sampling
@@ -76,6 +79,17 @@ def test_answers_stay_close_to_the_exact_ones(model: Path) -> None:
         drive.run()
         firsts.append(np.array([drive.stories[handle].tokens[0] for handle in range(32)]))
     assert (firsts[0] == firsts[1]).mean() >= 0.75
+
+
+def test_numerics_tell_products_by_group_from_those_by_token(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = EngineSettings(model=tiny_llama, device="cpu", quantization="int8", kv_blocks=4, threads=1)
+    ids = set()
+    for grouped in (False, True):
+        monkeypatch.setattr(operators, "can_multiply_int8", lambda grouped=grouped: grouped)
+        ids.add(load_engine(settings).description.numerics_id)
+    assert len(ids) == 2
 
 
 def test_int8_is_refused_where_there_are_no_such_products(

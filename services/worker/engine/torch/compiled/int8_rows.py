@@ -22,7 +22,7 @@ from services.worker.engine.torch.compiled.vectors import (
     spread,
 )
 
-ROWS_A_UNIT = 8
+ROWS_A_UNIT = 32  # a few microseconds: waking a thread for less takes longer
 _BYTES, _HALVES = ir.VectorType(ir.IntType(8), LANES), ir.VectorType(ir.IntType(16), LANES)
 _FLOAT = ir.FloatType()
 _LEAST = 0x0DA24260  # 1e-30 in fp32: what a group of zeros is divided by
