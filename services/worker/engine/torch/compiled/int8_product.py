@@ -1,7 +1,8 @@
 """x W^T + b in 8 bits by groups of inputs, for CPUs that multiply bytes: `int8_tile` says how they lie.
 
 A scale for each token and each group of 64 inputs, and for each output and group: with one scale for a whole
-token a few large inputs leave the others too few steps.
+token a few large inputs leave the others too few steps. Measured on one Zen 5 core over all matrices of a 60M
+Llama, in turns, 1 to 512 rows: 1.5 to 1.9 times as fast as ours in bf16, 1.3 to 2.2 times as oneDNN's by token.
 """
 
 from __future__ import annotations
