@@ -41,6 +41,8 @@ class EnginePipe(asyncio.Protocol):
     def send(self, message: object) -> None:
         """Never blocks; nothing happens when the other end is gone."""
         assert self._transport is not None, "connected"
+        if self._transport.is_closing():
+            return
         body = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
         self._transport.write(_LENGTH.pack(len(body)) + body)
 

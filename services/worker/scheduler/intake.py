@@ -66,7 +66,7 @@ class Intake:
     def _stop_ids(self, request: Request) -> frozenset[int]:
         eos = () if request.sampling.ignore_eos else self._facts.eos_ids
         named = (*request.sampling.stop_token_ids, *eos)
-        return frozenset(token for token in named if token < self._facts.vocab_size)  # others never come
+        return frozenset(token for token in named if 0 <= token < self._facts.vocab_size)  # others never come
 
     def _faults(self, request: Request) -> list[str]:
         sampling, vocab = request.sampling, self._facts.vocab_size

@@ -188,6 +188,22 @@ async def test_a_process_that_vanishes_is_reported_as_a_dead_engine() -> None:
     await engine.close()
 
 
+async def test_commands_after_the_engine_has_vanished_go_nowhere() -> None:
+    engine = await EngineClient.start(SETTINGS, loader=engines.load_dying)
+    failures: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
+    try:
+        engine.submit(fake_request(1))
+        with pytest.raises(EngineDied):
+            await until_ended(engine, 1)
+        engine.abort(1)
+        await asyncio.sleep(0)  # the turn ends: commands are sent
+        await engine.close()
+    finally:
+        asyncio.get_running_loop().set_exception_handler(None)
+    assert failures == []
+
+
 @pytest.mark.parametrize("in_process", [True, False])
 async def test_errors_of_loading_keep_their_type_and_line(in_process: bool) -> None:
     with pytest.raises(ModelFormatError, match="there is no model"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -144,6 +145,32 @@ def test_an_invalid_grammar_is_explained_in_a_line(
     with pytest.raises(GrammarError, match=told) as refused:
         begun(vocabulary, kind, source)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "source"),
+    [
+        ("json_schema", '{"type": "integer", "multipleOf": 1000003}'),
+        ("json_schema", '{"type": "number", "multipleOf": 1.000003}'),
+        ("json_schema", '{"type": "integer", "multiple\\u004ff": 1000003}'),
+        ("json_schema", '{"type": "integer", "multipleOf": 1000003, "multipleOf": 1}'),
+        ("json_schema", '{"type": "integer", "allOf": [{"multipleOf": 1000}, {"multipleOf": 9973}]}'),
+        ("json_schema", '{"items": [{"multipleOf": 30011}, {"multipleOf": 30013}]}'),
+        ("lark", 'start: "a" %json {"type": "integer", "multipleOf": 1000003}'),
+    ],
+)
+def test_multiples_with_too_many_remainders_are_refused_before_they_are_compiled(
+    vocabulary: Vocabulary, kind: str, source: str
+) -> None:
+    with pytest.raises(GrammarError, match="multipleOf"):
+        begun(vocabulary, kind, source)
+
+
+@pytest.mark.parametrize("divisors", [[0.01, 0.05, 25, 100, 60, 7], [1_000_000_000], [3000, 2], [9973]])
+def test_multiples_that_people_write_are_fine(vocabulary: Vocabulary, divisors: list[float]) -> None:
+    properties = {f"p{at}": {"type": "number", "multipleOf": each} for at, each in enumerate(divisors)}
+    schema = {"type": "object", "properties": properties}
+    assert begun(vocabulary, "json_schema", json.dumps(schema)).find_next()
 
 
 def test_a_tokenizer_that_is_none_is_refused(tmp_path: Path) -> None:

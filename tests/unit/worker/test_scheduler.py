@@ -98,6 +98,14 @@ def test_the_models_end_and_stop_ids_end_a_sequence() -> None:
     assert drive.stories[2].tokens == [EOS]
 
 
+def test_stop_ids_that_no_vocabulary_has_do_not_reach_the_runner() -> None:
+    drive = drive_of()
+    drive.add(request(1, max_tokens=4, sampling=Sampling(stop_token_ids=(-1, -9999, 2**40), min_tokens=3)))
+    drive.run()
+    inits = [init for step in drive.steps for init in step.inits]
+    assert [init.stop_ids.tolist() for init in inits] == [[EOS]]
+
+
 def test_an_aborted_request_is_in_no_later_step_and_its_blocks_come_back() -> None:
     drive = drive_of(run_ahead=1)
     drive.add(request(1, max_tokens=100), request(2, max_tokens=100))
