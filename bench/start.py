@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +32,7 @@ from services.worker.engine.settings import EngineSettings
 from services.worker.engine.torch.compiled.keeping import KERNELS_VARIABLE
 
 LIMIT_S = 120.0  # of one start
+STATES = ("warm", "cold")
 _FIRST_TOKEN = re.compile(r"First token [\d.]+ s after the question, ([\d.]+) s after the command")
 
 
@@ -76,7 +77,7 @@ async def _report_engine(model: str) -> None:
     await engine.close()
 
 
-def measure(models: Mapping[str, str], repeats: int) -> Iterator[Row]:
+def measure(models: Mapping[str, str], states: Sequence[str], repeats: int) -> Iterator[Row]:
     """Rows of all cases."""
     with tempfile.TemporaryDirectory() as kept:
         warm = {**os.environ, KERNELS_VARIABLE: kept}
@@ -85,7 +86,7 @@ def measure(models: Mapping[str, str], repeats: int) -> Iterator[Row]:
         start_mesh(warm)  # on fewer threads, by the same kernels
         starts: dict[tuple[str, str], list[Start]] = {}
         for _ in range(repeats):
-            for state in ("warm", "cold"):
+            for state in states:
                 for case in (*models, "headrace up"):
                     starts.setdefault((case, state), []).append(_once(case, models, state, warm))
     for (case, state), found in starts.items():
@@ -105,6 +106,7 @@ def _once(case: str, models: Mapping[str, str], state: str, warm: Mapping[str, s
 def main() -> None:
     """Run all, print the table, write the result."""
     options = argparse.ArgumentParser(description="How long a start takes.")
+    options.add_argument("--states", choices=STATES, nargs="+", default=STATES, help="of the kept kernels")
     options.add_argument("--repeats", type=int, default=5)
     options.add_argument("--name", default="start", help="of the file in bench/results")
     options.add_argument("--engine", metavar="MODEL", help=argparse.SUPPRESS)
@@ -117,7 +119,11 @@ def main() -> None:
             "engine, 60M Llama": str(write_model(Path(directory) / "llama-60m")),
             "engine, SmolLM2-135M": str(resolve().path),
         }
-        record(given.name, list(measure(models, given.repeats)), packages=["torch", "numba", "numpy"])
+        record(
+            given.name,
+            list(measure(models, given.states, given.repeats)),
+            packages=["torch", "numba", "numpy"],
+        )
 
 
 if __name__ == "__main__":
