@@ -112,11 +112,12 @@ class RouterServicer:
         try:
             visit = self._reception.enter(request, context, streaming=streaming)
             yield visit
-            outcome = "ok"
         except errors.HeadraceError as error:
             outcome = error.reason.lower()
             raise
         finally:
+            if visit is not None and visit.complete:
+                outcome = "ok"
             self._metrics.running.dec()
             self._metrics.ended.labels(outcome).inc()
             if visit is not None:
@@ -153,6 +154,7 @@ class RouterServicer:
 
     def _complete(self, visit: Visit, finished: router_pb2.Finished, context: Context) -> None:
         """A request ended well: its timings go with it, its answer is kept where that is right."""
+        visit.complete = True
         context.set_trailing_metadata(trailers(finished))
         flight = visit.flight
         if flight is None:

@@ -41,6 +41,8 @@ class Visit:
     flight: Flight | None = None
     keys: ResponseKeys | None = None
     """Where its answer may be kept."""
+    complete: bool = False
+    """Its final event is on its way: it ended well, also where the client hangs up before the status."""
 
     def remaining_s(self, limit_s: float) -> float:
         """Time that is left, at most `limit_s`. Raises DeadlineExceeded when there is none."""

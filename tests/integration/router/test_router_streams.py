@@ -177,6 +177,25 @@ async def test_a_client_that_goes_away_cancels_its_work(house: House, ids: list[
     cancel = await worker.cancelled()
     assert (cancel.slot, cancel.attempt) == (submit.slot, submit.attempt)
     await eventually(lambda: house.metric("headrace_requests_running") == 0, "nothing runs")
+    assert house.metric("headrace_requests_total", outcome="cancelled") == 1
+
+
+async def test_requests_whose_clients_hang_up_after_the_final_event_are_counted_as_ended_well(
+    house: House, ids: list[int]
+) -> None:
+    await house.worker(script=all_at_once(ids)).connect()
+
+    async def ask() -> None:
+        call = house.stub.Generate(Request(text=PROMPT))
+        while not (await call.read()).HasField("finished"):
+            pass
+        call.cancel()
+
+    for _ in range(10):
+        await asyncio.gather(*(ask() for _ in range(20)))
+    await eventually(lambda: house.metric("headrace_requests_running") == 0, "nothing runs")
+    assert house.metric("headrace_requests_total", outcome="ok") == 200
+    assert house.metric("headrace_requests_total", outcome="cancelled") == 0
 
 
 async def test_a_client_that_goes_away_while_it_waits_leaves_no_trace(house: House) -> None:
