@@ -28,9 +28,7 @@ class EngineSettings:
     dtype: Annotated[Dtype, Field(description="auto: bfloat16")] = "auto"
     quantization: Annotated[
         Quantization,
-        Field(
-            description="int8: CPU; products in 8 bits, by groups of 64 inputs where the CPU has AVX512-VNNI"
-        ),
+        Field(description="int8: CPU; products in 8 bits, by groups of inputs where the CPU has AVX512-VNNI"),
     ] = "none"
     max_context: Annotated[
         int | None,

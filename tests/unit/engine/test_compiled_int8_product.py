@@ -12,7 +12,7 @@ from services.worker.engine.torch.compiled.int8_product import (
     Int8Products,
     can_multiply_int8,
 )
-from services.worker.engine.torch.compiled.int8_tile import GROUP
+from services.worker.engine.torch.compiled.int8_tile import GROUP, PART
 from services.worker.engine.torch.compiled.team import Team
 
 pytestmark = pytest.mark.skipif(not can_multiply_int8(), reason="this CPU has no AVX512-VNNI")
@@ -41,9 +41,9 @@ def inputs_of(rows: int, inputs: int, dtype: torch.dtype = torch.bfloat16) -> to
     return (torch.randn(rows, inputs) * torch.logspace(-3, 3, rows).unsqueeze(1)).to(dtype)
 
 
-def rounded(numbers: torch.Tensor) -> torch.Tensor:
+def rounded(numbers: torch.Tensor, group: int) -> torch.Tensor:
     """To 255 steps of each group of each row, ties to even."""
-    groups = numbers.float().unflatten(1, (-1, GROUP))
+    groups = numbers.float().unflatten(1, (-1, group))
     most = groups.abs().amax(2, keepdim=True).clamp(min=1e-30)
     return ((groups * (torch.tensor(127.0) / most)).round() * (most.double() / 127)).flatten(1)
 
@@ -61,11 +61,11 @@ def test_products_are_those_of_rounded_numbers(
     linear, bias = linear_of(weight, biased=biased, wide=wide, threads=threads)
     for rows in ROWS:
         x = inputs_of(rows, inputs, dtype)
-        expected = rounded(x) @ rounded(weight).T + bias.double()
+        expected = rounded(x, PART) @ rounded(weight, GROUP).T + bias.double()
         product = linear(x)
         exact = wide or dtype == torch.float32
         assert product.dtype == (torch.float32 if exact else torch.bfloat16)
-        sizes = rounded(x).abs() @ rounded(weight).abs().T + bias.double().abs()
+        sizes = rounded(x, PART).abs() @ rounded(weight, GROUP).abs().T + bias.double().abs()
         assert ((product - expected).abs() <= sizes * (1e-6 if exact else 4e-3)).all()
 
 

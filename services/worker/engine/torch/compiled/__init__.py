@@ -6,7 +6,7 @@ vectors.py       pieces of LLVM IR that tiles are written in
 tile.py          a few rows times a panel in bf16 or fp32, in registers
 product.py       bf16 products: panels, and tiles over them
 int8_tile.py     a few rows times a panel in 8 bits, by groups of inputs
-int8_rows.py     a product's input in 8 bits, by groups
+int8_rows.py     a product's input in 8 bits, by parts of groups
 int8_product.py  int8 products: panels, and tiles over them
 attention.py     queries read paged KV where it lies, nothing is gathered, padded or masked
 placing.py       rotary positions, norms of heads, and keys and values to their places

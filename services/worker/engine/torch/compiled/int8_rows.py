@@ -1,4 +1,4 @@
-"""Rows in 8 bits by groups, laid out as `int8_tile` reads them."""
+"""Rows in 8 bits by parts, laid out as `int8_tile` reads them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from llvmlite import ir
 from numba import carray, types
 from numba.extending import intrinsic
 
-from services.worker.engine.torch.compiled.int8_tile import GROUP, MIDDLE, ROW_GROUP
+from services.worker.engine.torch.compiled.int8_tile import MIDDLE, PART, ROW_PART
 from services.worker.engine.torch.compiled.jit import FLOAT32, kernel, next_unit
 from services.worker.engine.torch.compiled.vectors import (
     LANES,
@@ -25,46 +25,46 @@ from services.worker.engine.torch.compiled.vectors import (
 ROWS_A_UNIT = 32  # a few microseconds: waking a thread for less takes longer
 _BYTES, _HALVES = ir.VectorType(ir.IntType(8), LANES), ir.VectorType(ir.IntType(16), LANES)
 _FLOAT = ir.FloatType()
-_LEAST = 0x0DA24260  # 1e-30 in fp32: what a group of zeros is divided by
+_LEAST = 0x0DA24260  # 1e-30 in fp32: what a part of zeros is divided by
 
 
-def compile_quantise_groups(kind: int) -> Any:
-    """args: source, output, rows, groups of a row. A group that is not finite gets a scale that is not."""
-    size = 4 * GROUP if kind == FLOAT32 else 2 * GROUP
+def compile_quantise_parts(kind: int) -> Any:
+    """args: source, output, rows, parts of a row. A part that is not finite gets a scale that is not."""
+    size = 4 * PART if kind == FLOAT32 else 2 * PART
 
     @kernel
-    def quantise_groups(args: Any) -> None:
+    def quantise_parts(args: Any) -> None:
         a = carray(args, (6,))
-        units, source, output, rows, groups = a[1], a[2], a[3], a[4], a[5]
+        units, source, output, rows, parts = a[1], a[2], a[3], a[4], a[5]
         unit = next_unit(args)
         while unit < units:
-            for group in range(unit * ROWS_A_UNIT * groups, min((unit + 1) * ROWS_A_UNIT, rows) * groups):
-                _quantise_group(kind, source + group * size, output + group * ROW_GROUP)
+            for part in range(unit * ROWS_A_UNIT * parts, min((unit + 1) * ROWS_A_UNIT, rows) * parts):
+                _quantise_part(kind, source + part * size, output + part * ROW_PART)
             unit = next_unit(args)
 
-    return quantise_groups
+    return quantise_parts
 
 
 @intrinsic(prefer_literal=True)
-def _quantise_group(_typing: Any, kind: Any, source: Any, target: Any) -> Any:
-    """One group from an address to another."""
+def _quantise_part(_typing: Any, kind: Any, source: Any, target: Any) -> Any:
+    """One part from an address to another."""
     wide = kind.literal_value == FLOAT32
 
     def codegen(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
-        _Group(builder, wide=wide).quantise(*values[1:])
+        _Part(builder, wide=wide).quantise(*values[1:])
         return context.get_dummy_value()
 
     return types.void(kind, types.int64, types.int64), codegen
 
 
-class _Group:
+class _Part:
     def __init__(self, builder: Any, *, wide: bool) -> None:
         self._builder = builder
         self._wide = wide
 
     def quantise(self, source: Any, target: Any) -> None:
         builder = self._builder
-        numbers = [self._number(source, vector) for vector in range(GROUP // LANES)]
+        numbers = [self._number(source, vector) for vector in range(PART // LANES)]
         most = self._most(numbers)
         limit = ir.Constant(_FLOAT, 127.0)
         steps = spread(builder, builder.bitcast(builder.fdiv(limit, most), WORD))
@@ -72,8 +72,8 @@ class _Group:
         for vector, each in enumerate(whole):
             self._store(builder.trunc(each, _BYTES), target, vector * LANES)
         lower = builder.mul(self._reduced("add", whole), ir.Constant(WORD, -MIDDLE))
-        self._store(lower, target, GROUP)
-        self._store(builder.fdiv(most, limit), target, GROUP + 4)
+        self._store(lower, target, PART)
+        self._store(builder.fdiv(most, limit), target, PART + 4)
 
     def _number(self, source: Any, vector: int) -> Any:
         """Sixteen inputs in fp32."""

@@ -3,10 +3,11 @@
 A panel is 32 columns wide, its groups one after the other: 32 scales, then the weights, of each four inputs
 side by side, so that one instruction multiplies four inputs with sixteen columns (AVX512-VNNI). It takes
 bytes from 0 to 255 times bytes from -128 to 127: weights are moved up by 128, so a row's sums begin lower by
-128 times the sum of its inputs, which is kept with the row. Sums of a group are exact; they are scaled and
-added in fp32, group by group in their order: a row's result does not depend on how many there are.
+128 times the sum of its inputs, which is kept with the row. Inputs vary more than weights: two parts of a
+group have scales of their own. Sums of a part are exact; they are scaled and added in fp32, part by part in
+their order: a row's result does not depend on how many there are.
 
-    group of a row     64 inputs int8 | where sums begin int32 | scale fp32
+    part of a row      32 inputs int8 | where sums begin int32 | scale fp32
     group of a panel   32 scales fp32 | 16 x 32 x 4 weights uint8, moved up by 128
 """
 
@@ -37,16 +38,19 @@ from services.worker.engine.torch.compiled.vectors import (
     spread,
 )
 
-GROUP = 64  # inputs
+GROUP = 64  # inputs for which a weight has one scale
+PART = 32  # inputs of a row with one scale
 VECTORS = 2  # of a panel
 WIDTH = VECTORS * LANES  # outputs of a panel
-MOST_ROWS = 6  # of a tile: 12 sums of a group and 12 of all, two vectors of weights, two of scales, an input
-ROW_GROUP = GROUP + 8  # bytes
+MOST_ROWS = 6  # of a tile: 12 sums of a part and 12 of all, two vectors of weights, two of scales, an input
+ROW_PART = PART + 8  # bytes
 PANEL_GROUP = WIDTH * (4 + GROUP)  # bytes
 MIDDLE = 128  # the byte that stands for 0 in a weight
 
-_QUADS = GROUP // 4
-_ROW_WORDS = ROW_GROUP // 4
+_PARTS = GROUP // PART
+_QUADS = PART // 4
+_PART_WORDS = ROW_PART // 4
+_ROW_WORDS = _PARTS * _PART_WORDS  # of a group
 _PANEL_VECTORS = PANEL_GROUP // (4 * LANES)
 
 
@@ -136,33 +140,38 @@ class _Group:
 
     def add_to(self, sums: list[Any]) -> list[Any]:
         """Sums with this group's added."""
-        whole = self._sums()
         scales = [self._floats(vector) for vector in self._panel(0)]
+        for part in range(_PARTS):
+            sums = self._with_part(part, scales, sums)
+        return sums
+
+    def _with_part(self, part: int, scales: list[Any], sums: list[Any]) -> list[Any]:
+        whole = self._sums(part)
         added = []
         for row in self._rows:
-            scale = self._floats(self._input(row, _QUADS + 1))
+            scale = self._floats(self._input(row, part, _QUADS + 1))
             for each, own in enumerate(scales, row * VECTORS):
                 number = self._builder.sitofp(whole[each], SUMS)
                 added.append(_fused(self._builder, self._builder.fmul(number, own), scale, sums[each]))
         return added
 
-    def _sums(self) -> list[Any]:
+    def _sums(self, part: int) -> list[Any]:
         """In whole numbers, of each row and vector."""
-        sums = [begin for row in self._rows for begin in [self._input(row, _QUADS)] * VECTORS]
+        sums = [begin for row in self._rows for begin in [self._input(row, part, _QUADS)] * VECTORS]
         for quad in range(_QUADS):
-            self._add_quad(quad, sums)
+            self._add_quad(part, quad, sums)
         return sums
 
-    def _add_quad(self, quad: int, sums: list[Any]) -> None:
-        vectors = self._panel(VECTORS * (1 + quad))
+    def _add_quad(self, part: int, quad: int, sums: list[Any]) -> None:
+        vectors = self._panel(VECTORS * (1 + part * _QUADS + quad))
         for row in self._rows:
-            four = self._input(row, quad)
+            four = self._input(row, part, quad)
             for each, vector in enumerate(vectors, row * VECTORS):
                 sums[each] = _multiply_add(self._builder, sums[each], vector, four)
 
-    def _input(self, row: int, word: int) -> Any:
-        """A word of a row's group, in all lanes."""
-        distance = row * self._stride + word
+    def _input(self, row: int, part: int, word: int) -> Any:
+        """A word of a part of a row's group, in all lanes."""
+        distance = row * self._stride + part * _PART_WORDS + word
         return spread(self._builder, load(self._builder, self._inputs, self._row_at, distance, 4))
 
     def _panel(self, first: int) -> list[Any]:

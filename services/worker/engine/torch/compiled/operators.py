@@ -7,7 +7,7 @@ import torch
 
 from services.worker.engine.torch.compiled.attention import compile_attention
 from services.worker.engine.torch.compiled.int8_product import Int8Products, can_multiply_int8
-from services.worker.engine.torch.compiled.int8_tile import GROUP
+from services.worker.engine.torch.compiled.int8_tile import GROUP, PART
 from services.worker.engine.torch.compiled.jit import BFLOAT16, FLOAT32
 from services.worker.engine.torch.compiled.placing import TOKENS_A_UNIT, compile_placing
 from services.worker.engine.torch.compiled.product import Products, can_multiply
@@ -51,7 +51,7 @@ class CompiledOperators:
         self._int8 = Int8Products(self.team, dtype) if quantised and can_multiply_int8() else None
         self.name = "compiled" if self._products is None else "compiled, products too"
         if self._int8 is not None:
-            self.name += f", int8 by groups of {GROUP}"
+            self.name += f", int8 by {PART} inputs, weights by {GROUP}"
         self._compiled = (
             compile_attention(kind, *shape),
             placing,
