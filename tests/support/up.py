@@ -41,6 +41,12 @@ class Up:
         rows = (line.split("\t") for line in self.lines)
         return {row[0]: int(row[2]) for row in rows if len(row) == 6 and row[2].isdigit()}
 
+    @property
+    def devices(self) -> dict[str, str]:
+        """Of the children, from the table."""
+        rows = (line.split("\t") for line in self.lines)
+        return {row[0]: row[3] for row in rows if len(row) == 6}
+
     async def ended(self) -> int:
         """The exit code; asserts that no child is left."""
         out, err = await asyncio.wait_for(self.process.communicate(), TIMEOUT_S)
@@ -52,11 +58,13 @@ class Up:
 
 
 @asynccontextmanager
-async def running(model: Path, state: Path, *flags: str) -> AsyncIterator[Up]:
+async def running(
+    model: Path, state: Path, *flags: str, env: dict[str, str] | None = None
+) -> AsyncIterator[Up]:
     """Starts the command on a free port; ends it in whatever way."""
     port = free_ports(1)[0]
     arguments = ("up", "--model", str(model), "--state-dir", str(state), "--port", str(port), *flags)
-    process = await start(*arguments, env={"HEADRACE_WORKER_DTYPE": "float32"})
+    process = await start(*arguments, env={"HEADRACE_WORKER_DTYPE": "float32", **(env or {})})
     try:
         yield Up(process, port, state)
     finally:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from services.cli.up.last_words import last_words
+from services.cli.up.last_words import last_words, reason
 
 LEASH = Path(__file__).with_name("leash.py")
 _POLL_S = 0.05
@@ -60,6 +60,7 @@ class Child:
         self.log = logs / f"{spec.name}.log"
         self.ready_since_s: float | None = None
         self._process: asyncio.subprocess.Process | None = None
+        self._log_begins = 0
 
     @property
     def pid(self) -> int:
@@ -76,6 +77,7 @@ class Child:
         self.ready_since_s = None
         leash = (sys.executable, "-I", "-S", str(LEASH), str(os.getpid()))
         with self.log.open("ab") as log:
+            self._log_begins = log.tell()
             self._process = await asyncio.create_subprocess_exec(
                 *leash,
                 *self.spec.command,
@@ -126,11 +128,19 @@ class Child:
         """How it ended, in words."""
         return describe(self._process.returncode if self._process else None)
 
+    def reason(self) -> str:
+        """Why it ended, where its log says so; else empty."""
+        return reason(self._last_lines())
+
     def last_words(self, count: int) -> list[str]:
         """The last lines of its log that are worth telling."""
+        return last_words(self._last_lines(), count)
+
+    def _last_lines(self) -> list[str]:
+        """Of its log, since it was started last."""
         with suppress(OSError), self.log.open("rb") as file:
-            file.seek(max(0, self.log.stat().st_size - _LAST_BYTES))
-            return last_words(file.read().decode(errors="replace").splitlines(), count)
+            file.seek(max(self._log_begins, self.log.stat().st_size - _LAST_BYTES))
+            return file.read().decode(errors="replace").splitlines()
         return []
 
     def _signal_group(self, number: signal.Signals) -> None:

@@ -62,9 +62,10 @@ def up(
 
 def _resolve(model: str) -> None:
     """Fetches and converts the model before anything starts, where a person sees how far it is."""
+    from services.cli.up.devices import simulated
     from services.common.models import progress_to, resolve
 
-    resolve(model, progress=progress_to(sys.stderr))
+    resolve(model, progress=progress_to(sys.stderr), weights=not simulated(os.environ))
 
 
 def _plan(model: str, port: int, workers: int | None, state: StateDir, sockets: Path) -> MeshPlan:

@@ -6,7 +6,11 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from services.cli.errors import CliError
+
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+DEVICE = "HEADRACE_WORKER_DEVICE"
+ENGINE = "HEADRACE_WORKER_ENGINE"
 THREADS = "HEADRACE_WORKER_THREADS"  # a user who sets it knows better than an equal share
 
 
@@ -54,14 +58,36 @@ def choose(
 
     Args:
         workers: how many; None: one a GPU, or one on the CPU. On the CPU never more than cores.
+
+    Raises:
+        CliError: the environment asks for a device that is not here.
     """
-    if not gpus or environment.get(VISIBLE) in ("", "-1"):
+    if simulated(environment):
+        return [Device("cpu", "simulated")] * (workers or 1)
+    if _no_gpu(gpus, environment):
         return _on_cpu(workers or 1, cores, environment.get(THREADS))
     if visible := environment.get(VISIBLE):
         tokens = [token.strip() for token in visible.split(",") if token.strip()]
         return [Device("cuda", f"GPU {token}", visible=token) for token in tokens[: workers or len(tokens)]]
     label = gpus[0] if len(gpus) == 1 else f"one of {len(gpus)} × {gpus[0]}"
     return [Device("cuda", label) for _ in range(workers or len(gpus))]
+
+
+def simulated(environment: Mapping[str, str]) -> bool:
+    """Whether workers invent their tokens: neither a device nor weights are needed."""
+    return environment.get(ENGINE) == "simulated"
+
+
+def _no_gpu(gpus: Sequence[str], environment: Mapping[str, str]) -> bool:
+    asked = environment.get(DEVICE, "auto")
+    if asked not in ("auto", "cpu", "cuda"):
+        raise CliError(f"{DEVICE}={asked}: allowed are auto, cpu and cuda")
+    none = not gpus or environment.get(VISIBLE) in ("", "-1")
+    if none and asked == "cuda":
+        raise CliError(
+            f"{DEVICE}=cuda, but no GPU is seen: it needs NVIDIA's driver, nvidia-ml-py and {VISIBLE}"
+        )
+    return none or asked == "cpu"
 
 
 def _on_cpu(workers: int, cores: int, asked: str | None) -> list[Device]:

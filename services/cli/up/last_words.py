@@ -16,6 +16,15 @@ def last_words(lines: Iterable[str], count: int) -> list[str]:
     return told[-count:]
 
 
+def reason(lines: Iterable[str]) -> str:
+    """What the last event that is not routine says of why it happened; empty where none does."""
+    events = [
+        event for line in lines if (event := _event(line.strip())) and event.get("level") not in ROUTINE
+    ]
+    because = [f"{event['event']}: {event['reason']}" for event in events if "reason" in event]
+    return because[-1][:_MOST_CHARACTERS] if because else ""
+
+
 def _told(line: str) -> str:
     event = _event(line)
     if event is None:

@@ -56,7 +56,9 @@ class Supervisor:
             await child.wait()
             served_s = time.monotonic() - child.ready_since_s if child.ready_since_s is not None else 0.0
             delay_s = backoff.after(served_s)
-            self._say(f"{child.spec.name} (pid {child.pid}) {child.end()}; starting again in {delay_s:g} s")
+            why = f" ({reason})" if (reason := child.reason()) else ""
+            end = f"{child.spec.name} (pid {child.pid}) {child.end()}{why}"
+            self._say(f"{end}; starting again in {delay_s:g} s")
             for line in child.last_words(LAST_LINES):
                 self._say(f"  {line}")
             await asyncio.sleep(delay_s)

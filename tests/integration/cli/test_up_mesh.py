@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import socket
 from collections.abc import AsyncIterator
@@ -65,6 +66,22 @@ async def test_a_worker_that_is_killed_comes_back_and_answers(up: Up) -> None:
     await up.until("worker-0 is back")
     async with Headrace(up.address, timeout_s=60) as mesh:
         assert (await mesh.generate("x", max_tokens=3, ignore_eos=True).finished()).usage.output_tokens == 3
+
+
+async def test_a_simulated_worker_needs_no_weights_and_its_end_is_told_with_the_reason(
+    up_model: Path, tmp_path: Path
+) -> None:
+    bare = tmp_path / "bare"
+    await asyncio.to_thread(shutil.copytree, up_model, bare, ignore=shutil.ignore_patterns("*.safetensors"))
+    simulated = {"HEADRACE_WORKER_ENGINE": "simulated", "HEADRACE_WORKER_SIMULATED_DIE_AT_TOKEN": "5"}
+    async with running(bare, tmp_path / "state", "--no-prompt", env=simulated) as mesh:
+        await mesh.until(READY)
+        assert mesh.devices["worker-0"] == "simulated"
+        async with Headrace(mesh.address, timeout_s=60) as client:
+            answer = client.generate("x", max_tokens=20, ignore_eos=True)
+            await anext(answer)
+            assert "(engine_died: the engine ended" in await mesh.until("worker-0 (pid")
+            await answer.aclose()
 
 
 async def test_ctrl_c_lets_a_running_answer_end_and_stops_in_order(up_model: Path, tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from services.cli.errors import CliError
 from services.cli.state import Running, StateDir, locate, read_running, write_running
 from services.cli.up.backoff import FIRST_S, HEALTHY_S, MOST_S, Backoff
 from services.cli.up.child import describe
-from services.cli.up.devices import choose
-from services.cli.up.last_words import last_words
+from services.cli.up.devices import Device, choose
+from services.cli.up.last_words import last_words, reason
 from services.cli.up.lock import only_one
 from services.cli.up.mesh import MeshPlan, children
 from services.cli.up.ports import check_free, free_ports
@@ -73,6 +73,23 @@ def test_visible_devices_of_the_environment_are_respected() -> None:
     devices = choose(["A", "B", "C"], None, 8, {"CUDA_VISIBLE_DEVICES": "2,GPU-1"})
     assert [device.visible for device in devices] == ["2", "GPU-1"]
     assert choose(["A"], None, 8, {"CUDA_VISIBLE_DEVICES": ""})[0].kind == "cpu"
+
+
+def test_a_device_that_is_asked_for_is_used_or_refused() -> None:
+    device = "HEADRACE_WORKER_DEVICE"
+    assert [each.kind for each in choose(["A", "B"], None, 8, {device: "cpu"})] == ["cpu"]
+    assert [each.kind for each in choose(["A", "B"], None, 8, {device: "cuda"})] == ["cuda", "cuda"]
+    for gpus, environment in (([], {}), (["A"], {"CUDA_VISIBLE_DEVICES": "-1"})):
+        with pytest.raises(CliError, match=f"^{device}=cuda, but no GPU is seen"):
+            choose(gpus, None, 8, {device: "cuda", **environment})
+    with pytest.raises(CliError, match="=tpu: allowed are auto, cpu and cuda"):
+        choose([], None, 8, {device: "tpu"})
+
+
+def test_simulated_workers_take_neither_cores_nor_gpus() -> None:
+    environment = {"HEADRACE_WORKER_ENGINE": "simulated"}
+    assert set(choose(["A"], 40, 2, environment)) == {Device("cpu", "simulated")}
+    assert [len(choose([], workers, 2, environment)) for workers in (None, 1, 40)] == [1, 1, 40]
 
 
 def test_a_taken_port_is_named() -> None:
@@ -142,6 +159,14 @@ def test_last_words_leave_out_what_is_routine() -> None:
     ]
     assert last_words(lines, 3) == ["ValueError: no", "error: task_failed task=engine", "[1]"]
     assert last_words(lines[:1], 3) == []
+
+
+def test_the_reason_is_that_of_the_last_event_which_gives_one() -> None:
+    died = '{"event": "engine_died", "level": "error", "reason": "the engine ended (exit code 86)"}'
+    failed = '{"event": "task_failed", "level": "error", "task": "engine-reports"}'
+    drain = '{"event": "asked_to_leave", "level": "info", "reason": "operator"}'
+    assert reason([died, failed, drain, "Traceback"]) == "engine_died: the engine ended (exit code 86)"
+    assert reason([failed, drain, "Traceback"]) == ""
 
 
 def test_news_do_not_run_into_an_answer(capfd: pytest.CaptureFixture[str]) -> None:
