@@ -84,9 +84,8 @@ def _no_gpu(gpus: Sequence[str], environment: Mapping[str, str]) -> bool:
         raise CliError(f"{DEVICE}={asked}: allowed are auto, cpu and cuda")
     none = not gpus or environment.get(VISIBLE) in ("", "-1")
     if none and asked == "cuda":
-        raise CliError(
-            f"{DEVICE}=cuda, but no GPU is seen: it needs NVIDIA's driver, nvidia-ml-py and {VISIBLE}"
-        )
+        check = f"check the driver, that nvidia-ml-py is installed, and {VISIBLE}"
+        raise CliError(f"{DEVICE}=cuda, but no GPU is seen here: {check}")
     return none or asked == "cpu"
 
 
