@@ -118,14 +118,17 @@ async def print_text(answer: Answer, said: list[str]) -> None:
 
     started_s = time.monotonic()
     first_s: float | None = None
+    last_s = 0.0
     async with answer:
         with _whole_lines(said):
             async for event in answer:
-                first_s = first_s or time.monotonic()
+                if first_s is None or event.text:
+                    last_s = time.monotonic()
+                first_s = first_s or last_s
                 said.append(event.text)
                 print(event.text, end="", flush=True)
         if first_s is not None and isinstance(event, Finished) and sys.stderr.isatty():
-            output.note(speed(event, first_s - started_s, time.monotonic() - first_s), dim=True)
+            output.note(speed(event, first_s - started_s, last_s - first_s), dim=True)
 
 
 @contextlib.contextmanager
@@ -141,7 +144,13 @@ def _whole_lines(said: list[str]) -> Iterator[None]:
 
 
 def speed(finished: Finished, first_s: float, rest_s: float) -> str:
-    """A line about how fast an answer came."""
+    """A line about how fast an answer came; what came at once, or was made before, has no rate.
+
+    Args:
+        rest_s: seconds from the first text to the last.
+    """
     tokens = finished.usage.output_tokens
+    if finished.cached_response:
+        return f"[{tokens} tokens, from the response cache]"
     rate = f", then {(tokens - 1) / rest_s:.0f} a second" if tokens > 1 and rest_s > 0 else ""
     return f"[{tokens} tokens, the first after {first_s:.2f} s{rate}]"
