@@ -14,6 +14,7 @@ They are derived, not measured; a worker's own step model (scheduler/budget.py) 
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import NamedTuple
 
@@ -126,6 +127,7 @@ weights_s = {model.weights_bytes / bandwidth:.4g}
 
 def main() -> None:
     """Write all files."""
+    argparse.ArgumentParser(description="Writes bench/calibration/*.toml from data sheets.").parse_args()
     DIRECTORY.mkdir(exist_ok=True)
     for name, text in files().items():
         (DIRECTORY / name).write_text(text)

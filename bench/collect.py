@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,6 +58,7 @@ def _line(*cells: str) -> str:
 
 def main() -> int:
     """Writes the page, or says what breaks the contract."""
+    argparse.ArgumentParser(description="Collects bench/results/*.json into docs/results.md.").parse_args()
     try:
         PAGE.write_text(collect(RESULTS))
     except ContractError as error:

@@ -1,6 +1,7 @@
 """The production scheduler over a chat trace with a standing batch backlog, in virtual time.
 
     python -m bench.scheduler_trace [--trace azure_conv_2023.csv] [--speeds 1 2] [--seconds 300] [--seeds 3]
+        [--name scheduler-trace]
 
 One simulated worker (bench/calibration/h100-8b.toml, 5 % noise). Interactive requests come from the trace,
 sped up, with targets of 1 s to the first token and 50 ms a token; 64 batch prompts of 4,000 to 8,000 tokens
@@ -233,6 +234,7 @@ def main() -> None:
     options.add_argument("--speeds", type=float, nargs="+", default=[1.0, 2.0])
     options.add_argument("--seconds", type=float, default=300.0)
     options.add_argument("--seeds", type=int, default=3)
+    options.add_argument("--name", default="scheduler-trace", help="of the file in bench/results")
     given = options.parse_args()
     trace = read_trace(given.trace)
     rows: list[Row] = []
@@ -243,7 +245,7 @@ def main() -> None:
                 outcomes[case.name].append(run(case, trace, speed, given.seconds, seed))
                 print(f"{speed:g}x seed {seed} {case.name}: {outcomes[case.name][-1]}", flush=True)
         rows.extend(rows_of(outcomes, speed))
-    record("scheduler-trace", rows, packages=["numpy"])
+    record(given.name, rows, packages=["numpy"])
 
 
 if __name__ == "__main__":
