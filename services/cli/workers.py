@@ -29,8 +29,8 @@ def workers(
     found = admin.ask(admin_address, mesh_secret_file, state_dir, mesh_tls, question).workers
     if as_json:
         return output.json_line([MessageToDict(each, preserving_proto_field_name=True) for each in found])
-    columns = ("Worker", "State", "Model", "Engine", "Device", "Requests", "KV blocks free", "Last frame")
-    output.table(columns, map(_row, found))
+    columns = ("Worker", "State", "Model", "Engine", "Device", "Requests", "KV free", "Last frame")
+    output.table(columns, map(_row, found), spare=("Last frame", "Engine", "Device"))
 
 
 def _row(worker: WorkerStatus) -> tuple[object, ...]:

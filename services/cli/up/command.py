@@ -139,19 +139,29 @@ async def _unless_stopped(work: object, stop: _Stop) -> bool:
 
 
 def _show(plan: MeshPlan, supervisor: Supervisor, began_s: float) -> None:
+    from services.cli.up.ports import LOOPBACK
+
     columns = ("Service", "Address", "PID", "Device", "Ready", "Metrics")
-    output.table(columns, [_row(child, began_s) for child in supervisor.children], sys.stderr)
+    rows = [_row(child, began_s) for child in supervisor.children]
+    output.table(columns, rows, sys.stderr, spare=("PID", "Address"))
+    if sys.stderr.isatty():
+        output.note(f"Metrics: http://{LOOPBACK}:PORT/metrics with the ports above.")
     output.note(f"Logs: {plan.state.logs}. Ready after {time.monotonic() - began_s:.1f} s.")
 
 
 def _row(child: Child, began_s: float) -> tuple[object, ...]:
     spec = child.spec
     after = f"{child.ready_since_s - began_s:.1f} s" if child.ready_since_s is not None else ""
-    return spec.name, _shown(spec.address), child.pid, spec.device, after, spec.metrics_url
+    return spec.name, _shown(spec.address), child.pid, spec.device, after, _port(spec.metrics_url)
 
 
 def _shown(address: str) -> str:
     """The address, a socket's without its directory where a person reads: the table fits the terminal."""
     if sys.stderr.isatty() and address.startswith("unix:"):
-        return f"unix:…/{Path(address).name}"
+        return f"…/{Path(address).name}"
     return address
+
+
+def _port(url: str) -> str:
+    """Where metrics are, for a person the port alone."""
+    return url.rpartition(":")[2].partition("/")[0] if sys.stderr.isatty() else url
