@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry
 from services.common import logs, transport
 from services.common.lifecycle import Health, StartError, Tasks, add_reflection
 from services.common.models import ModelDirectory, ModelError, resolve
+from services.worker.engine.base import EngineDescription
 from services.worker.engine.client import EngineClient
 from services.worker.engine.errors import EngineDied, EngineLoadError
 from services.worker.engine.settings import EngineSettings
@@ -82,7 +83,7 @@ class WorkerService:
         model = await _resolved(settings.model, weights=settings.needs_weights)
         engine = await self._loaded(settings.engine_settings(model))
         identity = await asyncio.to_thread(self._identity, engine, model)
-        log.info("engine_ready", device=engine.description.device, seconds=engine.description.load_seconds)
+        _tell(engine.description)
         self._engine, self._desk = engine, Desk(engine, self._metrics, self._asked_to_leave)
         self._links = self._make_links(identity, self._desk)
         self.tasks.spawn(self._listen(engine, self._desk), "engine-reports")
@@ -148,6 +149,17 @@ class WorkerService:
         if grace_s is not None:
             self._grace_s = min(self._grace_s, grace_s)
         self._leave()
+
+
+def _tell(engine: EngineDescription) -> None:
+    log.info(
+        "engine_ready",
+        device=engine.device,
+        dtype=engine.dtype,
+        weights_bytes=engine.weights_bytes,
+        kv_tokens=engine.spec.num_blocks * engine.spec.block_size,
+        seconds=engine.load_seconds,
+    )
 
 
 async def _resolved(model: str, *, weights: bool) -> ModelDirectory:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -51,6 +52,14 @@ async def test_the_running_mesh_answers_every_command(up: Up) -> None:
     assert (await headrace("health", up.address)).out == "SERVING\n"
     bench = await headrace("bench", "--address", up.address, "-n", "4", "-c", "2", "--output-tokens", "8")
     assert "all\t4\t4\t" in bench.out, bench.err
+
+
+async def test_the_log_of_a_worker_tells_what_its_engine_computes_with(up: Up) -> None:
+    lines = await asyncio.to_thread((up.state / "logs" / "worker-0.log").read_text)
+    ready = next(json.loads(line) for line in lines.splitlines() if '"engine_ready"' in line)
+    assert ready["dtype"] == "float32"
+    assert ready["weights_bytes"] > 0
+    assert ready["kv_tokens"] % 64 == 0
 
 
 async def test_a_second_up_with_the_same_state_says_who_is_there(up: Up, up_model: Path) -> None:
