@@ -88,6 +88,9 @@ def _process_main(
     connection: Connection, settings: EngineSettings, loader: EngineLoader, parent: int
 ) -> None:
     _die_with(parent)
+    # With fewer threads than were set, torch's products leave parts of what they return unwritten.
+    for variable in ("OMP_DYNAMIC", "OMP_THREAD_LIMIT"):
+        os.environ.pop(variable, None)
     # Before torch is imported: threads spin at barriers for some 50 µs, then sleep. A step of 16 sequences
     # takes 1.7 times as long on two quiet cores without any spinning, and ten times as long with much of it
     # while a neighbour holds one of them.

@@ -273,8 +273,13 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-async def test_the_torch_engine_serves_from_its_own_process(tiny_llama: Path) -> None:
-    settings = EngineSettings(model=tiny_llama, device="cpu", dtype="float32", kv_blocks=64, threads=1)
+@pytest.mark.parametrize("limit", [{}, {"OMP_THREAD_LIMIT": "1"}, {"OMP_DYNAMIC": "true"}])
+async def test_the_torch_engine_serves_from_its_own_process(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, limit: dict[str, str]
+) -> None:
+    for name, value in limit.items():
+        monkeypatch.setenv(name, value)
+    settings = EngineSettings(model=tiny_llama, device="cpu", dtype="bfloat16", kv_blocks=64, threads=2)
     request = request_of(1, prompt_of(90), 12, sampling=Sampling(temperature=1.0, seed=7, ignore_eos=True))
     engine = await EngineClient.start(settings)
     assert engine.description.vocab_size == 512
@@ -282,7 +287,7 @@ async def test_the_torch_engine_serves_from_its_own_process(tiny_llama: Path) ->
     engine.submit(request)
     tokens = tokens_of(await until_ended(engine, 1), 1)
     await engine.close()
-    drive = offline(tiny_llama)
+    drive = offline(tiny_llama, dtype="bfloat16")
     drive.add(request)
     drive.run()
     assert tokens == drive.stories[1].tokens

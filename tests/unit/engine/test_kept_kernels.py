@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from services.worker.engine.torch.compiled import keeping
+from services.worker.engine.torch.compiled.jit import FLOAT32
+from services.worker.engine.torch.compiled.rowwise import compile_gate
 
 
 @pytest.fixture
@@ -87,3 +89,27 @@ def test_kernels_are_compiled_where_none_can_be_kept(
     monkeypatch.setenv(keeping.KERNELS_VARIABLE, str(open_to_all / "file"))
     assert keeping.kept_in() is None
     assert "compiled at each start" in capsys.readouterr().err
+
+
+def _compile() -> int:
+    """Addresses of a kernel's code are not 0."""
+    return int(compile_gate(FLOAT32, 72).address)
+
+
+def test_a_damaged_kernel_is_compiled_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(keeping.KERNELS_VARIABLE, str(tmp_path))
+    assert _compile()
+    kept = [path for path in tmp_path.rglob("*.nb*") if path.is_file()]
+    assert kept
+    for damage in (b"", b"nonsense"):
+        for path in kept:
+            path.write_bytes(damage)
+        assert _compile()
+    assert all(path.stat().st_size > 100 for path in kept)
+
+
+def test_kernels_of_other_numbers_share_no_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(keeping.KERNELS_VARIABLE, str(tmp_path))
+    for width in (72, 80):
+        compile_gate(FLOAT32, width)
+    assert len({path.parent for path in tmp_path.rglob("*.nbi")}) == 2

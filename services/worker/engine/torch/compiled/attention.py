@@ -140,5 +140,6 @@ def compile_attention(kind: int, heads: int, kv_heads: int, head_dim: int, block
                 for d in range(head_dim):
                     store(kind, output, to + d, sums[row, d] * factor)
             unit = next_unit(args)
+        most[0] = shares[0, 0]  # an address keeps no array: numba frees it after its last mention
 
     return attend

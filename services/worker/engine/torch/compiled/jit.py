@@ -6,11 +6,13 @@ would otherwise be checked for wrapping around at each element, which ends vecto
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import cfunc, njit, types
 from numba.extending import intrinsic
 
@@ -26,9 +28,24 @@ _FAST = frozenset({"contract", "reassoc", "nsz", "arcp"})
 def kernel(function: Any) -> Any:
     """Compiles a kernel. It closes over numbers only: by these its compiled form is kept for later starts."""
     options = {"fastmath": set(_FAST), "error_model": "numpy", "boundscheck": False}
-    if (folder := kept_in()) is not None:
+    if (kept := kept_in()) is not None:
+        folder = kept / _name_of(function)  # an index each: processes that share one mix kernels up
         numba.config.CACHE_DIR = str(folder)
-    return cfunc(KERNEL, cache=folder is not None, **options)(function)
+        for _ in range(2):
+            try:
+                return cfunc(KERNEL, cache=True, **options)(function)
+            except OSError:  # the disk is full
+                break
+            except Exception:  # what lies there is damaged: numba lets all that unpickling raises through
+                shutil.rmtree(folder, ignore_errors=True)
+    return cfunc(KERNEL, cache=False, **options)(function)
+
+
+def _name_of(function: Any) -> str:
+    """Of the numbers that a kernel closes over, and of this CPU."""
+    cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    machine = binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten()
+    return hashlib.sha256(repr((function.__qualname__, cells, machine)).encode()).hexdigest()[:16]
 
 
 @intrinsic

@@ -18,7 +18,7 @@ from services.worker.engine.torch.compiled.rowwise import (
     compile_quantise,
 )
 from services.worker.engine.torch.compiled.team import Team, kernel_of
-from services.worker.engine.torch.compiled.tile import MOST_ROWS
+from services.worker.engine.torch.compiled.tile import MOST_ROWS, multiplies_bfloat16
 from services.worker.engine.torch.config import ModelConfig
 from services.worker.engine.torch.linear import Int8Linear, Linear, make_linear
 from services.worker.engine.torch.operators import Batch, HeadNorms, Quantised, Rows
@@ -49,7 +49,9 @@ class CompiledOperators:
         self.team = Team(threads)
         self._products = Products(self.team) if dtype == torch.bfloat16 and can_multiply() else None
         self._int8 = Int8Products(self.team, dtype) if quantised and can_multiply_int8() else None
-        self.name = "compiled" if self._products is None else "compiled, products too"
+        self.name = "compiled, pairs at once" if multiplies_bfloat16() else "compiled"
+        if self._products is not None:
+            self.name += ", products too"
         if self._int8 is not None:
             self.name += f", int8 by {PART} inputs, weights by {GROUP}"
         self._compiled = (

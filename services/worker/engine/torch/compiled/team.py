@@ -36,7 +36,7 @@ class Team:
         if self._parallel is None or units == 1:
             kernel.serial(address)
         else:
-            self._parallel(kernel.address, address, min(self.threads, units), 0)
+            self._parallel(kernel.address, address, self.threads, 0)  # fewer would end the others
 
 
 def kernel_of(compiled: Any) -> Kernel:
