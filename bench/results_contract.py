@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -151,13 +152,22 @@ def read(path: Path) -> Result:
     return result
 
 
+_COLUMNS = ("case", "metric", "value", "spread", "peer", "aim")
+
+
 def show(result: Result, console: Console | None = None) -> None:
-    """Prints the rows for people."""
-    table = Table("case", "metric", "value", "spread", "peer", "aim", title=result.name, title_justify="left")
-    for each in result.rows:
-        table.add_row(
-            each.case, each.metric, quantity(each.value, each.unit), spread(each), peer(each), aim(each)
-        )
+    """Prints the rows for people; columns that say nothing are left out."""
+    rows = [
+        (each.case, each.metric, quantity(each.value, each.unit), spread(each), peer(each), aim(each))
+        for each in result.rows
+    ]
+    table = Table(title=result.name, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    columns = zip(_COLUMNS, zip(*rows, strict=True), strict=True)
+    told = [name for name, cells in columns if any(cells)]
+    for name in told:
+        table.add_column(name, overflow="fold", no_wrap=name in ("metric", "value"))
+    for cells in rows:
+        table.add_row(*(cell for name, cell in zip(_COLUMNS, cells, strict=True) if name in told))
     (console or Console()).print(table)
 
 

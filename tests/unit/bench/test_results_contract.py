@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import statistics
 from pathlib import Path
@@ -11,9 +12,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from rich.console import Console
 
 from bench.collect import collect
-from bench.results_contract import ContractError, Row, quantity, read, record, row, this_commit, this_machine
+from bench.results_contract import (
+    ContractError,
+    Row,
+    quantity,
+    read,
+    record,
+    row,
+    show,
+    this_commit,
+    this_machine,
+)
 
 ROW = row("16 streams", "tokens_per_s", "tok/s", [880.0, 900.0, 930.0])
 
@@ -79,6 +91,15 @@ def test_page_shows_every_row_and_lists_missed_aims_first(tmp_path: Path) -> Non
     assert page.index("| [decode](#decode) | 1 stream | 17 tok/s | >= peer |") < page.index("## decode")
     assert "| 16 streams | tokens_per_s | 900 tok/s | 880 … 930, n = 3 |  |  |" in page
     assert "| 1 stream | tokens_per_s | 17 tok/s | 17 … 17, n = 1 | p: 48 tok/s | >= peer: MISSED |" in page
+
+
+def test_a_terminal_of_80_columns_breaks_no_metric_and_shows_no_empty_column(tmp_path: Path) -> None:
+    long = row("1 interactive stream beside a prompt of 4096", "p99_beside_to_idle_p50", "tok/s", [1200.0])
+    shown = io.StringIO()
+    show(record("decode", [long], results=tmp_path, quiet=True), Console(file=shown, width=80))
+    lines = shown.getvalue().splitlines()
+    assert any("p99_beside_to_idle_p50" in line and "1,200 tok/s" in line for line in lines)
+    assert not any("peer" in line for line in lines)
 
 
 def test_committed_page_is_that_of_the_committed_results(project_root: Path) -> None:
