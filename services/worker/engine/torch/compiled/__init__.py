@@ -2,6 +2,7 @@
 
 team.py          runs a kernel on the threads that torch's own products use
 jit.py           what the kernels need of the machine: memory by address, bfloat16, exp, a shared counter
+keeping.py       where compiled kernels are kept between starts
 vectors.py       pieces of LLVM IR that tiles are written in
 tile.py          a few rows times a panel in bf16 or fp32, in registers
 product.py       bf16 products: panels, and tiles over them
