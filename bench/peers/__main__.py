@@ -22,6 +22,8 @@ from bench.peers.rounds import house, run_case, to_stderr
 from bench.peers.table import table
 from bench.results_contract import RESULTS, record
 
+_NAME = "peers"
+
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; 1 when something failed."""
@@ -55,9 +57,9 @@ def _run(given: argparse.Namespace) -> int:
         print(f"left out: {failure}")
     rows = [row for case, runs in measured for row in rows_of(case, runs)]
     if rows:
-        results = given.results or (given.folder if given.cases else RESULTS)
-        record("peers", rows, packages=["headrace", "torch"], results=results, quiet=True)
-        print(f"wrote {results / 'peers.json'}")
+        results = given.results or (given.folder if given.cases and given.name == _NAME else RESULTS)
+        record(given.name, rows, packages=["headrace", "torch"], results=results, quiet=True)
+        print(f"wrote {results / given.name}.json")
     return 1 if home.failures or not rows else 0
 
 
@@ -75,8 +77,11 @@ def _parser() -> argparse.ArgumentParser:
     keys = [case.key for case in CASES]
     running.add_argument("--cases", nargs="+", default=[], metavar="KEY", help=", ".join(keys))
     running.add_argument("--repeats", type=int, default=5)
+    running.add_argument("--name", default=_NAME, help="of the file; default: %(default)s")
     running.add_argument(
-        "--results", type=Path, help=f"directory for peers.json; default: {RESULTS}, of some cases --folder"
+        "--results",
+        type=Path,
+        help=f"its directory; default: {RESULTS}, of some cases without a name --folder",
     )
     running.set_defaults(command=_run)
     for each in (installing, running):

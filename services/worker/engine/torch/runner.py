@@ -86,7 +86,8 @@ class TorchRunner:
         tokens, logprobs = self._sampler.sample(
             logits, slots.tolist(), step.output_indices[sampled], _of_sampled(step.masks, sampled)
         )
-        self._last_sampled[self._tensor(slots)] = tokens.clamp(min=0)
+        if self.capabilities.run_ahead:
+            self._last_sampled[self._tensor(slots)] = tokens.clamp(min=0)
         return TorchPending(len(step.slots), sampled, tokens, logprobs)
 
     def close(self) -> None:

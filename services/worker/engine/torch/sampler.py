@@ -61,11 +61,11 @@ class Sampler:
         self._ban_stops(logits, slots, indices, masks)
         if masks is not None:
             apply_masks(logits, masks)
-        best, tokens = _best(logits)
+        finite, tokens = _best(logits)
         drawn = [row for row, slot in enumerate(slots) if not self._sampling[slot].greedy]
         if drawn:
             self._draw(tokens, logits, drawn, slots, indices)
-        tokens = torch.where(torch.isfinite(best), tokens, NOT_FINITE)
+        tokens = torch.where(finite, tokens, NOT_FINITE)
         if penalised:
             self._penalties.count(tokens, penalised)
         return tokens, None if natural is None else self._logprobs(natural, tokens, asked, slots)
@@ -120,14 +120,17 @@ class Sampler:
 
 
 def _best(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The largest logit of each row and its first place; NaN is larger than all.
+    """Whether each row's largest logit is finite, and its first place; NaN is larger than all.
 
     On the CPU by numpy: 24 µs for 16 rows of 32,000 where torch's takes 260.
     """
     if logits.device.type != "cpu":
-        return logits.max(-1)
-    tokens = torch.from_numpy(logits.numpy().argmax(-1))
-    return logits.gather(1, tokens.unsqueeze(1)).squeeze(1), tokens
+        best, tokens = logits.max(-1)
+        return torch.isfinite(best), tokens
+    values = logits.numpy()
+    places = values.argmax(-1)
+    finite = np.isfinite(values[np.arange(len(values)), places])
+    return torch.from_numpy(finite), torch.from_numpy(places)
 
 
 def _scores(logits: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:

@@ -181,6 +181,9 @@ class CompiledStep:
 
 def pieces_of(rows: Rows, most: int) -> Int64:
     """Each row's queries by at most so many, [pieces, 4]: first token, queries, slot, first position."""
+    if rows.queries.max(initial=0) <= 1:  # decodes alone, the usual step
+        alone = (rows.starts, rows.queries, rows.slots, rows.contexts - rows.queries)
+        return np.stack(alone, axis=1, dtype=np.int64)
     counts = -(-rows.queries // most)
     row_of = np.repeat(np.arange(len(counts)), counts)
     within = (np.arange(len(row_of)) - (np.cumsum(counts) - counts)[row_of]) * most
