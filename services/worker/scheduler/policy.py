@@ -40,7 +40,7 @@ class SchedulerSettings:
     idle_step_s: float = 0.050  # longest step while nothing decodes, so that an arrival never waits long
     stretch: float = 2.0  # a target that decodes alone miss is replaced by this many times their step
     gate: float = 0.3  # no batch prefill while decodes alone take more than this part of the target
-    batch_stretch: float = 2.95  # batch work lengthens decodes to at most this many times their step
+    batch_stretch: float = 2.5  # batch work lengthens decodes to at most this many times their step
     batch_fill: float = 0.9  # batch decodes join while the step stays under this part of what it may last
     batch_kv_share: float = 0.3  # most KV blocks that BATCH may hold while interactive work is about
     batch_kv_share_quiet: float = 0.6  # the same once none was seen for quiet_s
