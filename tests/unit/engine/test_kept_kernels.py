@@ -96,7 +96,9 @@ def _compile() -> int:
     return int(compile_gate(FLOAT32, 72).address)
 
 
-def test_a_damaged_kernel_is_compiled_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_kernel_is_compiled_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv(keeping.KERNELS_VARIABLE, str(tmp_path))
     assert _compile()
     kept = [path for path in tmp_path.rglob("*.nb*") if path.is_file()]
@@ -105,6 +107,7 @@ def test_a_damaged_kernel_is_compiled_again(tmp_path: Path, monkeypatch: pytest.
         for path in kept:
             path.write_bytes(damage)
         assert _compile()
+        assert "compiling again what is damaged" in capsys.readouterr().err
     assert all(path.stat().st_size > 100 for path in kept)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import sys
 from typing import Any
 
 import numba
@@ -34,9 +35,11 @@ def kernel(function: Any) -> Any:
         for _ in range(2):
             try:
                 return cfunc(KERNEL, cache=True, **options)(function)
-            except OSError:  # the disk is full
+            except OSError as error:  # the disk is full
+                print(f"a kernel cannot be kept in {folder}: {error}", file=sys.stderr)
                 break
-            except Exception:  # what lies there is damaged: numba lets all that unpickling raises through
+            except Exception as error:  # damaged: numba lets all that unpickling raises through
+                print(f"compiling again what is damaged in {folder}: {error!r}", file=sys.stderr)
                 shutil.rmtree(folder, ignore_errors=True)
     return cfunc(KERNEL, cache=False, **options)(function)
 
