@@ -23,7 +23,7 @@ from services.worker.engine.base import EngineDescription
 from services.worker.engine.client import EngineClient
 from services.worker.engine.errors import EngineDied, EngineLoadError
 from services.worker.engine.settings import EngineSettings
-from services.worker.gpu import Lease, claim_gpu
+from services.worker.gpu.lease import Lease, claim_gpu
 from services.worker.health import AttachedHealth
 from services.worker.metrics import WorkerMetrics
 from services.worker.session.desk import Desk

@@ -9,13 +9,13 @@ set (Kubernetes' device plugin, an operator).
 from __future__ import annotations
 
 import fcntl
-import importlib
 import os
 from collections.abc import Callable, MutableMapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from services.common.lifecycle import StartError
+from services.worker.gpu.nvml import load_nvml, parts
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
@@ -25,14 +25,6 @@ class Lease(NamedTuple):
 
     uuid: str
     descriptor: int
-
-
-def load_nvml() -> Any:
-    """NVIDIA's management library; None where it is not installed."""
-    try:
-        return importlib.import_module("pynvml")
-    except ImportError:
-        return None
 
 
 def claim_gpu(
@@ -66,27 +58,9 @@ def device_uuids(nvml: Any) -> list[str]:
     except nvml.NVMLError:
         return []
     try:
-        handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
-        return [_text(nvml.nvmlDeviceGetUUID(part)) for handle in handles for part in _parts(nvml, handle)]
+        return [part.uuid for part in parts(nvml)]
     finally:
         nvml.nvmlShutdown()
-
-
-def _parts(nvml: Any, handle: Any) -> list[Any]:
-    """The MIG instances of a GPU, or the GPU itself where it is not divided."""
-    try:
-        divided = nvml.nvmlDeviceGetMigMode(handle)[0]
-    except nvml.NVMLError:  # a GPU without MIG
-        divided = 0
-    if not divided:
-        return [handle]
-    found = []
-    for index in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
-        try:
-            found.append(nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index))
-        except nvml.NVMLError:  # no instance at this place
-            continue
-    return found
 
 
 def _lock(lease_dir: Path, uuid: str) -> int | None:
@@ -102,7 +76,3 @@ def _lock(lease_dir: Path, uuid: str) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value

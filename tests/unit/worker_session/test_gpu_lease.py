@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from services.common.lifecycle import StartError
-from services.worker.gpu import VISIBLE, claim_gpu, device_uuids
+from services.worker.gpu.lease import VISIBLE, claim_gpu, device_uuids
 
 ROOT = Path(__file__).parent.parent.parent.parent
 FAKE_NVML = """
@@ -58,7 +58,7 @@ CLAIM = """
 import os, sys
 from pathlib import Path
 from services.common.lifecycle import StartError
-from services.worker.gpu import claim_gpu
+from services.worker.gpu.lease import claim_gpu
 try:
     lease = claim_gpu(Path(sys.argv[1]), os.environ)
     print(os.environ.get("CUDA_VISIBLE_DEVICES", "none"), flush=True)
