@@ -22,6 +22,7 @@ from services.router.relay.order import Order
 from services.router.sessions.workers import Workers
 from services.router.settings import RouterSettings
 
+DETERMINISTIC = "deterministic"
 _numbers = itertools.count(1)
 
 
@@ -101,9 +102,7 @@ class Preparation:
         sessions = self._workers.of(model.name)
         for capability in _needed(visit):
             if sessions and not any(capability in each.capabilities for each in sessions):
-                raise errors.Unimplemented(
-                    f"no worker of model {model.name!r} has the capability {capability!r}"
-                )
+                raise _lacking(capability, model.name)
         if visit.accepted.chat is not None and not model.description.chat:
             raise errors.InvalidArgument(
                 FieldViolation("chat", f"the model {model.name!r} has no chat template")
@@ -183,7 +182,16 @@ def _needed(visit: Visit) -> list[str]:
         needed.append("grammar")
     if visit.accepted.sampling.HasField("logprobs"):
         needed.append("logprobs")
+    if visit.accepted.deterministic:
+        needed.append(DETERMINISTIC)
     return needed
+
+
+def _lacking(capability: str, model: str) -> errors.HeadraceError:
+    message = f"no worker of model {model!r} has the capability {capability!r}"
+    if capability == DETERMINISTIC:
+        return errors.FailedPrecondition(message, reason="NOT_DETERMINISTIC")
+    return errors.Unimplemented(message)
 
 
 def _seeded(sampling: types_pb2.SamplingParams) -> types_pb2.SamplingParams:

@@ -29,6 +29,12 @@ NOT_PART_OF_THE_ANSWER = (
     "user",
     "flush",
     "resume",
+    "sheddable",
+    "preferred_labels",
+)
+_OF_ONE_RUN = (
+    *("request_id", "timings", "latency_class", "asked_class", "class_reason", "shape"),
+    *("worker_id", "attempts", "seed", "text", "token_ids", "logprobs"),
 )
 MAX_NUMERICS = 4
 KIND = "response"
@@ -101,9 +107,7 @@ def _answer(flight: Flight) -> router_pb2.Finished:
     assert flight.finished is not None
     answer = router_pb2.Finished()
     answer.CopyFrom(flight.finished)
-    for name in ("request_id", "timings", "latency_class", "shape", "worker_id", "attempts", "seed"):
-        answer.ClearField(name)
-    for name in ("text", "token_ids", "logprobs"):
+    for name in _OF_ONE_RUN:
         answer.ClearField(name)
     kept = flight.outlet.kept
     answer.text = "".join(kept.text)

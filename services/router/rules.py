@@ -155,8 +155,9 @@ def _handling_faults(request: router_pb2.GenerateRequest) -> list[FieldViolation
         found.append(FieldViolation("latency_class", "SYSTEM is for the mesh's own probes"))
     elif request.latency_class not in (0, *LatencyClass):
         found.append(FieldViolation("latency_class", f"{request.latency_class} is not known"))
-    if len(request.required_labels) > MAX_LABELS:
-        found.append(FieldViolation("required_labels", f"at most {MAX_LABELS}"))
+    for name in ("required_labels", "preferred_labels"):
+        if len(getattr(request, name)) > MAX_LABELS:
+            found.append(FieldViolation(name, f"at most {MAX_LABELS}"))
     return [*found, *_flush_faults(request.flush)]
 
 

@@ -39,6 +39,10 @@ class Accepted:
     flush_delay_s: float | None
     flush_tokens: int | None
     labels: frozenset[tuple[str, str]]
+    preferred_labels: frozenset[tuple[str, str]]
+    sheddable: bool | None
+    """None: as set for the tenant."""
+    deterministic: bool
 
     @property
     def reproducible(self) -> bool:
@@ -98,6 +102,9 @@ def _accepted(request: router_pb2.GenerateRequest) -> Accepted:
         flush_delay_s=_given_seconds(flush, "max_delay"),
         flush_tokens=flush.max_tokens if flush.HasField("max_tokens") else None,
         labels=frozenset(request.required_labels.items()),
+        preferred_labels=frozenset(request.preferred_labels.items()),
+        sheddable=request.sheddable if request.HasField("sheddable") else None,
+        deterministic=request.deterministic,
     )
 
 

@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from headrace.v1 import types_pb2 as headrace_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18headrace/v1/router.proto\x12\x0bheadrace.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17headrace/v1/types.proto\"\xd0\x06\n\x0fGenerateRequest\x12\x12\n\x05model\x18\x01 \x01(\tH\x01\x88\x01\x01\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12)\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x19.headrace.v1.ChatMessagesH\x00\x12*\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x15.headrace.v1.TokenIdsH\x00\x12-\n\x08sampling\x18\x05 \x01(\x0b\x32\x1b.headrace.v1.SamplingParams\x12\x17\n\nmax_tokens\x18\x06 \x01(\rH\x02\x88\x01\x01\x12\x0c\n\x04stop\x18\x07 \x03(\t\x12%\n\x07grammar\x18\x08 \x01(\x0b\x32\x14.headrace.v1.Grammar\x12\x35\n\rlatency_class\x18\t \x01(\x0e\x32\x19.headrace.v1.LatencyClassH\x03\x88\x01\x01\x12\x13\n\x06stream\x18\n \x01(\x08H\x04\x88\x01\x01\x12\x17\n\nrequest_id\x18\x0b \x01(\tH\x05\x88\x01\x01\x12\x36\n\x13\x63ompletion_deadline\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x0c\x64o_not_queue\x18\r \x01(\x08H\x06\x88\x01\x01\x12\x31\n\x0b\x63\x61\x63he_scope\x18\x0e \x01(\x0e\x32\x17.headrace.v1.CacheScopeH\x07\x88\x01\x01\x12\x11\n\x04user\x18\x0f \x01(\tH\x08\x88\x01\x01\x12\'\n\x05\x66lush\x18\x10 \x01(\x0b\x32\x18.headrace.v1.FlushPolicy\x12#\n\x06resume\x18\x11 \x01(\x0b\x32\x13.headrace.v1.Resume\x12I\n\x0frequired_labels\x18\x12 \x03(\x0b\x32\x30.headrace.v1.GenerateRequest.RequiredLabelsEntry\x1a\x35\n\x13RequiredLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x08\n\x06promptB\x08\n\x06_modelB\r\n\x0b_max_tokensB\x10\n\x0e_latency_classB\t\n\x07_streamB\r\n\x0b_request_idB\x0f\n\r_do_not_queueB\x0e\n\x0c_cache_scopeB\x07\n\x05_user\"c\n\x0b\x46lushPolicy\x12,\n\tmax_delay\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\nmax_tokens\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\r\n\x0b_max_tokens\"0\n\x06Resume\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\nnext_index\x18\x02 \x01(\r\"k\n\x10GenerateResponse\x12#\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x12.headrace.v1.DeltaH\x00\x12)\n\x08\x66inished\x18\x02 \x01(\x0b\x32\x15.headrace.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"h\n\x05\x44\x65lta\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12/\n\x08logprobs\x18\x04 \x03(\x0b\x32\x1d.headrace.v1.PositionLogprobs\"\xda\x03\n\x08\x46inished\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x30\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x19.headrace.v1.FinishReason\x12\x15\n\x0bstop_string\x18\x04 \x01(\tH\x00\x12\x17\n\rstop_token_id\x18\x05 \x01(\rH\x00\x12\x0c\n\x04text\x18\x06 \x01(\t\x12\x11\n\ttoken_ids\x18\x07 \x03(\r\x12/\n\x08logprobs\x18\x08 \x03(\x0b\x32\x1d.headrace.v1.PositionLogprobs\x12!\n\x05usage\x18\t \x01(\x0b\x32\x12.headrace.v1.Usage\x12%\n\x07timings\x18\n \x01(\x0b\x32\x14.headrace.v1.Timings\x12\x30\n\rlatency_class\x18\x0b \x01(\x0e\x32\x19.headrace.v1.LatencyClass\x12!\n\x05shape\x18\x0c \x01(\x0b\x32\x12.headrace.v1.Shape\x12\x0c\n\x04seed\x18\r \x01(\x04\x12\x11\n\tworker_id\x18\x0e \x01(\t\x12\x10\n\x08\x61ttempts\x18\x0f \x01(\r\x12\x17\n\x0f\x63\x61\x63hed_response\x18\x10 \x01(\x08\x42\x0c\n\nstop_match\"\x13\n\x11ListModelsRequest\"8\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.headrace.v1.Model\"v\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x02 \x01(\r\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x0f\n\x07workers\x18\x04 \x01(\r\x12\x0c\n\x04\x63hat\x18\x05 \x01(\x08\x12\x14\n\x0c\x63\x61pabilities\x18\x06 \x03(\t\"w\n\x12\x43ountTokensRequest\x12\x12\n\x05model\x18\x01 \x01(\tH\x01\x88\x01\x01\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12)\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x19.headrace.v1.ChatMessagesH\x00\x42\x08\n\x06promptB\x08\n\x06_model\"4\n\x13\x43ountTokensResponse\x12\x0e\n\x06tokens\x18\x01 \x01(\r\x12\r\n\x05model\x18\x02 \x01(\t2\xc1\x02\n\rRouterService\x12I\n\x08Generate\x12\x1c.headrace.v1.GenerateRequest\x1a\x1d.headrace.v1.GenerateResponse0\x01\x12\x44\n\rGenerateUnary\x12\x1c.headrace.v1.GenerateRequest\x1a\x15.headrace.v1.Finished\x12M\n\nListModels\x12\x1e.headrace.v1.ListModelsRequest\x1a\x1f.headrace.v1.ListModelsResponse\x12P\n\x0b\x43ountTokens\x12\x1f.headrace.v1.CountTokensRequest\x1a .headrace.v1.CountTokensResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18headrace/v1/router.proto\x12\x0bheadrace.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17headrace/v1/types.proto\"\xa9\x08\n\x0fGenerateRequest\x12\x12\n\x05model\x18\x01 \x01(\tH\x01\x88\x01\x01\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12)\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x19.headrace.v1.ChatMessagesH\x00\x12*\n\ttoken_ids\x18\x04 \x01(\x0b\x32\x15.headrace.v1.TokenIdsH\x00\x12-\n\x08sampling\x18\x05 \x01(\x0b\x32\x1b.headrace.v1.SamplingParams\x12\x17\n\nmax_tokens\x18\x06 \x01(\rH\x02\x88\x01\x01\x12\x0c\n\x04stop\x18\x07 \x03(\t\x12%\n\x07grammar\x18\x08 \x01(\x0b\x32\x14.headrace.v1.Grammar\x12\x35\n\rlatency_class\x18\t \x01(\x0e\x32\x19.headrace.v1.LatencyClassH\x03\x88\x01\x01\x12\x13\n\x06stream\x18\n \x01(\x08H\x04\x88\x01\x01\x12\x17\n\nrequest_id\x18\x0b \x01(\tH\x05\x88\x01\x01\x12\x36\n\x13\x63ompletion_deadline\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x0c\x64o_not_queue\x18\r \x01(\x08H\x06\x88\x01\x01\x12\x31\n\x0b\x63\x61\x63he_scope\x18\x0e \x01(\x0e\x32\x17.headrace.v1.CacheScopeH\x07\x88\x01\x01\x12\x11\n\x04user\x18\x0f \x01(\tH\x08\x88\x01\x01\x12\'\n\x05\x66lush\x18\x10 \x01(\x0b\x32\x18.headrace.v1.FlushPolicy\x12#\n\x06resume\x18\x11 \x01(\x0b\x32\x13.headrace.v1.Resume\x12I\n\x0frequired_labels\x18\x12 \x03(\x0b\x32\x30.headrace.v1.GenerateRequest.RequiredLabelsEntry\x12\x16\n\tsheddable\x18\x13 \x01(\x08H\t\x88\x01\x01\x12\x1a\n\rdeterministic\x18\x14 \x01(\x08H\n\x88\x01\x01\x12K\n\x10preferred_labels\x18\x15 \x03(\x0b\x32\x31.headrace.v1.GenerateRequest.PreferredLabelsEntry\x1a\x35\n\x13RequiredLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x36\n\x14PreferredLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x08\n\x06promptB\x08\n\x06_modelB\r\n\x0b_max_tokensB\x10\n\x0e_latency_classB\t\n\x07_streamB\r\n\x0b_request_idB\x0f\n\r_do_not_queueB\x0e\n\x0c_cache_scopeB\x07\n\x05_userB\x0c\n\n_sheddableB\x10\n\x0e_deterministic\"c\n\x0b\x46lushPolicy\x12,\n\tmax_delay\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\nmax_tokens\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\r\n\x0b_max_tokens\"0\n\x06Resume\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\nnext_index\x18\x02 \x01(\r\"k\n\x10GenerateResponse\x12#\n\x05\x64\x65lta\x18\x01 \x01(\x0b\x32\x12.headrace.v1.DeltaH\x00\x12)\n\x08\x66inished\x18\x02 \x01(\x0b\x32\x15.headrace.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"h\n\x05\x44\x65lta\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12/\n\x08logprobs\x18\x04 \x03(\x0b\x32\x1d.headrace.v1.PositionLogprobs\"\xba\x04\n\x08\x46inished\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x30\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x19.headrace.v1.FinishReason\x12\x15\n\x0bstop_string\x18\x04 \x01(\tH\x00\x12\x17\n\rstop_token_id\x18\x05 \x01(\rH\x00\x12\x0c\n\x04text\x18\x06 \x01(\t\x12\x11\n\ttoken_ids\x18\x07 \x03(\r\x12/\n\x08logprobs\x18\x08 \x03(\x0b\x32\x1d.headrace.v1.PositionLogprobs\x12!\n\x05usage\x18\t \x01(\x0b\x32\x12.headrace.v1.Usage\x12%\n\x07timings\x18\n \x01(\x0b\x32\x14.headrace.v1.Timings\x12\x30\n\rlatency_class\x18\x0b \x01(\x0e\x32\x19.headrace.v1.LatencyClass\x12!\n\x05shape\x18\x0c \x01(\x0b\x32\x12.headrace.v1.Shape\x12\x0c\n\x04seed\x18\r \x01(\x04\x12\x11\n\tworker_id\x18\x0e \x01(\t\x12\x10\n\x08\x61ttempts\x18\x0f \x01(\r\x12\x17\n\x0f\x63\x61\x63hed_response\x18\x10 \x01(\x08\x12.\n\x0b\x61sked_class\x18\x11 \x01(\x0e\x32\x19.headrace.v1.LatencyClass\x12.\n\x0c\x63lass_reason\x18\x12 \x01(\x0e\x32\x18.headrace.v1.ClassReasonB\x0c\n\nstop_match\"\x13\n\x11ListModelsRequest\"8\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.headrace.v1.Model\"v\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x02 \x01(\r\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x0f\n\x07workers\x18\x04 \x01(\r\x12\x0c\n\x04\x63hat\x18\x05 \x01(\x08\x12\x14\n\x0c\x63\x61pabilities\x18\x06 \x03(\t\"w\n\x12\x43ountTokensRequest\x12\x12\n\x05model\x18\x01 \x01(\tH\x01\x88\x01\x01\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12)\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x19.headrace.v1.ChatMessagesH\x00\x42\x08\n\x06promptB\x08\n\x06_model\"4\n\x13\x43ountTokensResponse\x12\x0e\n\x06tokens\x18\x01 \x01(\r\x12\r\n\x05model\x18\x02 \x01(\t*\x95\x01\n\x0b\x43lassReason\x12\x1c\n\x18\x43LASS_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x43LASS_REASON_ASKED\x10\x01\x12\x19\n\x15\x43LASS_REASON_INFERRED\x10\x02\x12\x17\n\x13\x43LASS_REASON_CAPPED\x10\x03\x12\x1c\n\x18\x43LASS_REASON_OVER_BUDGET\x10\x04\x32\xc1\x02\n\rRouterService\x12I\n\x08Generate\x12\x1c.headrace.v1.GenerateRequest\x1a\x1d.headrace.v1.GenerateResponse0\x01\x12\x44\n\rGenerateUnary\x12\x1c.headrace.v1.GenerateRequest\x1a\x15.headrace.v1.Finished\x12M\n\nListModels\x12\x1e.headrace.v1.ListModelsRequest\x1a\x1f.headrace.v1.ListModelsResponse\x12P\n\x0b\x43ountTokens\x12\x1f.headrace.v1.CountTokensRequest\x1a .headrace.v1.CountTokensResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,30 +35,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GENERATEREQUEST_REQUIREDLABELSENTRY']._loaded_options = None
   _globals['_GENERATEREQUEST_REQUIREDLABELSENTRY']._serialized_options = b'8\001'
+  _globals['_GENERATEREQUEST_PREFERREDLABELSENTRY']._loaded_options = None
+  _globals['_GENERATEREQUEST_PREFERREDLABELSENTRY']._serialized_options = b'8\001'
+  _globals['_CLASSREASON']._serialized_start=2480
+  _globals['_CLASSREASON']._serialized_end=2629
   _globals['_GENERATEREQUEST']._serialized_start=99
-  _globals['_GENERATEREQUEST']._serialized_end=947
-  _globals['_GENERATEREQUEST_REQUIREDLABELSENTRY']._serialized_start=773
-  _globals['_GENERATEREQUEST_REQUIREDLABELSENTRY']._serialized_end=826
-  _globals['_FLUSHPOLICY']._serialized_start=949
-  _globals['_FLUSHPOLICY']._serialized_end=1048
-  _globals['_RESUME']._serialized_start=1050
-  _globals['_RESUME']._serialized_end=1098
-  _globals['_GENERATERESPONSE']._serialized_start=1100
-  _globals['_GENERATERESPONSE']._serialized_end=1207
-  _globals['_DELTA']._serialized_start=1209
-  _globals['_DELTA']._serialized_end=1313
-  _globals['_FINISHED']._serialized_start=1316
-  _globals['_FINISHED']._serialized_end=1790
-  _globals['_LISTMODELSREQUEST']._serialized_start=1792
-  _globals['_LISTMODELSREQUEST']._serialized_end=1811
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1813
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1869
-  _globals['_MODEL']._serialized_start=1871
-  _globals['_MODEL']._serialized_end=1989
-  _globals['_COUNTTOKENSREQUEST']._serialized_start=1991
-  _globals['_COUNTTOKENSREQUEST']._serialized_end=2110
-  _globals['_COUNTTOKENSRESPONSE']._serialized_start=2112
-  _globals['_COUNTTOKENSRESPONSE']._serialized_end=2164
-  _globals['_ROUTERSERVICE']._serialized_start=2167
-  _globals['_ROUTERSERVICE']._serialized_end=2488
+  _globals['_GENERATEREQUEST']._serialized_end=1164
+  _globals['_GENERATEREQUEST_REQUIREDLABELSENTRY']._serialized_start=902
+  _globals['_GENERATEREQUEST_REQUIREDLABELSENTRY']._serialized_end=955
+  _globals['_GENERATEREQUEST_PREFERREDLABELSENTRY']._serialized_start=957
+  _globals['_GENERATEREQUEST_PREFERREDLABELSENTRY']._serialized_end=1011
+  _globals['_FLUSHPOLICY']._serialized_start=1166
+  _globals['_FLUSHPOLICY']._serialized_end=1265
+  _globals['_RESUME']._serialized_start=1267
+  _globals['_RESUME']._serialized_end=1315
+  _globals['_GENERATERESPONSE']._serialized_start=1317
+  _globals['_GENERATERESPONSE']._serialized_end=1424
+  _globals['_DELTA']._serialized_start=1426
+  _globals['_DELTA']._serialized_end=1530
+  _globals['_FINISHED']._serialized_start=1533
+  _globals['_FINISHED']._serialized_end=2103
+  _globals['_LISTMODELSREQUEST']._serialized_start=2105
+  _globals['_LISTMODELSREQUEST']._serialized_end=2124
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2126
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2182
+  _globals['_MODEL']._serialized_start=2184
+  _globals['_MODEL']._serialized_end=2302
+  _globals['_COUNTTOKENSREQUEST']._serialized_start=2304
+  _globals['_COUNTTOKENSREQUEST']._serialized_end=2423
+  _globals['_COUNTTOKENSRESPONSE']._serialized_start=2425
+  _globals['_COUNTTOKENSRESPONSE']._serialized_end=2477
+  _globals['_ROUTERSERVICE']._serialized_start=2632
+  _globals['_ROUTERSERVICE']._serialized_end=2953
 # @@protoc_insertion_point(module_scope)

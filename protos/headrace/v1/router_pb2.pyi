@@ -3,6 +3,7 @@ import datetime
 from google.protobuf import duration_pb2 as _duration_pb2
 from headrace.v1 import types_pb2 as _types_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
@@ -10,9 +11,29 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class ClassReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CLASS_REASON_UNSPECIFIED: _ClassVar[ClassReason]
+    CLASS_REASON_ASKED: _ClassVar[ClassReason]
+    CLASS_REASON_INFERRED: _ClassVar[ClassReason]
+    CLASS_REASON_CAPPED: _ClassVar[ClassReason]
+    CLASS_REASON_OVER_BUDGET: _ClassVar[ClassReason]
+CLASS_REASON_UNSPECIFIED: ClassReason
+CLASS_REASON_ASKED: ClassReason
+CLASS_REASON_INFERRED: ClassReason
+CLASS_REASON_CAPPED: ClassReason
+CLASS_REASON_OVER_BUDGET: ClassReason
+
 class GenerateRequest(_message.Message):
-    __slots__ = ("model", "text", "chat", "token_ids", "sampling", "max_tokens", "stop", "grammar", "latency_class", "stream", "request_id", "completion_deadline", "do_not_queue", "cache_scope", "user", "flush", "resume", "required_labels")
+    __slots__ = ("model", "text", "chat", "token_ids", "sampling", "max_tokens", "stop", "grammar", "latency_class", "stream", "request_id", "completion_deadline", "do_not_queue", "cache_scope", "user", "flush", "resume", "required_labels", "sheddable", "deterministic", "preferred_labels")
     class RequiredLabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class PreferredLabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
@@ -37,6 +58,9 @@ class GenerateRequest(_message.Message):
     FLUSH_FIELD_NUMBER: _ClassVar[int]
     RESUME_FIELD_NUMBER: _ClassVar[int]
     REQUIRED_LABELS_FIELD_NUMBER: _ClassVar[int]
+    SHEDDABLE_FIELD_NUMBER: _ClassVar[int]
+    DETERMINISTIC_FIELD_NUMBER: _ClassVar[int]
+    PREFERRED_LABELS_FIELD_NUMBER: _ClassVar[int]
     model: str
     text: str
     chat: _types_pb2.ChatMessages
@@ -55,7 +79,10 @@ class GenerateRequest(_message.Message):
     flush: FlushPolicy
     resume: Resume
     required_labels: _containers.ScalarMap[str, str]
-    def __init__(self, model: _Optional[str] = ..., text: _Optional[str] = ..., chat: _Optional[_Union[_types_pb2.ChatMessages, _Mapping]] = ..., token_ids: _Optional[_Union[_types_pb2.TokenIds, _Mapping]] = ..., sampling: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., max_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., grammar: _Optional[_Union[_types_pb2.Grammar, _Mapping]] = ..., latency_class: _Optional[_Union[_types_pb2.LatencyClass, str]] = ..., stream: _Optional[bool] = ..., request_id: _Optional[str] = ..., completion_deadline: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., do_not_queue: _Optional[bool] = ..., cache_scope: _Optional[_Union[_types_pb2.CacheScope, str]] = ..., user: _Optional[str] = ..., flush: _Optional[_Union[FlushPolicy, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., required_labels: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    sheddable: bool
+    deterministic: bool
+    preferred_labels: _containers.ScalarMap[str, str]
+    def __init__(self, model: _Optional[str] = ..., text: _Optional[str] = ..., chat: _Optional[_Union[_types_pb2.ChatMessages, _Mapping]] = ..., token_ids: _Optional[_Union[_types_pb2.TokenIds, _Mapping]] = ..., sampling: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., max_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., grammar: _Optional[_Union[_types_pb2.Grammar, _Mapping]] = ..., latency_class: _Optional[_Union[_types_pb2.LatencyClass, str]] = ..., stream: _Optional[bool] = ..., request_id: _Optional[str] = ..., completion_deadline: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., do_not_queue: _Optional[bool] = ..., cache_scope: _Optional[_Union[_types_pb2.CacheScope, str]] = ..., user: _Optional[str] = ..., flush: _Optional[_Union[FlushPolicy, _Mapping]] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ..., required_labels: _Optional[_Mapping[str, str]] = ..., sheddable: _Optional[bool] = ..., deterministic: _Optional[bool] = ..., preferred_labels: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class FlushPolicy(_message.Message):
     __slots__ = ("max_delay", "max_tokens")
@@ -94,7 +121,7 @@ class Delta(_message.Message):
     def __init__(self, index: _Optional[int] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[_types_pb2.PositionLogprobs, _Mapping]]] = ...) -> None: ...
 
 class Finished(_message.Message):
-    __slots__ = ("request_id", "model", "finish_reason", "stop_string", "stop_token_id", "text", "token_ids", "logprobs", "usage", "timings", "latency_class", "shape", "seed", "worker_id", "attempts", "cached_response")
+    __slots__ = ("request_id", "model", "finish_reason", "stop_string", "stop_token_id", "text", "token_ids", "logprobs", "usage", "timings", "latency_class", "shape", "seed", "worker_id", "attempts", "cached_response", "asked_class", "class_reason")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
@@ -111,6 +138,8 @@ class Finished(_message.Message):
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
     CACHED_RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    ASKED_CLASS_FIELD_NUMBER: _ClassVar[int]
+    CLASS_REASON_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     finish_reason: _types_pb2.FinishReason
@@ -127,7 +156,9 @@ class Finished(_message.Message):
     worker_id: str
     attempts: int
     cached_response: bool
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., finish_reason: _Optional[_Union[_types_pb2.FinishReason, str]] = ..., stop_string: _Optional[str] = ..., stop_token_id: _Optional[int] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[_types_pb2.PositionLogprobs, _Mapping]]] = ..., usage: _Optional[_Union[_types_pb2.Usage, _Mapping]] = ..., timings: _Optional[_Union[_types_pb2.Timings, _Mapping]] = ..., latency_class: _Optional[_Union[_types_pb2.LatencyClass, str]] = ..., shape: _Optional[_Union[_types_pb2.Shape, _Mapping]] = ..., seed: _Optional[int] = ..., worker_id: _Optional[str] = ..., attempts: _Optional[int] = ..., cached_response: _Optional[bool] = ...) -> None: ...
+    asked_class: _types_pb2.LatencyClass
+    class_reason: ClassReason
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., finish_reason: _Optional[_Union[_types_pb2.FinishReason, str]] = ..., stop_string: _Optional[str] = ..., stop_token_id: _Optional[int] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[_types_pb2.PositionLogprobs, _Mapping]]] = ..., usage: _Optional[_Union[_types_pb2.Usage, _Mapping]] = ..., timings: _Optional[_Union[_types_pb2.Timings, _Mapping]] = ..., latency_class: _Optional[_Union[_types_pb2.LatencyClass, str]] = ..., shape: _Optional[_Union[_types_pb2.Shape, _Mapping]] = ..., seed: _Optional[int] = ..., worker_id: _Optional[str] = ..., attempts: _Optional[int] = ..., cached_response: _Optional[bool] = ..., asked_class: _Optional[_Union[_types_pb2.LatencyClass, str]] = ..., class_reason: _Optional[_Union[ClassReason, str]] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ()

@@ -31,7 +31,16 @@ class RouterServiceStub:
     `authorization: Bearer hr_…`; no field of a request names it.
 
     Failures carry google.rpc details: BadRequest for invalid fields, RetryInfo where a retry may help,
-    ErrorInfo (domain "headrace") always.
+    ErrorInfo (domain "headrace") always. Refusals of the scheduler are told apart by the reason in ErrorInfo:
+
+      RESOURCE_EXHAUSTED   OVERLOADED           the mesh is too busy to keep this class's targets
+                           SHED                 the same, and the request is sheddable
+                           DEADLINE_INFEASIBLE  the deadline cannot be met, so nothing was spent on it
+                           WOULD_QUEUE          it would have to wait, and do_not_queue was set
+                           TENANT_QUEUE_FULL    too many of the tenant's requests, or bytes of them, wait
+                           QUOTA_EXCEEDED       the tenant's own quota; QuotaFailure says which
+      UNAVAILABLE          NO_WORKER            no worker that could ever run it came within the class's patience
+      FAILED_PRECONDITION  NOT_DETERMINISTIC    no worker of the model has the capability "deterministic"
     """
 
     @_typing.overload
@@ -60,7 +69,16 @@ class RouterServiceAsyncStub(RouterServiceStub):
     `authorization: Bearer hr_…`; no field of a request names it.
 
     Failures carry google.rpc details: BadRequest for invalid fields, RetryInfo where a retry may help,
-    ErrorInfo (domain "headrace") always.
+    ErrorInfo (domain "headrace") always. Refusals of the scheduler are told apart by the reason in ErrorInfo:
+
+      RESOURCE_EXHAUSTED   OVERLOADED           the mesh is too busy to keep this class's targets
+                           SHED                 the same, and the request is sheddable
+                           DEADLINE_INFEASIBLE  the deadline cannot be met, so nothing was spent on it
+                           WOULD_QUEUE          it would have to wait, and do_not_queue was set
+                           TENANT_QUEUE_FULL    too many of the tenant's requests, or bytes of them, wait
+                           QUOTA_EXCEEDED       the tenant's own quota; QuotaFailure says which
+      UNAVAILABLE          NO_WORKER            no worker that could ever run it came within the class's patience
+      FAILED_PRECONDITION  NOT_DETERMINISTIC    no worker of the model has the capability "deterministic"
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -85,7 +103,16 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
     `authorization: Bearer hr_…`; no field of a request names it.
 
     Failures carry google.rpc details: BadRequest for invalid fields, RetryInfo where a retry may help,
-    ErrorInfo (domain "headrace") always.
+    ErrorInfo (domain "headrace") always. Refusals of the scheduler are told apart by the reason in ErrorInfo:
+
+      RESOURCE_EXHAUSTED   OVERLOADED           the mesh is too busy to keep this class's targets
+                           SHED                 the same, and the request is sheddable
+                           DEADLINE_INFEASIBLE  the deadline cannot be met, so nothing was spent on it
+                           WOULD_QUEUE          it would have to wait, and do_not_queue was set
+                           TENANT_QUEUE_FULL    too many of the tenant's requests, or bytes of them, wait
+                           QUOTA_EXCEEDED       the tenant's own quota; QuotaFailure says which
+      UNAVAILABLE          NO_WORKER            no worker that could ever run it came within the class's patience
+      FAILED_PRECONDITION  NOT_DETERMINISTIC    no worker of the model has the capability "deterministic"
     """
 
     @_abc_1.abstractmethod

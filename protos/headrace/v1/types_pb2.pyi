@@ -125,20 +125,24 @@ class Usage(_message.Message):
     def __init__(self, prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ...) -> None: ...
 
 class Timings(_message.Message):
-    __slots__ = ("encode_us", "queue_us", "prefill_us", "decode_us", "first_token_us", "total_us")
+    __slots__ = ("encode_us", "queue_us", "prefill_us", "decode_us", "first_token_us", "total_us", "predicted_queue_us", "predicted_first_token_us")
     ENCODE_US_FIELD_NUMBER: _ClassVar[int]
     QUEUE_US_FIELD_NUMBER: _ClassVar[int]
     PREFILL_US_FIELD_NUMBER: _ClassVar[int]
     DECODE_US_FIELD_NUMBER: _ClassVar[int]
     FIRST_TOKEN_US_FIELD_NUMBER: _ClassVar[int]
     TOTAL_US_FIELD_NUMBER: _ClassVar[int]
+    PREDICTED_QUEUE_US_FIELD_NUMBER: _ClassVar[int]
+    PREDICTED_FIRST_TOKEN_US_FIELD_NUMBER: _ClassVar[int]
     encode_us: int
     queue_us: int
     prefill_us: int
     decode_us: int
     first_token_us: int
     total_us: int
-    def __init__(self, encode_us: _Optional[int] = ..., queue_us: _Optional[int] = ..., prefill_us: _Optional[int] = ..., decode_us: _Optional[int] = ..., first_token_us: _Optional[int] = ..., total_us: _Optional[int] = ...) -> None: ...
+    predicted_queue_us: int
+    predicted_first_token_us: int
+    def __init__(self, encode_us: _Optional[int] = ..., queue_us: _Optional[int] = ..., prefill_us: _Optional[int] = ..., decode_us: _Optional[int] = ..., first_token_us: _Optional[int] = ..., total_us: _Optional[int] = ..., predicted_queue_us: _Optional[int] = ..., predicted_first_token_us: _Optional[int] = ...) -> None: ...
 
 class Shape(_message.Message):
     __slots__ = ("uncached_prompt_bucket", "expected_output_bucket")

@@ -99,6 +99,12 @@ async def test_a_grammar_needs_a_worker_that_can(house: House) -> None:
     assert "'grammar'" in (error.details() or "")
 
 
+async def test_a_deterministic_request_needs_a_worker_that_is(house: House) -> None:
+    error = await refused(house, Request(text="x", deterministic=True))
+    assert error.code() is Code.FAILED_PRECONDITION
+    assert details(error)["ErrorInfo"].reason == "NOT_DETERMINISTIC"
+
+
 async def test_resuming_is_not_offered_yet(house: House) -> None:
     error = await refused(house, Request(resume={"request_id": "x", "next_index": 3}))
     assert error.code() is Code.UNIMPLEMENTED
