@@ -1,0 +1,1 @@
+"""Benchmarks over a whole mesh of real processes on this machine."""
