@@ -5,7 +5,8 @@ from __future__ import annotations
 from headrace.v1 import session_pb2
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from services.worker.engine.report import StepReport
+from services.worker.engine.report import StepReport, Work
+from services.worker.gpu.collector import FRESH_S, GpuCollector
 
 _STEP_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12)
 _COUNT_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -62,6 +63,20 @@ class WorkerMetrics:
             ["state"],
             registry=registry,
         )
+        self.kv_usage = Gauge(
+            "headrace_worker_kv_usage_ratio",
+            "KV blocks that running requests hold, part of all; cached ones can be taken",
+            registry=registry,
+        )
+        self.telemetry_failures = Counter(
+            "headrace_worker_gpu_telemetry_failures",
+            "Readings of the GPU that failed, by kind (error, hung)",
+            ["kind"],
+            registry=registry,
+        )
+        self.gpu = GpuCollector(FRESH_S)
+        registry.register(self.gpu)
+        self.work: Work | None = None
         self._steps = 0
 
     def report(self, report: StepReport) -> None:
@@ -74,6 +89,8 @@ class WorkerMetrics:
             ("free", "cached", "held"), (load.blocks_free, load.blocks_cached, load.blocks_held), strict=True
         ):
             self.kv_blocks.labels(state).set(blocks)
+        self.kv_usage.set(load.blocks_held / max(1, load.blocks_free + load.blocks_cached + load.blocks_held))
+        self.work = progress.work
         for served in report.served.values():
             self.tokens.labels("prompt").inc(served.prompt_tokens)
             self.tokens.labels("output").inc(served.output_tokens)

@@ -24,6 +24,8 @@ from services.worker.engine.client import EngineClient
 from services.worker.engine.errors import EngineDied, EngineLoadError
 from services.worker.engine.settings import EngineSettings
 from services.worker.gpu.lease import Lease, claim_gpu
+from services.worker.gpu.probe import Probe
+from services.worker.gpu.telemetry import Telemetry
 from services.worker.health import AttachedHealth
 from services.worker.metrics import WorkerMetrics
 from services.worker.session.desk import Desk
@@ -88,6 +90,7 @@ class WorkerService:
         self._links = self._make_links(identity, self._desk)
         self.tasks.spawn(self._listen(engine, self._desk), "engine-reports")
         self.tasks.spawn(self._tell_health(self._links, self._attached), "health")
+        self._watch_gpu(engine.description, model)
         self._links.start()
 
     async def drain(self) -> None:
@@ -129,6 +132,11 @@ class WorkerService:
             await links.changed.wait()
             links.changed.clear()
             await health.attached(links.open > 0)
+
+    def _watch_gpu(self, engine: EngineDescription, model: ModelDirectory) -> None:
+        if engine.device_uuid is not None:
+            telemetry = Telemetry(Probe(engine.device_uuid), self._metrics, model.config, engine.dtype)
+            self.tasks.spawn(telemetry.run(), "gpu-telemetry")
 
     def _identity(self, engine: EngineClient, model: ModelDirectory) -> Identity:
         gpu = self._lease.uuid if self._lease else None

@@ -7,7 +7,7 @@ in `load.py`; nothing else may need to change.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from services.worker.scheduler.step import Capabilities, KVSpec, Sampled, SlotInit, Step
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Capabilities",
+    "CountsCopies",
     "EngineDescription",
     "KVSpec",
     "LoadedEngine",
@@ -54,6 +55,15 @@ class Runner(Protocol):
         """Give memory back. Idempotent; no step is pending."""
 
 
+@runtime_checkable
+class CountsCopies(Protocol):
+    """A `Runner` with a device of its own, which says what it has copied there."""
+
+    @property
+    def host_to_device_bytes(self) -> int:
+        """Since it was made, weights left out."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineDescription:
     """What a worker says of its engine; plain values that cross processes."""
@@ -62,6 +72,7 @@ class EngineDescription:
     engine: str  # "torch", ...
     engine_version: str
     device: str  # for people: "cpu (AMD EPYC, 2 threads)", "NVIDIA H200"
+    device_uuid: str | None = None  # of a GPU or MIG instance, as CUDA says it
     dtype: str
     vocab_size: int
     eos_ids: tuple[int, ...]

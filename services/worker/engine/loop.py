@@ -9,7 +9,7 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 
-from services.worker.engine.base import LoadedEngine, Pending
+from services.worker.engine.base import CountsCopies, LoadedEngine, Pending
 from services.worker.engine.grammars import Grammars, Outcome
 from services.worker.engine.inbox import Inbox
 from services.worker.engine.outbox import Outbox
@@ -36,6 +36,7 @@ class EngineLoop:
         description = engine.description
         facts = ModelFacts(description.vocab_size, description.eos_ids, description.numerics_id)
         self._runner = engine.runner
+        self._copies = engine.runner if isinstance(engine.runner, CountsCopies) else None
         self._scheduler = Scheduler(engine.runner.spec, settings, facts, engine.runner.capabilities)
         self._grammars = Grammars(engine.vocabulary)
         self._connection = connection
@@ -117,8 +118,10 @@ class EngineLoop:
         self._scheduler.commit(step, sampled, now, seconds)
         for row, handle in step.constrained:
             self._grammars.advance(handle, int(sampled.tokens[row]))
+        copied = 0 if self._copies is None else self._copies.host_to_device_bytes
+        work = before.work.plus(step.cost, int(step.samples.sum()), seconds, copied)
         self._progress = Progress(
-            before.finished_steps + 1, self._has_work, now, len(step.slots), len(step.tokens), seconds
+            before.finished_steps + 1, self._has_work, now, len(step.slots), len(step.tokens), seconds, work
         )
 
     def _report(self, outbox: Outbox) -> None:

@@ -20,6 +20,7 @@ from services.worker.scheduler.events import (
 )
 from services.worker.scheduler.packed import Packed
 from services.worker.scheduler.request import Request
+from services.worker.scheduler.step import StepCost
 
 
 @dataclass(slots=True, eq=False)
@@ -34,6 +35,35 @@ class Commands(Packed):
     close: bool = False
 
 
+class Work(NamedTuple):
+    """What all finished steps came to, since the engine began."""
+
+    steps: int = 0
+    busy_s: float = 0.0  # seconds in which a step ran
+    tokens: float = 0.0  # input tokens
+    outputs: float = 0.0  # rows that sampled
+    pairs: float = 0.0  # of a query and a token that it read
+    decode_reads: float = 0.0  # tokens of KV that decodes read
+    host_to_device_bytes: float = 0.0  # copied; 0 of an engine that has no device of its own
+
+    def plus(self, cost: StepCost, outputs: int, seconds: float, copied: int) -> Work:
+        """With one more step; `copied`: the runner's total."""
+        return Work(
+            self.steps + 1,
+            self.busy_s + seconds,
+            self.tokens + cost.tokens,
+            self.outputs + outputs,
+            self.pairs + cost.attention + cost.context,
+            self.decode_reads + cost.context,
+            copied,
+        )
+
+    def since(self, before: Work) -> Work:
+        """What was done between."""
+        steps = self.steps - before.steps
+        return Work(steps, *(new - old for old, new in zip(before[1:], self[1:], strict=True)))
+
+
 class Progress(NamedTuple):
     """Proof of work: `has_work` with an old `last_finished_s` means hung, whatever else still answers."""
 
@@ -43,6 +73,7 @@ class Progress(NamedTuple):
     batch_size: int  # sequences in the last finished step
     step_tokens: int  # input tokens of the last finished step
     step_s: float  # duration of the last finished step
+    work: Work = Work()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

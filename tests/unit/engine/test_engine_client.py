@@ -70,6 +70,20 @@ async def test_tokens_come_in_order_and_end_once(engine: EngineClient) -> None:
     assert reports[-1].progress.finished_steps > 0
 
 
+async def test_reports_total_the_work_that_utilisation_is_computed_from(engine: EngineClient) -> None:
+    request = fake_request(1, max_tokens=20, length=100)
+    outputs = len(expected_output(request, engine.description.context_length))
+    engine.submit(request)
+    work = (await until_ended(engine, 1))[-1].progress.work
+    decodes = range(101, 100 + outputs)  # each token that is fed in reads all before it, and itself
+    assert work.steps >= outputs
+    assert (work.outputs, work.tokens) >= (outputs, 100 + outputs - 1)
+    assert sum(decodes) <= work.decode_reads <= sum(decodes) + 2 * (100 + outputs)  # a step ahead is wasted
+    assert work.pairs == work.decode_reads + 100 * 100 / 2
+    assert work.busy_s > 0.0
+    assert work.host_to_device_bytes == 0.0  # it has no device
+
+
 async def test_commands_of_one_turn_travel_together(engine: EngineClient) -> None:
     for handle in range(1, 7):
         engine.submit(fake_request(handle, 1))

@@ -58,6 +58,7 @@ def load_torch_engine(settings: EngineSettings) -> LoadedEngine:
         engine="torch",
         engine_version=str(torch.__version__),  # a plain one: the worker reads it without torch
         device=device_name(device),
+        device_uuid=device_uuid(device),
         dtype=dtype_name(dtype) if settings.quantization == "none" else settings.quantization,
         vocab_size=config.vocab_size,
         eos_ids=directory.eos_ids,
@@ -102,6 +103,11 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
     return f"{_cpu_name()}, {threads} {'thread' if threads == 1 else 'threads'}"
+
+
+def device_uuid(device: torch.device) -> str | None:
+    """Of the GPU or MIG instance, as CUDA says it; None for a CPU."""
+    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
 
 
 def dtype_name(dtype: torch.dtype) -> str:
