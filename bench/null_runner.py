@@ -62,6 +62,10 @@ class NullRunner:
             return None
         return Logprobs(rows, self._chosen[:count], self._best[:count], self._top[:count])
 
+    def improve(self) -> bool:
+        """Nothing to do."""
+        return False
+
     def close(self) -> None:
         """Holds nothing."""
 

@@ -55,7 +55,7 @@ class FakeRunner:
 
     def __init__(self, spec: KVSpec, capabilities: Capabilities | None = None) -> None:
         self.spec = spec
-        self.capabilities = capabilities or Capabilities(bit_equal_resume=True)
+        self.capabilities = capabilities or Capabilities(deterministic=True)
         self.steps: list[Step] = []
         self._memory = np.full((spec.num_blocks, spec.block_size), -1, np.int64)
         self._tables: dict[int, list[int]] = {}
@@ -70,6 +70,10 @@ class FakeRunner:
             self._tables[init.slot] = []
             self._last.pop(init.slot, None)
         return FakePending(self._compute(step))
+
+    def improve(self) -> bool:
+        """Nothing to do."""
+        return False
 
     def close(self) -> None:
         self._tables.clear()

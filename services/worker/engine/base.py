@@ -51,6 +51,10 @@ class Runner(Protocol):
     def launch(self, step: Step) -> Pending:
         """Start a step. May compute it before it returns (CPU) or only enqueue it (GPU)."""
 
+    def improve(self) -> bool:
+        """Use an idle moment for what makes later steps faster, at most some tenths of a second; whether there
+        is more to do. No step is pending."""
+
     def close(self) -> None:
         """Give memory back. Idempotent; no step is pending."""
 

@@ -21,6 +21,7 @@ from services.worker.scheduler.scheduler import Scheduler
 from services.worker.scheduler.step import Step
 
 RETRY_PLAN_S = 0.005  # work is there but may not run now (a batch request behind its gate): look again
+QUIET_S = 0.02  # nothing to do and nothing asked for so long: an idle moment, for the runner to improve
 
 
 class _Launched(NamedTuple):
@@ -45,6 +46,7 @@ class EngineLoop:
         self._last_command = 0
         self._snapshot_wanted = False
         self._closing = False
+        self._improvable = True
         self._progress = Progress(0, False, time.monotonic(), 0, 0, 0.0)
 
     def run(self) -> None:
@@ -62,10 +64,13 @@ class EngineLoop:
                 wait_s = self._may_wait_s(launched)
 
     def _receive(self, wait_s: float | None) -> bool:
+        idle = wait_s is None and self._improvable
         received = False
-        for commands in self._inbox.take(wait_s):
+        for commands in self._inbox.take(QUIET_S if idle else wait_s):
             self._obey(commands)
             received = True
+        if idle and not received:
+            self._improvable = self._runner.improve()
         return received
 
     def _obey(self, commands: Commands) -> None:

@@ -95,6 +95,10 @@ class SimulatedRunner:
         tokens = int(np.count_nonzero(step.samples))
         return SimulatedPending(sampled, tokens, self._free_s, self._clock, self._saboteur)
 
+    def improve(self) -> bool:
+        """Nothing to do."""
+        return False
+
     def close(self) -> None:
         """Holds nothing."""
 
