@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 
 from services.worker.engine.torch.config import ModelConfig
 from services.worker.engine.torch.kv import PagedKV
 from services.worker.engine.torch.linear import Linear, MakeLinear
-from services.worker.engine.torch.operators import Batch, HeadNorms, Operators
-from services.worker.engine.torch.weights import Weights
+from services.worker.engine.torch.operators import HeadNorms, Inputs, Operators
+from services.worker.engine.torch.weights import WeightSource
+
+BatchT = TypeVar("BatchT", bound=Inputs)
 
 
 class Layer(NamedTuple):
@@ -26,11 +28,15 @@ class Layer(NamedTuple):
     down: Linear
 
 
-class Llama:
+class Llama(Generic[BatchT]):
     """Weights and forward pass. Keys and values of the batch are written before anything reads them."""
 
     def __init__(
-        self, config: ModelConfig, weights: Weights, operators: Operators, make_linear: MakeLinear
+        self,
+        config: ModelConfig,
+        weights: WeightSource,
+        operators: Operators[BatchT],
+        make_linear: MakeLinear,
     ) -> None:
         self._operators = operators
         self._embedding = weights.take("model.embed_tokens.weight", config.vocab_size, config.hidden)
@@ -38,7 +44,7 @@ class Llama:
         self._norm = weights.take("model.norm.weight", config.hidden)
         self._head = make_linear(_head(config, weights, self._embedding), wide=True)
 
-    def forward(self, batch: Batch, kv: PagedKV) -> torch.Tensor:
+    def forward(self, batch: BatchT, kv: PagedKV) -> torch.Tensor:
         """Logits of the wanted tokens, [sampled rows, vocab] in fp32."""
         operators = self._operators.on(batch)
         hidden, delta = self._embedding[batch.tokens], None  # [tokens, hidden]; what it still lacks
@@ -53,7 +59,7 @@ class Llama:
         return self._head(normed).float()
 
 
-def _layer(config: ModelConfig, weights: Weights, make_linear: MakeLinear, index: int) -> Layer:
+def _layer(config: ModelConfig, weights: WeightSource, make_linear: MakeLinear, index: int) -> Layer:
     prefix = f"model.layers.{index}"
     q_rows, kv_rows = config.heads * config.head_dim, config.kv_heads * config.head_dim
     attention, mlp, hidden, ffn = f"{prefix}.self_attn", f"{prefix}.mlp", config.hidden, config.ffn
@@ -71,7 +77,7 @@ def _layer(config: ModelConfig, weights: Weights, make_linear: MakeLinear, index
     )
 
 
-def _head_norms(config: ModelConfig, weights: Weights, attention: str) -> HeadNorms:
+def _head_norms(config: ModelConfig, weights: WeightSource, attention: str) -> HeadNorms:
     return HeadNorms(
         query=weights.take(f"{attention}.q_norm.weight", config.head_dim),
         key=weights.take(f"{attention}.k_norm.weight", config.head_dim),
@@ -79,14 +85,14 @@ def _head_norms(config: ModelConfig, weights: Weights, attention: str) -> HeadNo
 
 
 def _merged(
-    weights: Weights, make_linear: MakeLinear, rows_of: dict[str, int], columns: int, *, biased: bool
+    weights: WeightSource, make_linear: MakeLinear, rows_of: dict[str, int], columns: int, *, biased: bool
 ) -> Linear:
     """One product for matrices that read the same input."""
-    matrices = [weights.take(f"{name}.weight", rows, columns) for name, rows in rows_of.items()]
-    biases = [weights.take(f"{name}.bias", rows) for name, rows in rows_of.items()] if biased else []
-    return make_linear(torch.cat(matrices), torch.cat(biases) if biases else None)
+    matrix = weights.merge({f"{name}.weight": rows for name, rows in rows_of.items()}, columns)
+    bias = weights.merge({f"{name}.bias": rows for name, rows in rows_of.items()}) if biased else None
+    return make_linear(matrix, bias)
 
 
-def _head(config: ModelConfig, weights: Weights, embedding: torch.Tensor) -> torch.Tensor:
+def _head(config: ModelConfig, weights: WeightSource, embedding: torch.Tensor) -> torch.Tensor:
     """[vocab, hidden]"""
     return embedding if config.tied else weights.take("lm_head.weight", config.vocab_size, config.hidden)

@@ -1,11 +1,12 @@
 """What a forward pass is made of besides products: the seam between the model and what a device does best.
 
-`plain.py` does it in torch on any device, `compiled/` in kernels made for this CPU.
+`plain.py` does it in torch on any device, `compiled/` in kernels made for this CPU,
+`cuda/` in kernels for GPUs.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 
@@ -22,8 +23,23 @@ class Rows(NamedTuple):
     contexts: Int32  # tokens to read, the queries included
 
 
+class Inputs(Protocol):
+    """What the model itself reads of the tokens of a step; operators read more."""
+
+    @property
+    def tokens(self) -> torch.Tensor:
+        """[tokens] ids"""
+
+    @property
+    def last(self) -> torch.Tensor:
+        """[sampled rows], which tokens' logits are wanted"""
+
+
+InputsT = TypeVar("InputsT", bound=Inputs, contravariant=True)
+
+
 class Batch(NamedTuple):
-    """The tokens of one step."""
+    """The tokens of one step, its sequences on the host."""
 
     tokens: torch.Tensor  # [tokens] int64
     positions: torch.Tensor  # [tokens] int64
@@ -66,11 +82,8 @@ class Quantised(NamedTuple):
     scales: torch.Tensor  # [rows, 1] fp32
 
 
-class Operators(Protocol):
+class Operators(Protocol[InputsT]):
     """Operators of a model on a device."""
 
-    def on(self, batch: Batch) -> StepOperators:
+    def on(self, batch: InputsT, /) -> StepOperators:
         """Bind to a batch."""
-
-    def quantise(self, x: torch.Tensor) -> Quantised:
-        """[rows, width] for an int8 product; rows that are not finite get a scale that is not."""

@@ -55,7 +55,7 @@ class TorchRunner:
 
     def __init__(
         self,
-        model: Llama,
+        model: Llama[Batch],
         config: ModelConfig,
         spec: KVSpec,
         capabilities: Capabilities,
@@ -89,6 +89,10 @@ class TorchRunner:
         if self.capabilities.run_ahead:
             self._last_sampled[self._tensor(slots)] = tokens.clamp(min=0)
         return TorchPending(len(step.slots), sampled, tokens, logprobs)
+
+    def improve(self) -> bool:
+        """Nothing to do."""
+        return False
 
     def close(self) -> None:
         """Give KV memory back."""
