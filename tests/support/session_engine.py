@@ -20,6 +20,7 @@ from services.worker.scheduler.events import (
     Outputs,
     Rejected,
     Returned,
+    Room,
     Served,
     Terminals,
     Timings,
@@ -32,7 +33,9 @@ from tests.support.engines import describe
 
 SPEC = KVSpec(block_size=64, num_blocks=64, max_seqs=16, max_len=1024)
 DESCRIPTION = describe(SPEC, Capabilities())
-ENDLESS = Credits(prefill_tokens=10**6, slots=1000, blocks=10**6, waiting_by_session={})
+ENDLESS = Credits(
+    prefill_tokens=10**6, slots=1000, blocks=10**6, waiting_by_session={}, foreground=Room(10**6, 1000, 10**6)
+)
 
 
 class RecordingEngine:

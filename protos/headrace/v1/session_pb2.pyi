@@ -41,7 +41,7 @@ RETURN_REASON_PREEMPTED: ReturnReason
 RETURN_REASON_UNSUPPORTED: ReturnReason
 
 class WorkerFrame(_message.Message):
-    __slots__ = ("number", "acknowledged_command", "hello", "proof", "updates", "returned", "load", "credit", "progress", "kv_events", "kv_snapshot", "tenant_service", "step_model", "draining")
+    __slots__ = ("number", "acknowledged_command", "hello", "proof", "updates", "returned", "load", "credit", "progress", "kv_events", "kv_snapshot", "tenant_service", "step_model", "draining", "foreground_credit")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     ACKNOWLEDGED_COMMAND_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
@@ -56,6 +56,7 @@ class WorkerFrame(_message.Message):
     TENANT_SERVICE_FIELD_NUMBER: _ClassVar[int]
     STEP_MODEL_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    FOREGROUND_CREDIT_FIELD_NUMBER: _ClassVar[int]
     number: int
     acknowledged_command: int
     hello: Hello
@@ -70,7 +71,8 @@ class WorkerFrame(_message.Message):
     tenant_service: _containers.RepeatedCompositeFieldContainer[TenantService]
     step_model: StepModel
     draining: Draining
-    def __init__(self, number: _Optional[int] = ..., acknowledged_command: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., proof: _Optional[_Union[Proof, _Mapping]] = ..., updates: _Optional[_Iterable[_Union[SequenceUpdate, _Mapping]]] = ..., returned: _Optional[_Iterable[_Union[Returned, _Mapping]]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., kv_events: _Optional[_Union[KvEvents, _Mapping]] = ..., kv_snapshot: _Optional[_Union[KvSnapshot, _Mapping]] = ..., tenant_service: _Optional[_Iterable[_Union[TenantService, _Mapping]]] = ..., step_model: _Optional[_Union[StepModel, _Mapping]] = ..., draining: _Optional[_Union[Draining, _Mapping]] = ...) -> None: ...
+    foreground_credit: Credit
+    def __init__(self, number: _Optional[int] = ..., acknowledged_command: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., proof: _Optional[_Union[Proof, _Mapping]] = ..., updates: _Optional[_Iterable[_Union[SequenceUpdate, _Mapping]]] = ..., returned: _Optional[_Iterable[_Union[Returned, _Mapping]]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., kv_events: _Optional[_Union[KvEvents, _Mapping]] = ..., kv_snapshot: _Optional[_Union[KvSnapshot, _Mapping]] = ..., tenant_service: _Optional[_Iterable[_Union[TenantService, _Mapping]]] = ..., step_model: _Optional[_Union[StepModel, _Mapping]] = ..., draining: _Optional[_Union[Draining, _Mapping]] = ..., foreground_credit: _Optional[_Union[Credit, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("protocol_version", "worker_id", "incarnation", "nonce", "model", "digests", "engine", "engine_version", "device", "kv_spec", "capabilities", "labels", "vocab_size", "eos_token_ids", "held")
@@ -268,12 +270,16 @@ class Cancel(_message.Message):
     def __init__(self, slot: _Optional[int] = ..., attempt: _Optional[int] = ...) -> None: ...
 
 class Demand(_message.Message):
-    __slots__ = ("prefill_tokens", "requests")
+    __slots__ = ("prefill_tokens", "requests", "foreground_prefill_tokens", "foreground_requests")
     PREFILL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    FOREGROUND_PREFILL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FOREGROUND_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     prefill_tokens: int
     requests: int
-    def __init__(self, prefill_tokens: _Optional[int] = ..., requests: _Optional[int] = ...) -> None: ...
+    foreground_prefill_tokens: int
+    foreground_requests: int
+    def __init__(self, prefill_tokens: _Optional[int] = ..., requests: _Optional[int] = ..., foreground_prefill_tokens: _Optional[int] = ..., foreground_requests: _Optional[int] = ...) -> None: ...
 
 class DrainRequest(_message.Message):
     __slots__ = ("grace_ms",)

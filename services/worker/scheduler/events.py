@@ -182,6 +182,14 @@ class Load(NamedTuple):
     blocks_total: int
 
 
+class Room(NamedTuple):
+    """What could be started."""
+
+    prefill_tokens: int
+    slots: int
+    blocks: int
+
+
 class Credits(NamedTuple):
     """What the engine could start now beyond all it has: the window that sessions share (DESIGN §5).
 
@@ -193,3 +201,4 @@ class Credits(NamedTuple):
     slots: int
     blocks: int
     waiting_by_session: dict[int, int]  # uncached tokens waiting, by Request.session: the demand to split by
+    foreground: Room  # the same for requests that are not BATCH: they may have what batch work holds

@@ -23,13 +23,14 @@ from services.worker.scheduler.events import (
     Load,
     Rejected,
     RejectReason,
+    Room,
 )
 from services.worker.scheduler.forecast import OutputForecast
 from services.worker.scheduler.intake import Intake, ModelFacts
 from services.worker.scheduler.ledger import Ledger
 from services.worker.scheduler.planner import Planner
 from services.worker.scheduler.policy import SchedulerSettings
-from services.worker.scheduler.request import FinishReason, Request
+from services.worker.scheduler.request import FinishReason, LatencyClass, Request
 from services.worker.scheduler.residents import Residents
 from services.worker.scheduler.sequence import Sequence
 from services.worker.scheduler.step import (
@@ -46,6 +47,9 @@ _FAULTS = {
     NOT_FINITE: "the model gave no finite logits for this sequence",
     NOT_SAMPLED: "the engine chose no token for this sequence",
 }
+
+
+_NOTHING = Room(0, 0, 0)
 
 
 class _Launched(NamedTuple):
@@ -90,6 +94,7 @@ class Scheduler:
         self._launched: deque[_Launched] = deque()
         self._last_step = 0
         self._draining = False
+        self._batch = 0  # unfinished requests of class BATCH
 
     @property
     def has_work(self) -> bool:
@@ -115,6 +120,7 @@ class Scheduler:
         sequence = self._intake.sequence(request, self.model, self._pool)
         if not self._ends_at_once(sequence, now):
             self._sequences[request.handle] = sequence
+            self._batch += request.latency_class is LatencyClass.BATCH
             self._waiting.push(sequence)
             self._ageing.watch(sequence)
             if request.deadline_s is not None:
@@ -179,13 +185,35 @@ class Scheduler:
 
     def credits(self) -> Credits:
         """What could be started beyond all that is there."""
-        window = self.model.tokens_within(self._settings.credit_window_s, 0)
+        tokens = self.model.tokens_within(self._settings.credit_window_s, 0) - self._uncached_tokens
+        slots = self._residents.free_slots - len(self._waiting)
+        blocks = self._pool.available - self._residents.blocks_for(self._waiting.uncached_tokens)
+        held = self._held_by_batch()
         return Credits(
-            prefill_tokens=max(0, window - self._uncached_tokens),
-            slots=max(0, self._residents.free_slots - len(self._waiting)),
-            blocks=max(0, self._pool.available - self._residents.blocks_for(self._waiting.uncached_tokens)),
+            prefill_tokens=max(0, tokens),
+            slots=max(0, slots),
+            blocks=max(0, blocks),
+            foreground=Room(
+                prefill_tokens=max(0, tokens + held.prefill_tokens),
+                slots=max(0, slots + held.slots),
+                blocks=max(0, blocks + held.blocks),
+            ),
             waiting_by_session=dict(self._waiting.by_session),
         )
+
+    def _held_by_batch(self) -> Room:
+        """What foreground requests could have at the cost of batch work, waiting or resident."""
+        if not self._batch:
+            return _NOTHING
+        behind = [each for each in self._sequences.values() if self._gives_way(each)]
+        waiting = sum([each.backlog for each in behind if each.slot is None])
+        prefilling = sum([each.missing for each in behind if each.handle in self._residents.prefilling])
+        blocks = sum([len(each.blocks) for each in behind]) + self._residents.blocks_for(waiting)
+        return Room(waiting + prefilling, len(behind), blocks)
+
+    def _gives_way(self, sequence: Sequence) -> bool:
+        spared = sequence.slot is not None and sequence.preemptions >= self._settings.max_preemptions
+        return sequence.background and not spared
 
     def check(self) -> None:
         """Raise AssertionError when blocks or requests are out of balance; for tests and idle times."""
@@ -291,6 +319,7 @@ class Scheduler:
 
     def _forget(self, sequence: Sequence) -> None:
         del self._sequences[sequence.handle]
+        self._batch -= sequence.request.latency_class is LatencyClass.BATCH
         sequence.finished = True
         if sequence.slot is None:
             self._waiting.remove(sequence)

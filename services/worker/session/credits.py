@@ -131,20 +131,26 @@ class CreditBook:
 
         One request may overdraw tokens and blocks: a prompt larger than the window would wait for ever.
         """
-        account = self._accounts[session]
-        room = account.exposure
+        room = self._accounts[session].exposure
         if room.sequences < 1 or room.prefill_tokens < 1 or (room.kv_blocks < 1 and not self._idle):
             return False
+        self.charge(session, key, cost)
+        return True
+
+    def charge(self, session: int, key: int, cost: Room) -> None:
+        """Charges a submission that was admitted, whatever credit the session has here."""
+        account = self._accounts[session]
         for grant in account.grants:
             grant.left = grant.left.minus(cost)
         self._admissions += 1
         account.admitted = self._admissions
         self._charges[key] = _Charge(session, cost, None)
-        return True
 
     def submitted(self, key: int, command: int) -> None:
         """A charged request went to the engine as `command`: from its report on, the window says it."""
-        self._charges[key] = self._charges[key]._replace(command=command)
+        charge = self._charges.get(key)
+        if charge is not None:
+            self._charges[key] = charge._replace(command=command)
 
     def released(self, key: int) -> None:
         """A charged request will never go to the engine."""

@@ -14,7 +14,8 @@ from services.worker.engine.report import StepReport
 from services.worker.metrics import WorkerMetrics
 from services.worker.scheduler.events import Finished, Rejected, RejectReason
 from services.worker.scheduler.request import Request
-from services.worker.session.credits import CreditBook, Room
+from services.worker.session.books import Books
+from services.worker.session.credits import Room
 from services.worker.session.intake import to_request
 from services.worker.session.job import Job
 from services.worker.session.outgoing import MESSAGE_CHARS
@@ -67,7 +68,7 @@ class Desk:
     def __init__(self, engine: Engine, metrics: WorkerMetrics, leave: Callable[[float | None], None]) -> None:
         self.engine = engine
         self.metrics = metrics
-        self.book = CreditBook()
+        self.books = Books()
         self.prefixes = Prefixes(engine.description)
         self.last_command = 0
         self.last_report: tuple[StepReport, float] | None = None
@@ -89,6 +90,11 @@ class Desk:
         """A session's number that was never used."""
         return next(self._sessions)
 
+    def admit(self, session: Home, job: Job, submit: session_pb2.Submit) -> bool:
+        """Charges a submission unless its session has no credit for it."""
+        foreground = submit.latency_class != types_pb2.LATENCY_CLASS_BATCH
+        return self.books.admit(session.number, job.handle, self.cost(submit), foreground=foreground)
+
     def cost(self, submit: session_pb2.Submit) -> Room:
         """What a submission takes of the window."""
         block_tokens = self.engine.description.spec.block_size
@@ -100,13 +106,13 @@ class Desk:
     def open(self, session: Home) -> None:
         """A session begins."""
         self._open[session.number] = session
-        self.book.open(session.number)
+        self.books.open(session.number)
         self.metrics.sessions.set(len(self._open))
 
     def close(self, session: Home) -> None:
         """A session ends; its jobs run on without a home."""
         del self._open[session.number]
-        self.book.close(session.number)
+        self.books.close(session.number)
         self._homes = {handle: home for handle, home in self._homes.items() if home is not session}
         self.metrics.sessions.set(len(self._open))
 
@@ -117,7 +123,7 @@ class Desk:
         self.idle.clear()
         self.adopt(session, job)
         self.last_command = self.engine.submit(to_request(arrival, session.number))
-        self.book.submitted(job.handle, self.last_command)
+        self.books.submitted(job.handle, self.last_command)
 
     def adopt(self, session: Home, job: Job) -> None:
         """News of the job go to this session."""
@@ -144,9 +150,8 @@ class Desk:
         """Takes the engine's next report."""
         self.last_report = (report, now)
         self.prefixes.apply(report.kv)
-        window = Room(report.credits.prefill_tokens, report.credits.slots, report.credits.blocks)
         idle = not (report.load.running or report.load.waiting)
-        self.book.report(window, report.last_command, idle=idle)
+        self.books.report(report.credits, report.last_command, idle=idle)
         self._outputs(report)
         self._terminals(report)
         self.metrics.report(report)

@@ -14,7 +14,7 @@ from headrace.v1 import session_pb2
 from services.common import logs
 from services.worker.engine.report import StepReport
 from services.worker.session.conduct import Conduct
-from services.worker.session.credits import Demand
+from services.worker.session.credits import Demand, Room
 from services.worker.session.desk import Desk
 from services.worker.session.intake import refusal
 from services.worker.session.job import Job
@@ -99,10 +99,10 @@ class Session:
         frame = session_pb2.WorkerFrame(number=self._sent, acknowledged_command=self._reported())
         receipts = self._outgoing.fill(frame)
         if frame.HasField("load"):
-            prefill_tokens, sequences, kv_blocks = self._desk.book.grant(self.number, self._sent)
-            frame.credit.prefill_tokens = prefill_tokens
-            frame.credit.sequences = sequences
-            frame.credit.kv_blocks = kv_blocks
+            grant = self._desk.books.grant(self.number, self._sent)
+            _fill(frame.credit, grant.all)
+            if grant.foreground != grant.all:
+                _fill(frame.foreground_credit, grant.foreground)
         self._written(receipts)
         return frame
 
@@ -142,8 +142,9 @@ class Session:
         for cancel in frame.cancels:
             self._cancel(cancel, now)
         if frame.HasField("demand"):
-            demand = Demand(frame.demand.prefill_tokens, frame.demand.requests)
-            self._desk.book.demand(self.number, demand)
+            demand = frame.demand
+            foreground = Demand(demand.foreground_prefill_tokens, demand.foreground_requests)
+            self._desk.books.demand(self.number, Demand(demand.prefill_tokens, demand.requests), foreground)
         if frame.kv_snapshot_wanted:
             self._outgoing.snapshot(self._desk.prefixes.snapshot())
         if frame.HasField("drain"):
@@ -165,7 +166,7 @@ class Session:
             self._seat(job)
             self._fail(job, refused.message)
             self._fault("malformed_submit", now)
-        elif not self._desk.book.admit(self.number, job.handle, self._desk.cost(submit)):
+        elif not self._desk.admit(self, job, submit):
             self.give_back(job, session_pb2.RETURN_REASON_NO_CREDIT)
         else:
             self._begin(Arrival(job, submit, now))
@@ -245,7 +246,7 @@ class Session:
     def _drop(self, assembly: Assembly) -> None:
         handle = assembly.arrival.job.handle
         del self._assemblies[handle]
-        self._desk.book.released(handle)
+        self._desk.books.released(handle)
 
     def _written(self, receipts: list[Receipt]) -> None:
         for receipt in receipts:
@@ -260,7 +261,7 @@ class Session:
         if number > self._sent:
             self._fault("acknowledged_frame", now)
             return
-        self._desk.book.acknowledged(self.number, number)
+        self._desk.books.acknowledged(self.number, number)
         while self._receipts and self._receipts[0][0] <= number:
             self._settle(self._receipts.popleft()[1])
         if self.leaving and self.settled:
@@ -286,3 +287,7 @@ class Session:
             log.warning("bad_frame", router=self.router_id, kind=kind)
         if self._conduct.fault(now):
             raise Misbehaved(kind)
+
+
+def _fill(credit: session_pb2.Credit, room: Room) -> None:
+    credit.prefill_tokens, credit.sequences, credit.kv_blocks = room

@@ -336,6 +336,22 @@ def test_served_tokens_are_counted_by_tenant_without_what_was_cached_or_recomput
     assert totals == {b"t": [40 + 8, 9], b"u": [10, 1]}
 
 
+def test_foreground_credit_has_what_batch_work_holds() -> None:
+    drive = drive_of(max_seqs=4)
+    empty = drive.scheduler.credits().foreground
+    for handle in (1, 2):
+        drive.add(request(handle, length=100, latency_class=LatencyClass.BATCH))
+    drive.turn()
+    drive.turn()
+    drive.add(request(3, length=100, latency_class=LatencyClass.BATCH))
+    filled = drive.scheduler.credits()
+    assert filled.slots < 4
+    assert filled.foreground.slots == empty.slots == 4
+    assert filled.foreground.blocks == empty.blocks
+    drive.add(request(4, length=100))
+    assert drive.scheduler.credits().foreground.slots == 3
+
+
 def test_credits_shrink_with_what_waits() -> None:
     drive = drive_of(max_seqs=4)
     before = drive.scheduler.credits()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from services.worker.metrics import WorkerMetrics
-from services.worker.scheduler.events import Rejected, RejectReason, Returned
+from services.worker.scheduler.events import Rejected, RejectReason, Returned, Room
 from services.worker.scheduler.request import FinishReason, LatencyClass
 from services.worker.session.conduct import BURST
 from services.worker.session.credits import Demand
@@ -208,7 +208,7 @@ def test_a_cancel_of_another_attempt_touches_nothing(bench: Bench) -> None:
 
 def test_without_credit_a_submit_comes_back_at_once() -> None:
     bench = Bench()
-    bench.report(credits=Credits(100, 1, 10, {}))
+    bench.report(credits=Credits(100, 1, 10, {}, Room(100, 1, 10)))
     bench.drain()
     bench.send(acknowledged=4)
     bench.send(acknowledged=4, submits=[submit(1), submit(2, next_index=1, delivered_ids=[9])])
@@ -297,7 +297,20 @@ def test_a_router_can_ask_the_worker_to_leave(bench: Bench) -> None:
 
 def test_demand_moves_the_credit(bench: Bench) -> None:
     bench.send(demand=pb.Demand(prefill_tokens=2**64 - 1, requests=2**32 - 1))
-    assert bench.desk.book._accounts[bench.session.number].demand == Demand(10**9, 10**9)
+    assert bench.desk.books._all._accounts[bench.session.number].demand == Demand(10**9, 10**9)
+
+
+def test_foreground_work_may_have_what_batch_work_holds() -> None:
+    bench = Bench()
+    bench.report(credits=Credits(0, 0, 0, {}, Room(500, 2, 20)))
+    (frame,) = bench.drain()[-1:]
+    assert (frame.credit.sequences, frame.foreground_credit.sequences) == (0, 2)
+    bench.send(acknowledged=frame.number)
+    batch, chat = types_pb2.LATENCY_CLASS_BATCH, types_pb2.LATENCY_CLASS_INTERACTIVE
+    submits = [submit(1, latency_class=batch), submit(2, latency_class=chat), submit(3, latency_class=chat)]
+    bench.send(acknowledged=frame.number, submits=[*submits, submit(4, latency_class=chat)])
+    assert [request.latency_class.name for request in bench.engine.requests.values()] == ["INTERACTIVE"] * 2
+    assert [each.slot for each in bench.returned()] == [1, 4]
 
 
 def test_a_snapshot_tells_all_blocks_that_events_told(bench: Bench) -> None:
@@ -501,7 +514,8 @@ def test_whatever_a_router_sends_each_request_ends_once_and_the_engine_lives(
     bench.report(finished=[finish(handle, FinishReason.CANCELLED) for handle in alive])
     assert bench.desk.idle.is_set()
     assert not bench.desk._homes
-    assert not bench.desk.book._charges
+    assert not bench.desk.books._all._charges
+    assert not bench.desk.books._foreground._charges
 
 
 def _turn(bench: Bench, outcome: int, ended: list[int]) -> None:
