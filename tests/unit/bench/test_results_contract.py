@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import json
 import statistics
+import subprocess
+import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 from rich.console import Console
 
 from bench.collect import collect
@@ -52,8 +54,8 @@ def test_value_is_the_median_within_its_spread(samples: list[float]) -> None:
     ids=str,
 )
 def test_a_row_that_does_not_hold_together_is_refused(fault: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError):
-        Row(**{**ROW.model_dump(), **fault})
+    with pytest.raises(ContractError):
+        Row(**{**asdict(ROW), **fault})
 
 
 def test_what_is_recorded_can_be_read_again(tmp_path: Path) -> None:
@@ -79,6 +81,30 @@ def test_a_result_under_another_name_is_refused(tmp_path: Path) -> None:
     (tmp_path / "decode.json").rename(tmp_path / "prefill.json")
     with pytest.raises(ContractError, match="says prefill, not decode"):
         collect(tmp_path)
+
+
+def test_without_rich_or_a_checkout_a_result_is_recorded_all_the_same(
+    tmp_path: Path, project_root: Path
+) -> None:
+    copy = tmp_path / "tree" / "bench"
+    copy.mkdir(parents=True)
+    (copy / "results_contract.py").write_text((project_root / "bench" / "results_contract.py").read_text())
+    script = """
+import sys
+sys.modules.update(dict.fromkeys(("rich", "pydantic")))
+from bench.results_contract import record, row
+record("decode", [row("1 stream", "rate", "tok/s", [17.0])])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=copy.parent,
+        env={"HEADRACE_COMMIT": "abc1234", "PATH": "", "GIT_CEILING_DIRECTORIES": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "1 stream  rate    17 tok/s" in done.stdout
+    assert read(copy / "results" / "decode.json").commit == "abc1234"
 
 
 def test_page_shows_every_row_and_lists_missed_aims_first(tmp_path: Path) -> None:
