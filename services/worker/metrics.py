@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from services.worker.engine.report import StepReport, Work
 from services.worker.gpu.collector import FRESH_S, GpuCollector
 
+_STEP_TERMS = ("step", "token", "attention", "context", "sequence")
 _STEP_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12)
 _COUNT_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _TOKEN_BUCKETS = (1, 4, 16, 64, 256, 512, 1024, 2048, 4096, 8192, 16384)
@@ -77,6 +78,12 @@ class WorkerMetrics:
         self.gpu = GpuCollector(FRESH_S)
         registry.register(self.gpu)
         self.work: Work | None = None
+        self.step_model = Gauge(
+            "headrace_worker_step_model_seconds",
+            "Learned cost of a step, by term (step, and each token, attention pair, context token, sequence)",
+            ["term"],
+            registry=registry,
+        )
         self._steps = 0
 
     def report(self, report: StepReport) -> None:
@@ -99,6 +106,8 @@ class WorkerMetrics:
             self.batch_size.observe(progress.batch_size)
             self.step_tokens.observe(progress.step_tokens)
             self.step_seconds.observe(progress.step_s)
+            for term, seconds in zip(_STEP_TERMS, report.step_model.coefficients, strict=True):
+                self.step_model.labels(term).set(seconds)
 
     def ended(self, end: session_pb2.SequenceEnd) -> None:
         """A request ended."""
