@@ -1,0 +1,43 @@
+"""What a worker tells a router after a step: the values of session.proto's WorkerFrame that policies use."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from services.worker.scheduler.budget import StepModelState
+from services.worker.scheduler.events import Load, Usage
+from services.worker.session.credits import Room
+
+
+class Ended(NamedTuple):
+    """A request's last token."""
+
+    number: int
+    usage: Usage
+
+
+class Blocks(NamedTuple):
+    """Changes of the set of reusable blocks, in order."""
+
+    first_number: int
+    stored: list[bool]
+    digests: list[bytes]  # 16 bytes each
+
+
+NO_BLOCKS = Blocks(0, [], [])
+
+
+class Frame(NamedTuple):
+    """One frame of one session."""
+
+    number: int
+    acknowledged_command: int
+    load: Load
+    running_context: int  # tokens that its decodes read
+    credit: Room
+    step_model: StepModelState
+    first: list[int]  # requests of this router that have their first token
+    ended: list[Ended]
+    returned: list[int]
+    blocks: Blocks
+    served: dict[str, tuple[int, int]]  # prompt and output tokens by tenant, of all routers, since the last
