@@ -6,13 +6,14 @@ import asyncio
 import socket
 import sys
 import urllib.request
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from services.cli.state import StateDir
 from services.cli.up.child import ChildSpec
@@ -21,6 +22,7 @@ from services.cli.up.mesh import MeshPlan, children
 from services.cli.up.ports import LOOPBACK
 from services.cli.up.supervisor import Supervisor
 
+T = TypeVar("T")
 _WORKER = "worker-"
 
 
@@ -49,9 +51,15 @@ class LiveMesh:
 
     async def work(self) -> list[Work]:
         """Of each worker, from its metrics."""
-        return list(
-            await asyncio.gather(*(asyncio.to_thread(_work, each.metrics_url) for each in self.workers))
-        )
+        return await self._each(_work)
+
+    async def step_models(self) -> list[dict[str, float]]:
+        """What each worker has learned of its steps: seconds by term."""
+        return await self._each(_step_model)
+
+    async def _each(self, read: Callable[[str], T]) -> list[T]:
+        reads = (asyncio.to_thread(read, each.metrics_url) for each in self.workers)
+        return list(await asyncio.gather(*reads))
 
 
 @asynccontextmanager
@@ -91,9 +99,7 @@ def _fitted(spec: ChildSpec, kinds: Sequence[WorkerKind], settings: Mapping[str,
 
 
 def _work(url: str) -> Work:
-    with urllib.request.urlopen(url, timeout=5) as reply:
-        families = list(text_string_to_metric_families(reply.read().decode()))
-    samples = [sample for family in families for sample in family.samples]
+    samples = _scrape(url)
     steps_s = sum(each.value for each in samples if each.name == "headrace_worker_step_seconds_sum")
     tokens = sum(
         each.value
@@ -101,6 +107,17 @@ def _work(url: str) -> Work:
         if each.name == "headrace_worker_tokens_total" and each.labels["kind"] in ("prompt", "output")
     )
     return Work(steps_s, tokens)
+
+
+def _step_model(url: str) -> dict[str, float]:
+    name = "headrace_worker_step_model_seconds"
+    return {each.labels["term"]: each.value for each in _scrape(url) if each.name == name}
+
+
+def _scrape(url: str) -> list[Sample]:
+    with urllib.request.urlopen(url, timeout=5) as reply:
+        families = text_string_to_metric_families(reply.read().decode())
+        return [sample for family in families for sample in family.samples]
 
 
 def _free_port() -> int:
