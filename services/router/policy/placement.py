@@ -1,26 +1,275 @@
-"""Which worker takes a request: the least loaded one that suits it and has credit."""
+"""Which worker takes a request.
+
+    open   workers with credit for it                    warm   workers that keep most of its prompt
+    1. a warm worker that is open and not overloaded     2. wait a little for one that is closed
+    3. any open worker
+    among these the least  (queued + own uncached prefill seconds) × (in flight + 1)  in calibrated terms
+
+Choice and booking belong in one turn: between `choose` and `book` nothing else may happen.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from math import inf, isfinite
 from typing import NamedTuple
 
-from services.router.policy.ticket import Ticket
-from services.router.policy.worker import WorkerView
+import numpy as np
+
+from services.router.policy.fleet import Fleet, Mask
+from services.router.policy.hot import HotPrefixes
+from services.router.policy.prefix_index import Hits
+from services.router.policy.speed import Floats
+from services.router.policy.ticket import Cost, Ticket
+from services.router.policy.worker import BLOCK_TOKENS, WorkerView
+
+_WAIT_WEIGHT = 0.05
+_LONGEST_WAIT_S = 60.0
 
 
-class _Load(NamedTuple):
-    share: float
-    waiting_tokens: int
-    last_given: int
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacementSettings:
+    """Parameters of placement; every part can be switched off on its own."""
+
+    warm: bool = True
+    """Off: the score alone weighs what is cached against load."""
+    warm_share: float = 0.8
+    """Of the prompt, cached: from here on a worker is warm."""
+    warm_load_factor: float = 1.5
+    warm_load_slack: float = 8.0
+    """A warm worker is overloaded beyond so many times the least load plus so many sequences."""
+    warm_queue_s: float = 2.0
+    """Or when so many seconds of prefill wait there."""
+
+    queue_term: bool = True
+    in_flight_term: bool = True
+    attention_term: bool = True
+    """Whether a long prompt's attention counts."""
+    calibrated: bool = True
+    """Off: all workers count as equally fast."""
+    tie_share: float = 0.02
+    """Scores that are so close are equal; 0: only equal ones are."""
+    cold_turns: bool = True
+    """Whether ties go to the worker that least recently was given a cold request."""
+
+    patience: bool = True
+    patience_factor: float = 2.0
+    """Wait for a closed warm worker, in recent waits."""
+    patience_s: tuple[float, float] = (0.25, 60.0)
+    """Bounds of that wait."""
+
+    long_prompts: bool = True
+    long_prompt_share: float = 0.25
+    """A prompt larger than this part of a worker's KV goes elsewhere where it can."""
+
+    short_slice: float = 1 / 8
+    """Of sequence slots, for short requests only; 0: none."""
+    short_prompt_tokens: int = 512
+    short_output_tokens: int = 64
+
+    replicate_share: float = 0.01
+    """Of requests with a hot prefix that go to a worker without it; 0: none."""
+    replicate_after: int = 3
+    """Repeats within a minute that make a prefix hot."""
+
+    preferred_labels: bool = True
+
+    def validate(self) -> list[str]:
+        """What cannot hold, one line each; empty when all is well."""
+        shares = ("warm_share", "tie_share", "short_slice", "replicate_share", "long_prompt_share")
+        amounts = (
+            "warm_load_factor",
+            "warm_load_slack",
+            "warm_queue_s",
+            "patience_factor",
+            "replicate_after",
+        )
+        faults = [
+            f"{name}: must be from 0 to 1, not {getattr(self, name):g}"
+            for name in shares
+            if not 0 <= getattr(self, name) <= 1
+        ]
+        faults += [
+            f"{name}: must be at least 0, not {getattr(self, name):g}"
+            for name in amounts
+            if not (isfinite(getattr(self, name)) and getattr(self, name) >= 0)
+        ]
+        if not 0 <= self.patience_s[0] <= self.patience_s[1]:
+            low, high = self.patience_s
+            faults.append(f"patience_s: must rise from at least 0, not {low:g} to {high:g}")
+        return faults
+
+
+class Choice(NamedTuple):
+    """Where a request goes, or that it waits."""
+
+    worker: str | None
+    position: int = -1
+    cached_tokens: int = 0
+    """Of the prompt, on the chosen worker."""
+    wait_until_s: float | None = None
+    """When it would take a cold worker instead of waiting for a closed warm one."""
+    cold: bool = True
+    """Less than `warm_share` is cached on the chosen worker."""
+
+    def cost(self, asked: Cost) -> Cost:
+        """What the request takes there: prompt tokens that are cached need no computing."""
+        return asked._replace(prefill_tokens=max(1, asked.prefill_tokens - self.cached_tokens))
+
+
+NOBODY = Choice(None)
+
+
+class Placement:
+    """Chooses workers; remembers recent waits, turns and repeated prefixes."""
+
+    def __init__(self, settings: PlacementSettings | None = None) -> None:
+        self.settings = settings or PlacementSettings()
+        self.recent_wait_s = 0.0
+        """Moving average of how long dispatched requests had waited."""
+        self._hot = HotPrefixes(self.settings.replicate_share, self.settings.replicate_after)
+
+    def choose(
+        self, ticket: Ticket, fleet: Fleet, hits: Hits, now: float, head_wait_s: float | None = None
+    ) -> Choice:
+        """The worker to take now, or none.
+
+        Args:
+            hits: blocks that each worker keeps of the prompt, as `fleet.hits` says. [positions]
+            head_wait_s: how long the first request of the queue has waited, when this one is not the first.
+        """
+        able = self._able(ticket, fleet)
+        takers = able & fleet.affordable(ticket.cost) & self._unreserved(ticket, fleet)
+        if self.settings.preferred_labels and ticket.preferred_labels:
+            takers = _preferring(takers, fleet.labelled(ticket.preferred_labels, frozenset()))
+            able = able & takers if takers.any() else able
+        prompt = ticket.prefill_tokens
+        cached = np.minimum(hits * BLOCK_TOKENS, max(0, prompt - 1))
+        warm = self._warm(able, cached, prompt, fleet)
+        if warm is not None:
+            warm_takers = warm & takers
+            if warm_takers.any():
+                return self._among(self._or_replica(ticket, warm_takers, takers, now), cached, ticket, fleet)
+            until = self._patient_until(ticket, fleet, now, head_wait_s)
+            if now < until:
+                return Choice(None, wait_until_s=until)
+        if not takers.any():
+            return NOBODY
+        return self._among(takers, cached, ticket, fleet)
+
+    def book(self, choice: Choice, ticket: Ticket, fleet: Fleet, now: float) -> Cost:
+        """Takes the request off the chosen worker's credit; returns what it costs there."""
+        cost = choice.cost(ticket.cost)
+        view = fleet.at(choice.position)
+        fleet.book(choice.position, cost, cold=choice.cold)
+        digests = ticket.chains.get(view.numerics)
+        if digests is not None:
+            fleet.index.expect(view.key, digests, now)
+        waited_s = min(max(now - ticket.arrival_s, 0.0), _LONGEST_WAIT_S)
+        self.recent_wait_s += _WAIT_WEIGHT * (waited_s - self.recent_wait_s)
+        return cost
+
+    def _able(self, ticket: Ticket, fleet: Fleet) -> Mask:
+        """Workers that could run it, without those that suit it badly where others are there."""
+        able = fleet.suited(ticket)
+        settings = self.settings
+        least_kv = ticket.prefill_tokens / settings.long_prompt_share if settings.long_prompt_share else 0.0
+        if settings.long_prompts and fleet.traits[0] < least_kv:
+            able = _preferring(able, fleet.kv_tokens >= least_kv)
+        return able
+
+    def _unreserved(self, ticket: Ticket, fleet: Fleet) -> Mask | np.bool_:
+        """Workers with sequence slots that are not kept for short requests, unless this is one."""
+        settings = self.settings
+        short = (
+            ticket.prefill_tokens < settings.short_prompt_tokens
+            and ticket.expected_output < settings.short_output_tokens
+        )
+        if short or not settings.short_slice:
+            return np.True_
+        reserved = np.floor(fleet.max_sequences * settings.short_slice)
+        unreserved: Mask = fleet.sequences < fleet.max_sequences - reserved
+        return unreserved
+
+    def _warm(self, able: Mask, cached: Hits, prompt: int, fleet: Fleet) -> Mask | None:
+        """Workers that keep most of the prompt and are not overloaded; None when there is none."""
+        settings = self.settings
+        if not settings.warm:
+            return None
+        warm = able & (cached >= settings.warm_share * prompt)
+        if not warm.any():
+            return None
+        load = fleet.sequences * fleet.speeds.slowness if settings.calibrated else fleet.sequences
+        most = settings.warm_load_factor * load[able].min() + settings.warm_load_slack
+        warm &= load <= most
+        warm &= fleet.waiting_tokens * self._token_s(fleet) <= settings.warm_queue_s
+        return warm if warm.any() else None
+
+    def _patient_until(self, ticket: Ticket, fleet: Fleet, now: float, head_wait_s: float | None) -> float:
+        """Until when a request waits for a closed warm worker: never past its own slack."""
+        settings = self.settings
+        if not settings.patience:
+            return -inf
+        least, most = settings.patience_s
+        recent_s = self.recent_wait_s if head_wait_s is None else max(head_wait_s, self.recent_wait_s)
+        until = ticket.arrival_s + min(max(settings.patience_factor * recent_s, least), most)
+        alone_s = ticket.prefill_tokens * float(self._token_s(fleet).min())
+        if ticket.deadline_s is not None:
+            until = min(until, ticket.deadline_s - alone_s)
+        if ticket.ttft_target_s is not None:
+            start_by = ticket.arrival_s + ticket.ttft_target_s - alone_s
+            until = min(until, start_by) if now <= start_by else until
+        return min(until, now + most)
+
+    def _or_replica(self, ticket: Ticket, warm: Mask, takers: Mask, now: float) -> Mask:
+        """Now and then the workers without a hot prefix, so that one more comes to keep it."""
+        others = takers & ~warm
+        if self._hot.replicates(ticket, now) and others.any():
+            return others
+        return warm
+
+    def _among(self, takers: Mask, cached: Hits, ticket: Ticket, fleet: Fleet) -> Choice:
+        scores = np.where(takers, self._scores(cached, ticket.prefill_tokens, fleet), inf)
+        position = int(scores.argmin())
+        ties = (scores <= scores[position] * (1 + self.settings.tie_share)).nonzero()[0]
+        cold = bool(cached[position] < self.settings.warm_share * ticket.prefill_tokens)
+        if len(ties) > 1:
+            turns = fleet.last_cold if cold and self.settings.cold_turns else fleet.last_given
+            position = int(ties[turns[ties].argmin()])
+        return Choice(fleet.at(position).key, position, int(cached[position]), None, cold)
+
+    def _scores(self, cached: Hits, prompt: int, fleet: Fleet) -> Floats:
+        settings, speeds = self.settings, fleet.speeds
+        own = prompt - cached
+        tokens = own + fleet.waiting_tokens if settings.queue_term else own
+        seconds: Floats = tokens * self._token_s(fleet)
+        if settings.attention_term:
+            seconds += speeds.attention_s * own * (prompt - own / 2)
+        if settings.in_flight_term:
+            in_flight = fleet.sequences + 1
+            seconds *= in_flight * speeds.slowness if settings.calibrated else in_flight
+        return seconds
+
+    def _token_s(self, fleet: Fleet) -> Floats:
+        token_s = fleet.speeds.token_s
+        return token_s if self.settings.calibrated else np.full_like(token_s, token_s.mean())
+
+
+def _preferring(mask: Mask, liked: Mask) -> Mask:
+    both = mask & liked
+    return both if both.any() else mask
 
 
 def choose(ticket: Ticket, workers: Iterable[WorkerView], last_given: dict[str, int]) -> WorkerView | None:
-    """The worker to take, or None; ties go to the one that was given something least recently."""
+    """The least loaded worker that suits and has credit, without arrays."""
     fitting = [each for each in workers if each.affords(ticket.cost) and each.suits(ticket)]
-    return min(fitting, key=lambda each: _load(each, last_given), default=None)
-
-
-def _load(worker: WorkerView, last_given: dict[str, int]) -> _Load:
-    share = worker.sequences / max(worker.max_sequences, 1)
-    return _Load(share, worker.waiting_tokens, last_given.get(worker.key, 0))
+    return min(
+        fitting,
+        key=lambda each: (
+            each.sequences / max(each.max_sequences, 1),
+            each.waiting_tokens,
+            last_given.get(each.key, 0),
+        ),
+        default=None,
+    )

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from services.router.policy.classify import LatencyClass
+
+Digests = npt.NDArray[np.uint64]
+"""First 16 bytes of each block digest of a prompt, as two words. [blocks, 2]"""
+NO_CHAINS: Mapping[bytes, Digests] = MappingProxyType({})
 
 
 class Cost(NamedTuple):
@@ -25,12 +34,35 @@ class Ticket:
     tenant: str
     latency_class: LatencyClass
     cost: Cost
+    """Prefill tokens as if nothing were cached; an assignment carries what is not."""
     total_tokens: int
     """Most tokens of prompt and output together."""
     arrival_s: float
     """Kept when a request comes back: it waits at its old place."""
     deadline_s: float | None = None
     labels: frozenset[tuple[str, str]] = frozenset()
+    preferred_labels: frozenset[tuple[str, str]] = frozenset()
     capabilities: frozenset[str] = frozenset()
     barred: frozenset[str] = frozenset()
     """Workers that said they can never run it."""
+    weight: float = 1.0
+    """Of the tenant, against others."""
+    expected_output: int = 1
+    """Output tokens that are still expected."""
+    output_known: bool = False
+    """Whether the tenant's history says so, not only a default."""
+    chains: Mapping[bytes, Digests] = field(default_factory=lambda: NO_CHAINS, compare=False, repr=False)
+    """Digests of the prompt's whole blocks by numerics id; empty: nothing may be reused."""
+    sheddable: bool = False
+    """May be refused first."""
+    do_not_queue: bool = False
+    """Is to be refused when it cannot start at once."""
+    ttft_target_s: float | None = None
+    tpot_target_s: float | None = None
+    queued_bytes: int = 0
+    """Memory that it holds while it waits."""
+
+    @property
+    def prefill_tokens(self) -> int:
+        """Prompt tokens (and output to compute again) as if nothing were cached."""
+        return self.cost.prefill_tokens

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from services.router.policy.speed import StepModel
 from services.router.policy.ticket import Cost, Ticket
+
+BLOCK_TOKENS = 64
 
 
 @dataclass(slots=True, kw_only=True)
@@ -16,7 +19,7 @@ class WorkerView:
     ready: bool
     credit: Cost
     sequences: int
-    """Sequences that run or wait there."""
+    """Sequences that run or wait there; never less than this router has there."""
     waiting_tokens: int
     """Prompt tokens still to compute there."""
     max_sequences: int
@@ -25,6 +28,14 @@ class WorkerView:
     total_blocks: int
     labels: frozenset[tuple[str, str]] = frozenset()
     capabilities: frozenset[str] = frozenset()
+    numerics: bytes = b""
+    """Names the chain of digests under which it keeps blocks."""
+    step_model: StepModel | None = None
+    """None: it has not told yet."""
+    free_blocks: int = 0
+    """Blocks that hold nothing, or only what can be taken."""
+    running_context: int = 0
+    """Tokens that its decodes read, as far as known."""
 
     def suits(self, ticket: Ticket) -> bool:
         """Whether it could ever run the request."""

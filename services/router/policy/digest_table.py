@@ -1,0 +1,284 @@
+"""Digests of 16 bytes and a number each, packed: 20 bytes a slot, looked up for a whole chain at once.
+
+Cuckoo hashing with three places a digest and one slot a place: a look-up is three gathers, whatever the load.
+The places are multiplied out with odd factors drawn at random, so that no pattern in digests crowds them. The
+table grows and shrinks by moving a bounded number of slots with each change: old and new are both searched
+until that is done. Number 0 means absent; a digest whose first word is 0 cannot be kept.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Words = npt.NDArray[np.uint64]
+Numbers = npt.NDArray[np.uint32]
+Slots = npt.NDArray[np.int64]
+
+LEAST_SLOTS = 1 << 10
+FULL = 0.75
+SPARSE = 0.15
+MOVED_AT_ONCE = 1024
+_MOVED_PER_CHANGE = 4
+_MOST_KICKS = 200
+_ALL_ONES = (1 << 64) - 1
+
+
+class Homeless(NamedTuple):
+    """An entry that found no place."""
+
+    low: int
+    high: int
+    number: int
+
+
+class _Slots:
+    """One table of fixed size."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.low: Words = np.zeros(size, np.uint64)
+        self.high: Words = np.zeros(size, np.uint64)
+        self.numbers: Numbers = np.zeros(size, np.uint32)
+        self.count = 0
+        self._lows, self._highs = self.low.data, self.high.data
+        self._numbers = self.numbers.data
+        self._factors = tuple(secrets.randbits(64) | 1 for _ in range(3))
+        self._shift = 65 - size.bit_length()
+        self._np_factors = tuple(np.uint64(each) for each in self._factors)
+        self._np_shift = np.uint64(self._shift)
+        self._kick = 0
+
+    def find(self, low: Words, high: Words) -> Slots:
+        """Slots of digests; -1 for those that are not here."""
+        slots = self._place(0, low, high)
+        missing = (self.low.take(slots) != low).nonzero()[0]
+        for choice in (1, 2):
+            if not len(missing):
+                break
+            wanted = low[missing]
+            places = self._place(choice, wanted, high[missing])
+            slots[missing] = places
+            missing = missing[self.low.take(places) != wanted]
+        same = self.high.take(slots) == high
+        slots[missing] = -1
+        if not same.all():
+            self._search_again(slots, low, high, ~same)
+        return slots
+
+    def find_one(self, low: int, high: int) -> int:
+        """The slot of a digest, or -1."""
+        for slot in self._places(low, high):
+            if self._lows[slot] == low and self._highs[slot] == high:
+                return slot
+        return -1
+
+    def number_at(self, slot: int) -> int:
+        """The number in a slot."""
+        return self._numbers[slot]
+
+    def write(self, slots: Slots, numbers: Numbers) -> None:
+        """Changes numbers; 0 frees a slot."""
+        self.numbers[slots] = numbers
+        freed = slots[numbers == 0]
+        self.low[freed] = self.high[freed] = 0
+        self.count -= len(freed)
+
+    def write_one(self, slot: int, number: int) -> None:
+        """Changes a number; 0 frees the slot."""
+        self._numbers[slot] = number
+        if not number:
+            self._lows[slot] = self._highs[slot] = 0
+            self.count -= 1
+
+    def insert(self, low: Words, high: Words, numbers: Numbers) -> list[Homeless]:
+        """Adds digests that are not here and differ from each other."""
+        rest = np.arange(len(low))
+        for choice in range(3):
+            places = self._place(choice, low[rest], high[rest])
+            taken = self._claim(places, rest)
+            self._fill(places[taken], low, high, numbers, rest[taken])
+            rest = rest[~taken]
+        left = zip(low[rest].tolist(), high[rest].tolist(), numbers[rest].tolist(), strict=True)
+        found = [self.insert_one(*each) for each in left]
+        return [each for each in found if each is not None]
+
+    def insert_one(self, low: int, high: int, number: int) -> Homeless | None:
+        """Adds a digest that is not here; returns what was pushed out of it all, if anything."""
+        lows, highs, numbers = self._lows, self._highs, self._numbers
+        for _ in range(_MOST_KICKS):
+            places = self._places(low, high)
+            for slot in places:
+                if not numbers[slot]:
+                    lows[slot], highs[slot], numbers[slot] = low, high, number
+                    self.count += 1
+                    return None
+            self._kick = (self._kick * 5 + 1) & 0xFFFF
+            slot = places[self._kick % 3]
+            pushed = lows[slot], highs[slot], numbers[slot]
+            lows[slot], highs[slot], numbers[slot] = low, high, number
+            low, high, number = pushed
+        return Homeless(low, high, number)
+
+    def _claim(self, places: Slots, rest: Slots) -> npt.NDArray[np.bool_]:
+        """Which of `rest` get their place: it is free, and of several that want it one has it."""
+        free = self.numbers.take(places) == 0
+        wanted = (rest + 1).astype(np.uint32)
+        self.numbers[places[free]] = wanted[free]
+        taken: npt.NDArray[np.bool_] = free & (self.numbers.take(places) == wanted)
+        return taken
+
+    def _fill(self, slots: Slots, low: Words, high: Words, numbers: Numbers, which: Slots) -> None:
+        self.low[slots], self.high[slots] = low[which], high[which]
+        self.numbers[slots] = numbers[which]
+        self.count += len(which)
+
+    def _search_again(self, slots: Slots, low: Words, high: Words, differing: npt.NDArray[np.bool_]) -> None:
+        """Digests whose first word is another's too."""
+        for index in (differing & (slots >= 0)).nonzero()[0].tolist():
+            slots[index] = self.find_one(int(low[index]), int(high[index]))
+
+    def _place(self, choice: int, low: Words, high: Words) -> Slots:
+        word = low if choice == 0 else high if choice == 1 else low ^ high
+        slots: Slots = ((word * self._np_factors[choice]) >> self._np_shift).view(np.int64)
+        return slots
+
+    def _places(self, low: int, high: int) -> tuple[int, int, int]:
+        first, second, third = self._factors
+        shift = self._shift
+        return (
+            (low * first & _ALL_ONES) >> shift,
+            (high * second & _ALL_ONES) >> shift,
+            ((low ^ high) * third & _ALL_ONES) >> shift,
+        )
+
+
+class DigestTable:
+    """A number for each digest; 0 is none."""
+
+    def __init__(self) -> None:
+        self._new = _Slots(LEAST_SLOTS)
+        self._old: _Slots | None = None
+        self._moved = 0
+        self._owed = 0
+
+    def __len__(self) -> int:
+        return self._new.count + (self._old.count if self._old else 0)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        return 20 * (self._new.size + (self._old.size if self._old else 0))
+
+    def numbers(self, low: Words, high: Words) -> Numbers:
+        """The number of each digest."""
+        slots = self._new.find(low, high)
+        found = self._new.numbers.take(slots)
+        if slots.min(initial=0) < 0:
+            missing = slots < 0
+            found[missing] = self._old_numbers(low[missing], high[missing])
+        return found
+
+    def number(self, low: int, high: int) -> int:
+        """The number of one digest."""
+        for table in (self._new, self._old):
+            slot = table.find_one(low, high) if table else -1
+            if table and slot >= 0:
+                return table.number_at(slot)
+        return 0
+
+    def put(self, low: Words, high: Words, numbers: Numbers) -> None:
+        """Sets the numbers of digests that differ from each other; 0 removes."""
+        rest = np.arange(len(low))
+        for table in (self._new, self._old):
+            if table:
+                slots = table.find(low[rest], high[rest])
+                here = slots >= 0
+                table.write(slots[here], numbers[rest[here]])
+                rest = rest[~here]
+        rest = rest[numbers[rest] != 0]
+        self._settle(self._new.insert(low[rest], high[rest], numbers[rest]))
+        self._owe(len(low))
+
+    def put_one(self, low: int, high: int, number: int) -> None:
+        """Sets the number of one digest; 0 removes it."""
+        for table in (self._new, self._old):
+            slot = table.find_one(low, high) if table else -1
+            if table and slot >= 0:
+                table.write_one(slot, number)
+                break
+        else:
+            pushed = self._new.insert_one(low, high, number) if number else None
+            self._settle([pushed] if pushed else [])
+        self._owe(1)
+
+    @property
+    def slots(self) -> int:
+        """Slots that `peek` looks through."""
+        return self._new.size
+
+    def peek(self, start: int, count: int) -> Numbers:
+        """Numbers in some slots, to be read at once."""
+        return self._new.numbers[start : start + count]
+
+    def drop(self, start: int, which: npt.NDArray[np.bool_]) -> None:
+        """Removes what is in some slots from `start` on."""
+        slots = which.nonzero()[0] + start
+        self._new.write(slots, np.zeros(len(slots), np.uint32))
+        self._resize()
+
+    @property
+    def moving(self) -> bool:
+        """Whether it is growing or shrinking."""
+        return self._old is not None
+
+    def move(self, slots: int = MOVED_AT_ONCE) -> None:
+        """Goes on with growing or shrinking, by so many slots."""
+        old = self._old
+        if old is None:
+            return
+        part = slice(self._moved, self._moved + slots)
+        full = old.numbers[part].nonzero()[0] + self._moved
+        low, high, numbers = old.low[full], old.high[full], old.numbers[full]
+        old.write(full, np.zeros(len(full), np.uint32))
+        self._moved += slots
+        if self._moved >= old.size:
+            self._old = None
+        self._settle(self._new.insert(low, high, numbers))
+
+    def _old_numbers(self, low: Words, high: Words) -> Numbers:
+        if self._old is None:
+            return np.zeros(len(low), np.uint32)
+        slots = self._old.find(low, high)
+        return np.where(slots < 0, np.uint32(0), self._old.numbers.take(slots))
+
+    def _owe(self, changes: int) -> None:
+        self._resize()
+        if self._old is None:
+            return
+        self._owed += _MOVED_PER_CHANGE * changes
+        while self._owed >= MOVED_AT_ONCE:
+            self._owed -= MOVED_AT_ONCE
+            self.move()
+
+    def _resize(self) -> None:
+        count, size = len(self), self._new.size
+        if count > FULL * size:
+            self._begin(2 * size)
+        elif size > LEAST_SLOTS and count < SPARSE * size and self._old is None:
+            self._begin(size // 2)
+
+    def _begin(self, size: int) -> None:
+        while self._old is not None:
+            self.move()
+        self._old, self._new = self._new, _Slots(size)
+        self._moved = self._owed = 0
+
+    def _settle(self, homeless: list[Homeless]) -> None:
+        while homeless:
+            self._begin(2 * self._new.size)
+            pushed = [self._new.insert_one(*each) for each in homeless]
+            homeless = [each for each in pushed if each is not None]

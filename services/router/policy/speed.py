@@ -1,0 +1,103 @@
+"""How fast workers are, in seconds, and what to believe of it.
+
+A worker fits the cost of its own steps and tells it. What is missing, not a number, zero, negative or absurd
+is replaced: by the pool's median where that is known, else by a prior. A claim to be slow is believed (it
+costs only the one that makes it), a claim to be far faster than the pool is not.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+CHUNK_TOKENS = 2048
+"""Prefill tokens of a step at which speeds are compared."""
+CONTEXT_TOKENS = 1024
+"""Context of a decode at which speeds are compared."""
+MOST_FASTER = 8.0
+"""Than the pool's median: what a single worker is believed at most."""
+MOST_SLOWER = 1000.0
+_MOST_QUANTILE = 2.0
+
+
+class StepModel(NamedTuple):
+    """Seconds of a step: a + b·tokens + c·prefill attention + d·context + e·sequences."""
+
+    a: float
+    b: float
+    c: float
+    d: float
+    e: float
+    upper_quantile: float = 1.0
+    """Of actual over predicted."""
+
+    def prefill_s(self, tokens: float, before: float = 0.0) -> float:
+        """Seconds of computing `tokens` that follow `before`, in chunks and alone."""
+        steps = max(1.0, tokens / CHUNK_TOKENS)
+        return steps * self.a + tokens * self.b + tokens * (before + tokens / 2) * self.c
+
+    def decode_s(self, sequences: float = 1.0, context: float = CONTEXT_TOKENS) -> float:
+        """Seconds of a step that gives each of `sequences` one token; `context`: of all together."""
+        return self.a + sequences * (self.b + self.e) + context * self.d
+
+
+PRIOR = StepModel(2e-3, 1e-4, 1e-9, 1e-8, 1e-5)
+"""Of a worker of which nothing is known: 10,000 tokens a second."""
+
+
+class Speeds(NamedTuple):
+    """Calibrated seconds by position."""
+
+    models: Floats  # [6, positions], what is believed of each StepModel
+    token_s: Floats  # [positions], a prefill token in a chunk of CHUNK_TOKENS, without attention
+    attention_s: Floats  # [positions], a (new token × preceding token)
+    slowness: Floats  # [positions], a decode step against the pool's median
+
+
+def believed(claimed: Floats) -> Speeds:
+    """Speeds from claims [6, positions]; a column with anything but finite numbers >= 0 claims nothing."""
+    sane = np.isfinite(claimed).all(axis=0) & (claimed >= 0).all(axis=0)
+    sane &= (_token_s(claimed) > 0) & (_token_s(claimed) < 1e3)
+    models = np.where(sane, claimed, _middle(claimed[:, sane])[:, None])
+    models = _near_the_pool(models, sane)
+    models[5] = np.clip(models[5], 1.0, _MOST_QUANTILE)
+    step_s = _decode_s(models)
+    return Speeds(models, _token_s(models), models[2], step_s / _upper_median(step_s[sane], step_s))
+
+
+def _near_the_pool(models: Floats, sane: npt.NDArray[np.bool_]) -> Floats:
+    for seconds_of in (_token_s, _decode_s):
+        seconds = seconds_of(models)
+        median = _upper_median(seconds[sane], seconds)
+        bounded = np.clip(seconds, median / MOST_FASTER, median * MOST_SLOWER)
+        models = models * np.vstack(
+            [np.broadcast_to(bounded / seconds, (5, len(seconds))), np.ones(len(seconds))]
+        )
+    return models
+
+
+def _middle(models: Floats) -> Floats:
+    """The model of the worker in the middle, or the prior."""
+    if not models.shape[1]:
+        return np.array(PRIOR)
+    return models[:, np.argsort(_token_s(models), kind="stable")[models.shape[1] // 2]]
+
+
+def _upper_median(known: Floats, otherwise: Floats) -> float:
+    values = known if len(known) else otherwise
+    return float(np.partition(values, len(values) // 2)[len(values) // 2]) if len(values) else 1.0
+
+
+def _token_s(models: Floats) -> Floats:
+    with np.errstate(invalid="ignore", over="ignore"):
+        seconds: Floats = models[0] / CHUNK_TOKENS + models[1]
+    return seconds
+
+
+def _decode_s(models: Floats) -> Floats:
+    seconds: Floats = np.maximum(models[0] + models[1] + models[4] + CONTEXT_TOKENS * models[3], 1e-9)
+    return seconds
