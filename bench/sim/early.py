@@ -88,8 +88,8 @@ class EarlyRouter:
     def post(self, worker: int, frame: Frame) -> None:
         self._mail.append((self._kernel.now + self._delay_s, worker, frame))
 
-    def demand(self) -> Demand:
-        return NO_DEMAND
+    def demand(self) -> tuple[Demand, Demand]:
+        return NO_DEMAND, NO_DEMAND
 
     def lost(self, worker: int) -> None:
         """A worker is gone; what it had is lost, as these policies have no queue to go back to."""

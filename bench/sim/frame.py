@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from services.worker.scheduler.budget import StepModelState
 from services.worker.scheduler.events import Load, Usage
-from services.worker.session.credits import Room
+from services.worker.session.books import Grant
 
 
 class Ended(NamedTuple):
@@ -34,7 +34,7 @@ class Frame(NamedTuple):
     acknowledged_command: int
     load: Load
     running_context: int  # tokens that its decodes read
-    credit: Room
+    credit: Grant
     step_model: StepModelState
     first: list[int]  # requests of this router that have their first token
     ended: list[Ended]

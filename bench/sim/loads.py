@@ -20,7 +20,7 @@ from services.worker.scheduler.request import LatencyClass
 
 DATA = Path(__file__).parent.parent / "data"
 AZURE_EXCERPT = DATA / "azure_conv_2023_600s.csv"
-MOONCAKE_EXCERPT = DATA / "mooncake_synthetic_1200.jsonl"
+MOONCAKE_EXCERPT = DATA / "mooncake_synthetic_tail.jsonl"
 MOONCAKE_BLOCK = 512
 LONGEST = 60_000  # prompt tokens: what is beyond is cut, so that every device of the fleet holds it
 _CONTENTS = 128_000  # distinct ids that contents may have
@@ -67,11 +67,11 @@ def _mooncake_rows(path: Path) -> list[tuple[float, int, int, tuple[int, ...]]]:
 
 
 def mooncake(path: Path, *, speed: float, count: int, seed: int) -> Load:
-    """The first `count` requests of a Mooncake trace in their order; a seed shuffles the gaps between them.
+    """The last `count` requests of a Mooncake trace in their order; a seed shuffles the gaps between them.
 
     Prompts are cut to `LONGEST` tokens.
     """
-    rows = _mooncake_rows(path)[:count]
+    rows = _mooncake_rows(path)[-count:]
     gaps = [later[0] - earlier[0] for earlier, later in pairwise(rows)]
     draw = random.Random(seed)
     for start in range(0, len(gaps) if seed else 0, 64):
@@ -142,6 +142,14 @@ def neighbours(load: Load, heavy: float, light: int, seed: int) -> Load:
         return replace(each, tenant=f"light{int((place - heavy) / (1 - heavy) * light)}")
 
     return changed(load, give, seed)
+
+
+def weighted_tenants(load: Load, weights: tuple[float, ...], seed: int) -> Load:
+    """Tenants `t0`, `t1`, ... that ask in proportion to the weights."""
+    names = [f"t{index}" for index in range(len(weights))]
+    return changed(
+        load, lambda each, draw: replace(each, tenant=draw.choices(names, weights)[0]), seed
+    )
 
 
 def mixed(load: Load, seed: int, *, labelled: bool = True) -> Load:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import inf
-
-import numpy as np
 
 from bench.sim.early import class_of
 from bench.sim.frame import Frame
 from bench.sim.kernel import Kernel
-from bench.sim.request import NUMERICS, SimRequest, Story
+from bench.sim.request import Story
 from bench.sim.worker import SimWorker, Submit
 from services.router.policy import Assignment, Cost, LatencyClass, Scheduler, Ticket, WorkerView
 from services.router.policy.classify import OutputHistory
@@ -62,11 +59,13 @@ class _Account:
             self.kv_blocks -= settled.kv_blocks
 
 
-SchedulerMaker = Callable[[], Scheduler]
+@dataclass(frozen=True)
+class Variant:
+    """Our policy with other settings than the default ones."""
 
 
-def default_scheduler() -> Scheduler:
-    """With the default settings of a router."""
+def scheduler_of(variant: Variant) -> Scheduler:
+    """The production scheduler."""
     return Scheduler(
         aging_s={LatencyClass.INTERACTIVE: inf, LatencyClass.STANDARD: 10.0, LatencyClass.BATCH: 600.0},
         patience_s={LatencyClass.INTERACTIVE: 5.0, LatencyClass.STANDARD: 30.0, LatencyClass.BATCH: inf},
@@ -76,10 +75,8 @@ def default_scheduler() -> Scheduler:
 class HeadraceRouter:
     """One router process with our policy."""
 
-    def __init__(
-        self, kernel: Kernel, index: int, delay_s: float, make: SchedulerMaker = default_scheduler
-    ) -> None:
-        self.scheduler = make()
+    def __init__(self, kernel: Kernel, index: int, delay_s: float, variant: Variant) -> None:
+        self.scheduler = scheduler_of(variant)
         self._kernel, self._index, self._delay_s = kernel, index, delay_s
         self._history = OutputHistory()
         self._workers: list[SimWorker] = []
@@ -114,11 +111,12 @@ class HeadraceRouter:
         if self._stories or frame.returned:
             self._wake_at(when_s)
 
-    def demand(self) -> Demand:
+    def demand(self) -> tuple[Demand, Demand]:
         if not self._stories:
-            return NO_DEMAND
+            return NO_DEMAND, NO_DEMAND
         waiting = self.scheduler.waiting(MODEL)
-        return Demand(waiting.prefill_tokens, waiting.requests)
+        demand = Demand(waiting.prefill_tokens, waiting.requests)
+        return demand, demand
 
     def lost(self, worker: int) -> None:
         """A worker's session has ended: what it held goes on elsewhere, at its old place."""
@@ -215,7 +213,7 @@ class HeadraceRouter:
         account, worker = self._accounts[place], self._workers[place]
         frame = account.frame
         assert frame is not None
-        spec, load, credit = worker.device.spec, frame.load, frame.credit
+        spec, load, credit = worker.device.spec, frame.load, frame.credit.all
         return WorkerView(
             key=worker.key,
             model=MODEL,

@@ -24,11 +24,12 @@ from services.worker.scheduler.policy import SchedulerSettings
 from services.worker.scheduler.request import NO_IDS, LatencyClass, Request, Sampling
 from services.worker.scheduler.scheduler import Scheduler
 from services.worker.scheduler.step import Sampled, Step
-from services.worker.session.credits import CreditBook, Demand, Room
+from services.worker.session.books import Books, Grant
+from services.worker.session.credits import Demand, Room
 
 LOOK_AGAIN_S = 0.005  # as the engine's loop, when work is there that may not run now
 ACKNOWLEDGED_S = 0.1  # a router acknowledges frames at least so often
-_NO_ROOM = Room()
+_NO_ROOM = Grant(Room(), Room())
 
 
 class Submit(NamedTuple):
@@ -58,8 +59,8 @@ class Listener(Protocol):
     def post(self, worker: int, frame: Frame) -> None:
         """A frame leaves for the router."""
 
-    def demand(self) -> Demand:
-        """What waits there."""
+    def demand(self) -> tuple[Demand, Demand]:
+        """What waits there: in all, and of foreground work."""
 
 
 @dataclass(slots=True)
@@ -103,7 +104,7 @@ class SimWorker:
             self.device.capabilities,
             prior=learned(name),
         )
-        self.book = CreditBook() if credited else None
+        self.books = Books() if credited else None
         self.cached: set[bytes] = set()  # digests of reusable blocks, as routers keep them
         self.busy_s = 0.0
         self.steps = 0
@@ -119,9 +120,9 @@ class SimWorker:
         self._leap: leap.Leap | None = None
         self._leap_steps = 0
         self._turns = 0  # a number for each event of its own: older ones are void
-        if self.book is not None:
+        if self.books is not None:
             for session in range(len(routers)):
-                self.book.open(session)
+                self.books.open(session)
             self._credit()
 
     def receive(self, command: Submit | Cancel) -> None:
@@ -156,12 +157,13 @@ class SimWorker:
         return sequence.outputs + steps
 
     def _admitted(self, command: Submit) -> bool:
-        if self.book is None:
+        if self.books is None:
             return True
         self._acknowledge(command.session, command.acknowledged_frame)
-        room = self._cost(command)
-        if self.book.admit(command.session, command.request.number, room):
-            self.book.submitted(command.request.number, self._commands)
+        foreground = command.latency_class is not LatencyClass.BATCH
+        room, number = self._cost(command), command.request.number
+        if self.books.admit(command.session, number, room, foreground=foreground):
+            self.books.submitted(number, self._commands)
             return True
         session = self._sessions[command.session]
         session.returned.append(command.request.number)
@@ -184,8 +186,8 @@ class SimWorker:
         return len(request.names)
 
     def _acknowledge(self, session: int, frame: int) -> None:
-        assert self.book is not None
-        self.book.acknowledged(session, frame)
+        assert self.books is not None
+        self.books.acknowledged(session, frame)
         waiting = self._sessions[session].unacknowledged
         while waiting and waiting[0][0] <= frame:
             waiting.popleft()
@@ -270,15 +272,13 @@ class SimWorker:
             self._tell(index, blocks, served)
 
     def _credit(self) -> None:
-        if self.book is None:
+        if self.books is None:
             return
-        credits = self.scheduler.credits()
-        window = Room(credits.prefill_tokens, credits.slots, credits.blocks)
         if len(self._sessions) > 1:
             for index, session in enumerate(self._sessions):
-                self.book.demand(index, session.router.demand())
+                self.books.demand(index, *session.router.demand())
         idle = not self.scheduler.has_work
-        self.book.report(window, self._obeyed, idle=idle)
+        self.books.report(self.scheduler.credits(), self._obeyed, idle=idle)
 
     def _blocks(self, events: Events) -> Blocks:
         kv = events.kv
@@ -309,7 +309,9 @@ class SimWorker:
             number=session.sent,
             acknowledged_command=session.reported,
             load=self.scheduler.load(),
-            running_context=0,
+            running_context=sum([each.computed for each in self.scheduler._residents.decoding.values()])
+            if self.books is not None
+            else 0,
             credit=self._grant(index, session, now),
             step_model=self.scheduler.model.state(),
             first=session.first,
@@ -321,16 +323,16 @@ class SimWorker:
         session.first, session.ended, session.returned = [], [], []
         session.router.post(self.index, frame)
 
-    def _grant(self, index: int, session: _Session, now: float) -> Room:
-        if self.book is None:
+    def _grant(self, index: int, session: _Session, now: float) -> Grant:
+        if self.books is None:
             return _NO_ROOM
         heard, waiting = 0, session.unacknowledged
         while waiting and waiting[0][1] <= now - ACKNOWLEDGED_S:
             heard = waiting.popleft()[0]
         if heard:
-            self.book.acknowledged(index, heard)
+            self.books.acknowledged(index, heard)
         waiting.append((session.sent, now))
-        return Room(*self.book.grant(index, session.sent))
+        return self.books.grant(index, session.sent)
 
 
 def _to_request(command: Submit) -> Request:

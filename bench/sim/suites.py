@@ -1,0 +1,274 @@
+"""The suites: which experiments, who competes, and the aims that their rows are held against."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from bench.results_contract import Row, row
+from bench.sim import loads
+from bench.sim.contenders import OURS, Contender, published
+from bench.sim.experiments import HETERO, ROUTING, Experiment, Options, azure, h100
+from bench.sim.fairness import fairness_figures, split_neighbours
+from bench.sim.loads import Load
+from bench.sim.play import Match, Splitter, Table
+from bench.sim.request import Story
+
+TTFT_MEAN, TTFT_P99 = 1.1, 1.2  # of the best published policy, below the knee
+KNEE_P99_S = 0.4
+GOODPUT_AT = {11: 96.0, 13: 88.0, 16: 67.0}
+CRITICAL_TTFT_S = 1.0
+LIGHT_P99, FAIR = 1.3, 0.98
+
+
+@dataclass(frozen=True)
+class Suite:
+    """One command."""
+
+    name: str
+    make: Callable[[Options], Match]
+    rows: Callable[[Table, Match], Iterator[Row]]
+    plot: str = "ttft_p99"
+
+
+def everybody() -> list[Contender]:
+    """Ours and all published policies."""
+    return [Contender(OURS), *published()]
+
+
+def _described(table: Table, experiment: Experiment, contender: str) -> Iterator[Row]:
+    case = f"{experiment.name}: {contender}"
+    for metric, unit in (
+        ("ttft_mean", "s"),
+        ("ttft_p99", "s"),
+        ("tpot_p99", "s"),
+        ("e2e_mean", "s"),
+        ("goodput", "%"),
+        ("hit", "%"),
+        ("output_rate", "tok/s"),
+    ):
+        yield row(case, metric, unit, table.values(experiment.name, contender, metric))
+
+
+def _best(table: Table, experiment: str, metric: str, *, highest: bool = False) -> str:
+    names = [name for name in table.contenders(experiment) if name != OURS]
+    pick = max if highest else min
+    return pick(names, key=lambda name: statistics.median(table.values(experiment, name, metric)))
+
+
+def _ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    return [mine / max(other, 1e-9) for mine, other in zip(ours, theirs, strict=True)]
+
+
+def _against(
+    table: Table, experiment: str, metric: str, limit: float, *, highest: bool = False
+) -> Row:
+    """Ours over the best of the others, by seed."""
+    best = _best(table, experiment, metric, highest=highest)
+    ours, theirs = (table.values(experiment, name, metric) for name in (OURS, best))
+    ratios = _ratios(ours, theirs)
+    met = statistics.median(ratios) >= limit if highest else statistics.median(ratios) <= limit
+    sign = ">=" if highest else "<="
+    return row(
+        experiment,
+        f"{metric} / best",
+        "×",
+        ratios,
+        aim=f"{sign} {limit:g}",
+        met=met,
+        peer=best,
+        peer_samples=theirs,
+    )
+
+
+def routing_rows(table: Table, match: Match) -> Iterator[Row]:
+    """Every policy on every load, and ours against the best."""
+    for experiment in match.experiments:
+        name = experiment.name
+        if experiment.regime == "below":
+            yield _against(table, name, "ttft_mean", TTFT_MEAN)
+            yield _against(table, name, "ttft_p99", TTFT_P99)
+        elif experiment.regime == "at":
+            p99 = table.values(name, OURS, "ttft_p99")
+            met = statistics.median(p99) <= KNEE_P99_S
+            best = _best(table, name, "ttft_p99")
+            theirs = table.values(name, best, "ttft_p99")
+            aim = f"<= {KNEE_P99_S:g}"
+            yield row(name, "ttft_p99", "s", p99, aim=aim, met=met, peer=best, peer_samples=theirs)
+        else:
+            yield _against(table, name, "e2e_mean", 1.0)
+            yield _against(table, name, "goodput", 1.0, highest=True)
+    for experiment in match.experiments:
+        for contender in table.contenders(experiment.name):
+            yield from _described(table, experiment, contender)
+
+
+def hetero_rows(table: Table, match: Match) -> Iterator[Row]:
+    """Ours has to serve everything well where hardware is mixed."""
+    for experiment in match.experiments:
+        goodput = table.values(experiment.name, OURS, "goodput")
+        met = statistics.median(goodput) >= 99.95
+        yield row(experiment.name, "goodput", "%", goodput, aim=">= 100", met=met)
+        for contender in table.contenders(experiment.name):
+            yield from _described(table, experiment, contender)
+
+
+def _overload(speed: int) -> Experiment:
+    def load(options: Options, seed: int) -> Load:
+        return loads.sheddable(azure(speed, 8000)(options, seed), 0.3, seed)
+
+    return Experiment(name=f"Azure conv x{speed}, 4 H100", fleet=h100(4), load=load, regime="above")
+
+
+OVERLOAD = tuple(_overload(speed) for speed in (9, 11, 13, 16))
+CRITICAL, SHEDDABLE = "critical", "sheddable"
+
+
+def split_sheddable(stories: Sequence[Story]) -> dict[str, list[Story]]:
+    """Those that may be shed, and the others."""
+    parts: dict[str, list[Story]] = {CRITICAL: [], SHEDDABLE: []}
+    for story in stories:
+        parts[SHEDDABLE if story.request.sheddable else CRITICAL].append(story)
+    return parts
+
+
+def overload_rows(table: Table, match: Match) -> Iterator[Row]:
+    """Goodput of all requests, and the critical ones' first tokens."""
+    for experiment in match.experiments:
+        name, speed = experiment.name, int(experiment.name.split("x")[1].split(",")[0])
+        goodput = table.values(name, OURS, "goodput")
+        least = GOODPUT_AT.get(speed)
+        met = None if least is None else statistics.median(goodput) >= least
+        yield row(name, "goodput", "%", goodput, aim=None if least is None else f">= {least:g}", met=met)
+        p99 = table.values(name, OURS, "ttft_p99", CRITICAL)
+        bound = speed in (11, 13)
+        met = statistics.median(p99) <= CRITICAL_TTFT_S if bound else None
+        aim = f"<= {CRITICAL_TTFT_S:g}" if bound else None
+        yield row(name, "critical ttft_p99", "s", p99, aim=aim, met=met)
+        for contender in table.contenders(name):
+            case = f"{name}: {contender}"
+            for part in (CRITICAL, SHEDDABLE):
+                for metric, unit in (("goodput", "%"), ("ttft_p99", "s"), ("refused", "requests")):
+                    values = table.values(name, contender, metric, part)
+                    if values:
+                        yield row(case, f"{part} {metric}", unit, values)
+            yield from _described(table, experiment, contender)
+
+
+def _neighbours(speed: int, routers: int, *, alone: bool) -> Experiment:
+    def load(options: Options, seed: int) -> Load:
+        shared = loads.neighbours(azure(speed, 6000)(options, seed), 0.7, 5, seed)
+        return [each for each in shared if each.tenant != "heavy"] if alone else shared
+
+    what = "light tenants alone" if alone else "heavy neighbour"
+    return Experiment(
+        name=f"Azure conv x{speed}, {routers} router{'s' * (routers > 1)}: {what}",
+        fleet=h100(4, routers=routers),
+        load=load,
+        regime="above",
+    )
+
+
+def _contended(routers: int) -> Experiment:
+    def load(options: Options, seed: int) -> Load:
+        return loads.weighted_tenants(azure(24, 8000)(options, seed), (40, 25, 20, 15), seed)
+
+    return Experiment(
+        name=f"Azure conv x24, {routers} router{'s' * (routers > 1)}: four greedy tenants",
+        fleet=h100(4, routers=routers),
+        load=load,
+        regime="above",
+    )
+
+
+FAIRNESS = tuple(
+    each
+    for routers in (1, 4)
+    for each in (
+        _neighbours(13, routers, alone=True),
+        _neighbours(13, routers, alone=False),
+        _contended(routers),
+    )
+)
+
+
+def fairness_rows(table: Table, match: Match) -> Iterator[Row]:
+    """Light tenants beside a heavy one against themselves alone; greedy tenants among each other."""
+    for routers in (1, 4):
+        alone, beside, greedy = match.experiments[3 * (routers == 4) :][:3]
+        ours = table.values(beside.name, OURS, "ttft_p99", "light")
+        ratios = _ratios(ours, table.values(alone.name, OURS, "ttft_p99", "light"))
+        met = statistics.median(ratios) <= LIGHT_P99
+        yield row(beside.name, "light ttft_p99 / alone", "×", ratios, aim=f"<= {LIGHT_P99:g}", met=met)
+        index = table.figures(greedy.name, OURS, "jain")
+        yield row(
+            greedy.name, "Jain", "", index, aim=f">= {FAIR:g}", met=statistics.median(index) >= FAIR
+        )
+        rate = table.figures(beside.name, OURS, "busy_rate")
+        theirs = table.figures(beside.name, "LMetric", "busy_rate")
+        ratios = _ratios(rate, theirs)
+        met = statistics.median(ratios) >= 0.97
+        yield row(
+            beside.name,
+            "tokens / LMetric",
+            "×",
+            ratios,
+            aim=">= 0.97",
+            met=met,
+            peer="LMetric",
+            peer_samples=theirs,
+        )
+    for experiment in match.experiments:
+        for contender in table.contenders(experiment.name):
+            case = f"{experiment.name}: {contender}"
+            for part in ("light", "heavy"):
+                for metric, unit in (("ttft_mean", "s"), ("ttft_p99", "s"), ("refused", "requests")):
+                    values = table.values(experiment.name, contender, metric, part)
+                    if values:
+                        yield row(case, f"{part} {metric}", unit, values)
+            yield row(case, "Jain", "", table.figures(experiment.name, contender, "jain"))
+            yield from _described(table, experiment, contender)
+
+
+def _match(
+    experiments: Sequence[Experiment],
+    contenders: Callable[[], list[Contender]],
+    split: Splitter | None,
+    measure: Callable[[Experiment, Sequence[Story]], dict[str, float]] | None,
+    options: Options,
+) -> Match:
+    return Match(experiments, contenders(), options, split, measure)
+
+
+def _ours_and(*names: str) -> list[Contender]:
+    return [each for each in everybody() if each.name in (OURS, *names)]
+
+
+SUITES = {
+    each.name: each
+    for each in (
+        Suite("routing", partial(_match, ROUTING, everybody, None, None), routing_rows),
+        Suite("hetero", partial(_match, HETERO, everybody, None, None), hetero_rows, "goodput"),
+        Suite(
+            "overload",
+            partial(
+                _match,
+                OVERLOAD,
+                partial(_ours_and, "LMetric", "llm-d blend 3:2:2", "SGLang cache_aware"),
+                split_sheddable,
+                None,
+            ),
+            overload_rows,
+            "goodput",
+        ),
+        Suite(
+            "fairness",
+            partial(
+                _match, FAIRNESS, partial(_ours_and, "LMetric"), split_neighbours, fairness_figures
+            ),
+            fairness_rows,
+        ),
+    )
+}

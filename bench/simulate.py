@@ -1,0 +1,65 @@
+"""Our policies and those of others over public traces and synthetic loads, in virtual time.
+
+    python -m bench.simulate routing|overload|fairness|hetero|scale|ablation|all
+        [--seeds 5] [--trace AZURE.csv] [--mooncake TRACE.jsonl] [--size 1.0] [--jobs 2] [--name NAME]
+
+The router's policy, the worker's scheduler and its credit book are the production objects; devices, network
+and clients are simulated (bench/sim). Writes bench/results/simulate-NAME.json, and a plot beside it where
+matplotlib is installed (the extra `bench`). --size 0.2 is a quick look with a fifth of the requests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from functools import partial
+from pathlib import Path
+
+from bench.results_contract import RESULTS, record
+from bench.sim import loads, plots
+from bench.sim.experiments import Options
+from bench.sim.play import Played, Table, play_all
+from bench.sim.suites import SUITES, Suite
+
+
+def say(played: Played) -> None:
+    """One line a run."""
+    whole, task = played.parts["all"], played.task
+    print(
+        f"{task.experiment} | {task.contender} | seed {task.seed}: TTFT mean {whole.ttft_mean:.3f} "
+        f"p99 {whole.ttft_p99:.2f} s, TPOT p99 {1e3 * whole.tpot_p99:.0f} ms, E2E {whole.e2e_mean:.2f} s, "
+        f"goodput {whole.goodput:.1f} %, hit {whole.hit:.0f} %, refused {whole.refused} "
+        f"({played.cpu_s:.1f} s CPU)",
+        flush=True,
+    )
+
+
+def run(suite: Suite, options: Options, seeds: int, jobs: int, results: Path) -> None:
+    """Plays a suite, prints its table, writes its result and its plot."""
+    began_s = time.monotonic()
+    make = partial(suite.make, options)
+    table = Table(play_all(make, seeds, jobs), say)
+    name = f"simulate-{suite.name}"
+    record(name, list(suite.rows(table, make())), ["numpy"], results)
+    drawn = plots.draw(table, make().experiments, suite.plot, results / f"{name}.png")
+    print(f"{time.monotonic() - began_s:.0f} s, {table.cpu_s:.0f} s CPU; plot: {drawn or 'no matplotlib'}")
+
+
+def main() -> None:
+    """Play what was asked for."""
+    parser = argparse.ArgumentParser(description="Scheduling policies over traces, in virtual time.")
+    parser.add_argument("suite", choices=[*SUITES, "all"])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--trace", type=Path, default=loads.AZURE_EXCERPT, help="of Azure conversations")
+    parser.add_argument("--mooncake", type=Path, default=loads.MOONCAKE_EXCERPT)
+    parser.add_argument("--size", type=float, default=1.0, help="multiplies the requests of every load")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    given = parser.parse_args()
+    options = Options(azure=given.trace, mooncake=given.mooncake, size=given.size)
+    for suite in SUITES.values() if given.suite == "all" else [SUITES[given.suite]]:
+        run(suite, options, given.seeds, given.jobs, given.results)
+
+
+if __name__ == "__main__":
+    main()
