@@ -49,7 +49,7 @@ class GatedRunner(FakeRunner):
     """Waits at the gate before each step."""
 
     def __init__(self, gate: StepGate) -> None:
-        super().__init__(SPEC, Capabilities(bit_equal_resume=True))
+        super().__init__(SPEC, Capabilities(deterministic=True))
         self._gate = gate
 
     def launch(self, step: Step) -> FakePending:

@@ -13,7 +13,7 @@ from services.worker.scheduler.policy import SchedulerSettings
 EngineKind = Literal["torch", "simulated"]
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "bfloat16", "float32"]
-Quantization = Literal["none", "int8"]
+Quantization = Literal["none", "int8", "fp8"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,8 +28,15 @@ class EngineSettings:
     dtype: Annotated[Dtype, Field(description="auto: bfloat16")] = "auto"
     quantization: Annotated[
         Quantization,
-        Field(description="int8: CPU; products in 8 bits, by groups of inputs where the CPU has AVX512-VNNI"),
+        Field(
+            description="products in 8 bits. int8: CUDA, and CPU, there by groups of inputs where it has "
+            "AVX512-VNNI; fp8: CUDA from compute capability 8.9 on"
+        ),
     ] = "none"
+    deterministic: Annotated[
+        bool,
+        Field(description="ids never depend on what runs beside; the start fails where that cannot be had"),
+    ] = False
     max_context: Annotated[
         int | None,
         Field(gt=0, description="tokens of one sequence; unset: the model's own, as far as KV memory allows"),

@@ -44,7 +44,7 @@ class Capabilities(NamedTuple):
     run_ahead: int = 0  # steps that may be launched before the result of an earlier one is known: 0 or 1
     prefix_reuse: bool = True  # blocks of one sequence can be read by another
     chunked_prefill: bool = True  # a prompt may be computed in several steps
-    bit_equal_resume: bool = False  # a resumed sequence continues bit for bit (fp32)
+    deterministic: bool = False  # ids do not depend on what runs beside: who resumes continues bit for bit
     logprobs: bool = True
     max_logprobs: int = 20
     penalties: bool = True

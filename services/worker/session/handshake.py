@@ -96,7 +96,7 @@ def _capabilities(engine: EngineDescription) -> list[str]:
     named = (
         ("grammar", able.grammar),
         ("logprobs", able.logprobs),
-        ("deterministic", able.bit_equal_resume),
+        ("deterministic", able.deterministic),
         ("prefix_cache", able.prefix_reuse),
     )
     return [name for name, has in named if has]

@@ -1,6 +1,7 @@
 """Every request of a crowd gets the ids that it gets alone, whatever steps it shares with whom.
 
-In fp32, and in bf16 where products are our own (`compiled/product.py`): elsewhere bf16 rounds by the batch.
+In fp32, in bf16 where products are our own (`compiled/product.py`), and wherever it is asked for: elsewhere
+products round by the batch, which in fp32 hardly ever shows.
 """
 
 from __future__ import annotations
@@ -56,17 +57,22 @@ class Served(NamedTuple):
 
     model: Path
     dtype: str
+    deterministic: bool
 
     def drive(self, scheduler: SchedulerSettings | None = None, **settings: Any) -> Drive:
-        return offline(self.model, scheduler, dtype=self.dtype, **settings)
+        chosen: dict[str, Any] = {"dtype": self.dtype, "deterministic": self.deterministic}
+        return offline(self.model, scheduler, **chosen, **settings)
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+@pytest.fixture(scope="module", params=["float32", "bfloat16", "bfloat16, deterministic"])
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Served:
-    if request.param == "bfloat16" and not can_multiply():
+    dtype, _, deterministic = request.param.partition(", ")
+    if dtype == "bfloat16" and not (deterministic or can_multiply()):
         pytest.skip("this CPU has no AVX512-BF16")
-    shape = TinyLlama() if request.param == "float32" else TinyLlama(hidden=128, heads=8, kv_heads=4)
-    return Served(write_tiny_llama(tmp_path_factory.mktemp("llama"), shape), request.param)
+    whole = dtype == "bfloat16" and not deterministic  # panels
+    shape = TinyLlama(hidden=128, heads=8, kv_heads=4) if whole else TinyLlama()
+    model = write_tiny_llama(tmp_path_factory.mktemp("llama"), shape)
+    return Served(model, dtype, bool(deterministic))
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from services.worker.scheduler.step import Capabilities, KVSpec
 
 VERSION = "1"  # goes up when the same seed gives other answers
 BLOCK_TOKENS = 64
-CAPABILITIES = Capabilities(run_ahead=1, bit_equal_resume=True)
+CAPABILITIES = Capabilities(run_ahead=1, deterministic=True)
 
 
 def load_simulated_engine(settings: EngineSettings, clock: Clock | None = None) -> LoadedEngine:

@@ -63,6 +63,17 @@ class ModelConfig:
         return (self.heads + 2 * self.kv_heads) * self.head_dim
 
 
+def matrix_sizes(config: ModelConfig) -> tuple[tuple[int, int], ...]:
+    """Outputs and inputs of each kind of product, as the model merges them."""
+    return (
+        (config.qkv_rows, config.hidden),
+        (config.hidden, config.heads * config.head_dim),
+        (2 * config.ffn, config.hidden),
+        (config.hidden, config.ffn),
+        (config.vocab_size, config.hidden),
+    )
+
+
 def parse_config(raw: dict[str, Any]) -> ModelConfig:
     """Read the content of config.json.
 

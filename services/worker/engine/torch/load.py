@@ -43,7 +43,9 @@ def load_torch_engine(settings: EngineSettings) -> LoadedEngine:
         spec = choose_spec(settings, config, dtype, device)
         digest = _beside(lambda: directory.weights_digest)
         vocabulary = vocabulary_of(directory, config)
-        parts = choose_parts(config, spec, dtype, device, settings.quantization)
+        parts = choose_parts(
+            config, spec, dtype, device, settings.quantization, deterministic=settings.deterministic
+        )
         runner = _runner(
             directory.weight_files, config, spec, dtype, device, parts, grammar=vocabulary is not None
         )
@@ -154,7 +156,7 @@ def _runner(
 ) -> TorchRunner:
     capabilities = Capabilities(
         run_ahead=1 if device.type == "cuda" else 0,
-        bit_equal_resume=dtype == torch.float32,
+        deterministic=parts.deterministic,
         grammar=grammar,
     )
     with torch.inference_mode(), open_weights(paths, dtype=dtype, device=device) as weights:

@@ -13,7 +13,7 @@ from services.worker.engine.errors import EngineLoadError
 from services.worker.engine.settings import Quantization
 from services.worker.engine.torch.config import ModelConfig
 from services.worker.engine.torch.linear import Int8Linear, MakeLinear, can_quantise, make_linear
-from services.worker.engine.torch.operators import Operators
+from services.worker.engine.torch.operators import Batch, Operators
 from services.worker.engine.torch.plain import PlainOperators
 from services.worker.engine.torch.rope import Rope
 from services.worker.scheduler.step import KVSpec
@@ -23,27 +23,60 @@ class Parts(NamedTuple):
     """What a model is built with."""
 
     name: str  # of the operators: results differ in their last bits
-    operators: Operators
+    operators: Operators[Batch]
     make_linear: MakeLinear
+    deterministic: bool  # ids do not depend on neighbours
 
 
 def choose_parts(
-    config: ModelConfig, spec: KVSpec, dtype: torch.dtype, device: torch.device, quantization: Quantization
+    config: ModelConfig,
+    spec: KVSpec,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantization: Quantization,
+    *,
+    deterministic: bool = False,
 ) -> Parts:
-    """The fastest that this machine has. Raises EngineLoadError for a quantisation that it has not."""
+    """The fastest that this machine has, with ids that do not depend on neighbours where that is asked for.
+
+    Raises EngineLoadError for a quantisation, or for such ids, that cannot be had.
+    """
+    parts = _choose(config, spec, dtype, device, quantization, deterministic=deterministic)
+    if deterministic and not parts.deterministic:
+        raise EngineLoadError(
+            f"deterministic ids are not to be had on {device} for this model's sizes without kernels of our "
+            "own for all of it; leave deterministic out"
+        )
+    return parts
+
+
+def _choose(
+    config: ModelConfig,
+    spec: KVSpec,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantization: Quantization,
+    *,
+    deterministic: bool,
+) -> Parts:
     quantised = quantization == "int8"
-    if quantised and not (device.type == "cpu" and can_quantise()):
-        raise EngineLoadError(f"int8 is not to be had on {device} with torch {torch.__version__}; use none")
+    if quantization == "fp8" or (quantised and not (device.type == "cpu" and can_quantise())):
+        raise EngineLoadError(
+            f"{quantization} is not to be had on {device} with torch {torch.__version__}; use none"
+        )
     if device.type == "cpu":
-        if (compiled := _compiled(config, spec, dtype, quantised=quantised)) is not None:
+        compiled = _compiled(config, spec, dtype, quantised=quantised, deterministic=deterministic)
+        if compiled is not None:
             return compiled
         print("attention and norms take several times as long without kernels of our own", file=sys.stderr)
     plain = PlainOperators(config, Rope(config, spec.max_len, dtype, device), spec.block_size)
     linear = partial(Int8Linear, quantise=plain.quantise) if quantised else make_linear
-    return Parts("plain", plain, linear)
+    return Parts("plain", plain, linear, deterministic=False)  # torch's products and attention: by the batch
 
 
-def _compiled(config: ModelConfig, spec: KVSpec, dtype: torch.dtype, *, quantised: bool) -> Parts | None:
+def _compiled(
+    config: ModelConfig, spec: KVSpec, dtype: torch.dtype, *, quantised: bool, deterministic: bool
+) -> Parts | None:
     """None, and a line that says so, where there is no numba or a model's heads do not fit."""
     if not importlib.util.find_spec("numba"):
         print("numba is not installed", file=sys.stderr)
@@ -55,9 +88,14 @@ def _compiled(config: ModelConfig, spec: KVSpec, dtype: torch.dtype, *, quantise
     if not can_attend(*heads, spec.block_size):
         print("{} heads, {} of keys, of {} numbers fit no kernel".format(*heads), file=sys.stderr)
         return None
-    rope = Rope(config, spec.max_len, torch.float32, torch.device("cpu"))
-    threads = torch.get_num_threads()
     compiled = CompiledOperators(
-        config, rope, spec.block_size, dtype=dtype, threads=threads, quantised=quantised
+        config,
+        Rope(config, spec.max_len, torch.float32, torch.device("cpu")),
+        spec.block_size,
+        dtype=dtype,
+        threads=torch.get_num_threads(),
+        quantised=quantised,
+        deterministic=deterministic,
     )
-    return Parts(compiled.name, compiled, compiled.int8_linear if quantised else compiled.linear)
+    linear = compiled.int8_linear if quantised else compiled.linear
+    return Parts(compiled.name, compiled, linear, deterministic=compiled.deterministic)

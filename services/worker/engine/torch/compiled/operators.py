@@ -10,7 +10,7 @@ from services.worker.engine.torch.compiled.int8_product import Int8Products, can
 from services.worker.engine.torch.compiled.int8_tile import GROUP, PART
 from services.worker.engine.torch.compiled.jit import BFLOAT16, FLOAT32
 from services.worker.engine.torch.compiled.placing import TOKENS_A_UNIT, compile_placing
-from services.worker.engine.torch.compiled.product import Products, can_multiply
+from services.worker.engine.torch.compiled.product import WIDTH, Products, can_multiply
 from services.worker.engine.torch.compiled.rowwise import (
     ROWS_A_UNIT,
     compile_gate,
@@ -19,7 +19,7 @@ from services.worker.engine.torch.compiled.rowwise import (
 )
 from services.worker.engine.torch.compiled.team import Team, kernel_of
 from services.worker.engine.torch.compiled.tile import MOST_ROWS, multiplies_bfloat16
-from services.worker.engine.torch.config import ModelConfig
+from services.worker.engine.torch.config import ModelConfig, matrix_sizes
 from services.worker.engine.torch.linear import Int8Linear, Linear, make_linear
 from services.worker.engine.torch.operators import Batch, HeadNorms, Quantised, Rows
 from services.worker.engine.torch.rope import Rope
@@ -38,6 +38,7 @@ class CompiledOperators:
         dtype: torch.dtype,
         threads: int,
         quantised: bool,
+        deterministic: bool = False,
     ) -> None:
         kind = BFLOAT16 if dtype == torch.bfloat16 else FLOAT32
         shape = (config.heads, config.kv_heads, config.head_dim, block_size)
@@ -47,7 +48,8 @@ class CompiledOperators:
         self.rope = rope
         self.block_size = block_size
         self.team = Team(threads)
-        self._products = Products(self.team) if dtype == torch.bfloat16 and can_multiply() else None
+        self._products = Products(self.team, kind) if deterministic or can_multiply(kind) else None
+        self._must_multiply = deterministic
         self._int8 = Int8Products(self.team, dtype) if quantised and can_multiply_int8() else None
         self.name = "compiled, pairs at once" if multiplies_bfloat16() else "compiled"
         if self._products is not None:
@@ -69,9 +71,23 @@ class CompiledOperators:
         """Bind to a batch."""
         return CompiledStep(self, batch)
 
+    @property
+    def deterministic(self) -> bool:
+        """Whether ids do not depend on neighbours: products in 8 bits are exact, others must be our own."""
+        if self._quantise is not None:
+            return True
+        return all(self._multiplies(*sizes) for sizes in matrix_sizes(self.config))
+
+    def _multiplies(self, outputs: int, inputs: int) -> bool:
+        """Whether a product is our own; of matrices that are no whole panels, where only that will do."""
+        products = self._products
+        if products is None or not products.can_take(inputs):
+            return False
+        return self._must_multiply or outputs % WIDTH == 0
+
     def linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None, *, wide: bool = False) -> Linear:
         """The fastest layout for this CPU; see `MakeLinear`."""
-        if self._products is not None and self._products.fits(weight):
+        if self._products is not None and self._multiplies(*weight.shape):
             return self._products.linear(weight, bias, wide=wide)
         return make_linear(weight, bias)
 

@@ -1,8 +1,10 @@
-"""x W^T + b in bf16 for CPUs that multiply it: a layout of our own, read once a step at memory's pace.
+"""x W^T + b for CPUs with vectors of 512 bits: a layout of our own, read once a step at memory's pace.
 
 Products of few rows wait for memory, so a tile reads each weight once for up to twelve rows and asks for the
-next in advance. Measured on one Zen 5 core over all matrices of a 60M Llama, against oneDNN's prepacked
-products: 2.2 to 2.8 ms for one row, 3.8 to 5.4 for 16, 14.6 to 15.9 for 128, 58 to 59 for 512.
+next in advance. A row's product does not depend on how many there are; torch's does in the last bits, in fp32
+too. Measured on one Zen 5 core over all matrices of a 60M Llama in bf16, against oneDNN's prepacked products:
+2.2 to 2.8 ms for one row, 3.8 to 5.4 for 16, 14.6 to 15.9 for 128, 58 to 59 for 512. In fp32 on one Zen 4
+core, 3072 x 576 against torch: 68 to 98 us for one row, 229 to 656 for 16, 1.8 to 4.6 ms for 128.
 """
 
 from __future__ import annotations
@@ -12,10 +14,11 @@ from typing import Any
 import torch
 from llvmlite import binding
 from numba import carray
+from torch.nn import functional
 
 from services.worker.engine.torch.compiled.jit import BFLOAT16, FLOAT32, kernel, next_unit
 from services.worker.engine.torch.compiled.team import Kernel, Team, kernel_of
-from services.worker.engine.torch.compiled.tile import MOST_ROWS, multiplies_bfloat16, multiply
+from services.worker.engine.torch.compiled.tile import MOST_ROWS, multiplies_bfloat16, multiply, pair_of
 from services.worker.engine.torch.compiled.vectors import LANES
 
 VECTORS = 2
@@ -25,12 +28,12 @@ _ALIGNMENT = 64  # bytes
 UNITS_A_THREAD = 8  # long runs of memory, and still little to wait for when a neighbour takes a core
 
 
-def compile_product(inputs: int, outputs: int, kind: int) -> Any:
+def compile_product(inputs: int, outputs: int, kind: int, source_kind: int) -> Any:
     """args: source, panels, bias, target, rows, grain. A unit is as many panels as the grain, for all rows.
 
-    source: bf16 [rows, inputs]; panels: see `tile`; bias: fp32 [outputs] or null; target: [rows, outputs].
+    source: [rows, inputs]; panels: see `tile`; bias: fp32 [outputs] or null; target: [rows, outputs].
     """
-    size = 4 if kind == FLOAT32 else 2
+    size, source_size = _size(kind), _size(source_kind)
 
     @kernel
     def product(args: Any) -> None:
@@ -39,7 +42,7 @@ def compile_product(inputs: int, outputs: int, kind: int) -> Any:
         unit = next_unit(args)
         while unit < units:
             for index in range(unit * grain, min((unit + 1) * grain, outputs // WIDTH)):
-                panel = panels + index * WIDTH * inputs * 2
+                panel = panels + index * WIDTH * inputs * source_size
                 bias = biases + index * WIDTH * 4 if biases != 0 else biases
                 begin = target + index * WIDTH * size
                 blocks = (rows + MOST_ROWS - 1) // MOST_ROWS
@@ -47,13 +50,13 @@ def compile_product(inputs: int, outputs: int, kind: int) -> Any:
                 while row < rows:
                     count = (rows - row + blocks - 1) // blocks
                     multiply(
-                        BFLOAT16,
+                        source_kind,
                         inputs,
                         inputs,
                         VECTORS,
                         kind,
                         outputs,
-                        source + row * inputs * 2,
+                        source + row * inputs * source_size,
                         panel,
                         panel + AHEAD,
                         bias,
@@ -67,35 +70,39 @@ def compile_product(inputs: int, outputs: int, kind: int) -> Any:
     return product
 
 
-def can_multiply() -> bool:
-    """Whether this CPU multiplies bf16, and has no units for whole matrices, which oneDNN serves better."""
-    return multiplies_bfloat16() and not binding.get_host_cpu_features().get("amx-bf16")
+def can_multiply(kind: int = BFLOAT16) -> bool:
+    """Whether this CPU is better served with these than with oneDNN's: it multiplies so many numbers at once,
+    and for bf16 it has no units for whole matrices."""
+    features = binding.get_host_cpu_features()
+    if kind == FLOAT32:
+        return bool(features.get("avx512f"))
+    return multiplies_bfloat16() and not features.get("amx-bf16")
 
 
 class Products:
     """Makes linears, with one kernel for all matrices of a shape."""
 
-    def __init__(self, team: Team) -> None:
+    def __init__(self, team: Team, kind: int = BFLOAT16) -> None:
         self._team = team
+        self._kind = kind  # of inputs and weights
         self._compiled: dict[tuple[int, int, int], tuple[Any, Kernel]] = {}
 
-    def fits(self, weight: torch.Tensor) -> bool:
-        """Whether a matrix [out, in] can be cut into panels."""
-        outputs, inputs = weight.shape
-        return outputs % WIDTH == 0 and inputs % 2 == 0
+    def can_take(self, inputs: int) -> bool:
+        """Whether a matrix of so many inputs can be cut into panels, the last one not whole."""
+        return inputs % pair_of(self._kind) == 0
 
     def linear(self, weight: torch.Tensor, bias: torch.Tensor | None, *, wide: bool) -> ProductLinear:
-        """weight: bf16 [out, in] that fits; wide: answer in fp32."""
+        """weight: [out, in] whose inputs it can take; wide: answer in fp32."""
         outputs, inputs = weight.shape
-        shape = inputs, outputs, FLOAT32 if wide else BFLOAT16
+        shape = inputs, -(-outputs // WIDTH) * WIDTH, FLOAT32 if wide else self._kind
         if shape not in self._compiled:
-            compiled = compile_product(*shape)
+            compiled = compile_product(*shape, self._kind)
             self._compiled[shape] = compiled, kernel_of(compiled)  # the code must outlive the kernel
         return ProductLinear(self._team, self._compiled[shape][1], weight, bias, wide=wide)
 
 
 class ProductLinear:
-    """One matrix; see `Linear`. Inputs are contiguous bf16."""
+    """One matrix; see `Linear`. Inputs are contiguous, in the weight's dtype."""
 
     def __init__(
         self, team: Team, kernel: Kernel, weight: torch.Tensor, bias: torch.Tensor | None, *, wide: bool
@@ -103,16 +110,18 @@ class ProductLinear:
         self._team = team
         self._kernel = kernel
         self._outputs = len(weight)
-        self._grain = max(1, len(weight) // WIDTH // (UNITS_A_THREAD * team.threads))
-        self._dtype = torch.float32 if wide else torch.bfloat16
-        self._panels = _panels(weight)
-        self._bias = None if bias is None else bias.float()
+        self._missing = -self._outputs % WIDTH
+        self._padded = self._outputs + self._missing
+        self._grain = max(1, self._padded // WIDTH // (UNITS_A_THREAD * team.threads))
+        self._dtype = torch.float32 if wide else weight.dtype
+        self._panels = _panels(functional.pad(weight, (0, 0, 0, self._missing)))
+        self._bias = None if bias is None else functional.pad(bias.float(), (0, self._missing))
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        output = torch.empty(len(x), self._outputs, dtype=self._dtype)
+        output = torch.empty(len(x), self._padded, dtype=self._dtype)
         self._team.run(
             self._kernel,
-            -(-(self._outputs // WIDTH) // self._grain),
+            -(-(self._padded // WIDTH) // self._grain),
             x.data_ptr(),
             self._panels.data_ptr(),
             0 if self._bias is None else self._bias.data_ptr(),
@@ -120,16 +129,21 @@ class ProductLinear:
             len(x),
             self._grain,
         )
-        return output
+        return output[:, : self._outputs].contiguous() if self._missing else output
 
 
 def _panels(weight: torch.Tensor) -> torch.Tensor:
-    """[out, in] -> [out / WIDTH, in / 2, WIDTH, 2], aligned."""
-    outputs, inputs = weight.shape
-    panels = aligned(weight.numel(), torch.bfloat16).view(outputs // WIDTH, inputs // 2, WIDTH, 2)
-    pairs = weight.contiguous().view(torch.int32).view(outputs // WIDTH, WIDTH, inputs // 2)
-    panels.view(torch.int32).squeeze(-1).copy_(pairs.transpose(1, 2))  # by pairs: a third of the time
+    """[out, in] -> [out / WIDTH, words of in, WIDTH], aligned; a word is a pair of bf16, or one fp32."""
+    words = weight.contiguous().view(torch.int32)  # by pairs: a third of the time
+    outputs, count = words.shape
+    panels = aligned(weight.numel(), weight.dtype)
+    laid = panels.view(torch.int32).view(outputs // WIDTH, count, WIDTH)
+    laid.copy_(words.view(outputs // WIDTH, WIDTH, count).transpose(1, 2))
     return panels
+
+
+def _size(kind: int) -> int:
+    return 4 if kind == FLOAT32 else 2
 
 
 def aligned(count: int, dtype: torch.dtype) -> torch.Tensor:
