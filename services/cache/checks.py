@@ -16,7 +16,8 @@ CHUNK_BYTES = 64 << 10
 MOST_KEYS = 256
 LONGEST_TTL_S = 30 * 86400
 NAME_CHARS = 128
-QUOTAS = ("requests", "tokens")
+RATES = ("requests", "tokens")
+LEVELS = ("concurrency", "kv")
 KINDS = {
     cache_pb2.CACHE_KIND_RESPONSE: "response",
     cache_pb2.CACHE_KIND_ENCODING: "encoding",
@@ -104,11 +105,12 @@ def _entry(field: str, entry: cache_pb2.StoreEntry) -> Iterable[FieldViolation |
 
 def _claim(field: str, claim: cache_pb2.QuotaClaim) -> Iterable[FieldViolation | None]:
     yield _size(f"{field}.tenant_tag", claim.tenant_tag, TAG_BYTES)
-    if claim.quota not in QUOTAS:
-        yield FieldViolation(f"{field}.quota", f"is none of {', '.join(QUOTAS)}")
-    for name in ("units_per_minute", "burst_units"):
-        yield _number(f"{field}.{name}", getattr(claim, name), positive=True)
-    for name in ("wanted_units", "returned_units"):
+    if claim.quota not in (*RATES, *LEVELS):
+        yield FieldViolation(f"{field}.quota", f"is none of {', '.join((*RATES, *LEVELS))}")
+    if claim.quota not in LEVELS:
+        yield _number(f"{field}.units_per_minute", claim.units_per_minute, positive=True)
+    yield _number(f"{field}.burst_units", claim.burst_units, positive=True)
+    for name in ("wanted_units", "returned_units", "used_units"):
         yield _number(f"{field}.{name}", getattr(claim, name), positive=False)
 
 

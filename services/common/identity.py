@@ -25,9 +25,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from services.common.errors import Unauthenticated
 from services.common.scope import check_tenant_name
@@ -37,6 +37,21 @@ METADATA_KEY = "authorization"
 Entry = TypeVar("Entry", bound=BaseModel)
 Section = TypeVar("Section", list[Any], dict[str, Any])
 _KEY = re.compile(r"hr_([0-9a-f]{12})_([0-9a-f]{64})")
+
+
+class Targets(BaseModel):
+    """A class's targets where a tenant has its own; unset: as deployed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ttft_s: float | None = Field(default=None, gt=0, description="first token within this time, in seconds")
+    tpot_s: float | None = Field(default=None, gt=0, description="time between tokens, in seconds")
+
+    @model_validator(mode="after")
+    def _can_hold(self) -> Self:
+        if self.ttft_s is not None and self.tpot_s is not None and self.tpot_s > self.ttft_s:
+            raise ValueError(f"tpot_s {self.tpot_s:g} is longer than ttft_s {self.ttft_s:g}")
+        return self
 
 
 class Tenant(BaseModel):
@@ -54,7 +69,28 @@ class Tenant(BaseModel):
     tokens_per_minute: float | None = Field(
         default=None, gt=0, description="prompt and output tokens a minute"
     )
+    kv_share: float | None = Field(
+        default=None, gt=0, le=1, description="part of a pool's KV memory that its requests may hold"
+    )
     queued_bytes: int = Field(default=64 << 20, ge=1, description="bytes of prompts waiting at one time")
+    queued_requests: int = Field(default=1000, ge=1, description="requests waiting at one time")
+    interactive_share: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="GPU seconds a second of the whole pool that may run as INTERACTIVE; unset: as deployed",
+    )
+    sheddable: bool = Field(default=False, description="whether its requests may be refused first")
+    interactive: Targets = Targets()
+    standard: Targets = Targets()
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        for what in ("ttft_s", "tpot_s"):
+            urgent, other = getattr(self.interactive, what), getattr(self.standard, what)
+            if urgent is not None and other is not None and other < urgent:
+                raise ValueError(f"standard.{what} {other:g} is shorter than interactive.{what} {urgent:g}")
+        return self
 
 
 class ApiKey(BaseModel):
@@ -206,4 +242,5 @@ def _parse(kind: type[Entry], table: object, path: Path | None) -> Entry:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "entry"
         owner = (table.get("name") or table.get("id")) if isinstance(table, dict) else "?"
-        raise ValueError(f"{path}: {owner}: {place}: {first['msg']}, not {first['input']!r}") from None
+        given = "" if isinstance(first["input"], dict) else f", not {first['input']!r}"
+        raise ValueError(f"{path}: {owner}: {place}: {first['msg']}{given}") from None

@@ -8,19 +8,16 @@ from dataclasses import dataclass, field
 
 from services.common.errors import AlreadyExists, Overloaded, QuotaExceeded
 from services.common.identity import Tenant
-from services.router.policy import Gcra
+from services.router.quotas import Quotas, TenantQuotas
 
 RETRY_S = 1.0
-MINUTE_S = 60.0
 
 
 @dataclass(slots=True)
 class _Account:
-    """One tenant's use. Buckets are made anew when its quotas change."""
+    """One tenant's use."""
 
-    requests: Gcra | None = None
-    tokens: Gcra | None = None
-    quotas: tuple[float | None, float | None] = (None, None)
+    quotas: TenantQuotas
     queued_bytes: int = 0
     running: set[str] = field(default_factory=set)
 
@@ -42,21 +39,27 @@ class Pass:
 
     def charge(self, tokens: int) -> None:
         """Counts tokens against the tenant's minute."""
-        if self._account.tokens is not None and tokens:
-            self._account.tokens.take(time.monotonic(), tokens)
+        quota = self._account.quotas.tokens
+        if quota is not None and tokens:
+            quota.take(time.monotonic(), tokens)
+            self._gate.quotas.wanted.set()
 
     def leave(self) -> None:
         """The request has ended."""
         self.started()
         self._account.running.discard(self._request_id)
+        quota = self._account.quotas.concurrency
+        if quota is not None:
+            quota.hold(time.monotonic(), -1)
         self._gate.left()
 
 
 class Gate:
     """All tenants' limits in this router process."""
 
-    def __init__(self, queued_bytes: int) -> None:
+    def __init__(self, queued_bytes: int, quotas: Quotas | None = None) -> None:
         self.queued_bytes = 0
+        self.quotas = quotas or Quotas()
         self._most_queued = queued_bytes
         self._accounts: dict[str, _Account] = {}
         self._inside = 0
@@ -84,8 +87,7 @@ class Gate:
         account = self._account(tenant)
         now = time.monotonic()
         self._check(tenant, account, request_id, size, now)
-        if account.requests is not None:
-            account.requests.take(now, 1)
+        self._spend(account.quotas, now)
         self._inside += 1
         self._empty.clear()
         account.running.add(request_id)
@@ -96,27 +98,34 @@ class Gate:
     def _check(self, tenant: Tenant, account: _Account, request_id: str, size: int, now: float) -> None:
         if request_id in account.running:
             raise AlreadyExists("a request of this name is running", reason="REQUEST_ID_IN_USE")
-        most = tenant.concurrent_requests
-        if most is not None and len(account.running) >= most:
-            raise QuotaExceeded(f"{most} requests at one time are allowed", retry_s=RETRY_S)
-        for bucket, what in ((account.requests, "requests"), (account.tokens, "tokens")):
-            wait_s = bucket.wait(now) if bucket is not None else 0.0
-            if wait_s > 0:
-                raise QuotaExceeded(f"the {what} of this minute are used up", retry_s=wait_s)
+        self._check_quotas(account.quotas, now)
         if account.queued_bytes + size > tenant.queued_bytes:
             raise QuotaExceeded(f"{tenant.queued_bytes} bytes may wait at one time", retry_s=RETRY_S)
         if self.queued_bytes + size > self._most_queued:
             raise Overloaded("too many bytes wait", retry_s=RETRY_S)
 
+    def _check_quotas(self, quotas: TenantQuotas, now: float) -> None:
+        level = quotas.concurrency
+        if level is not None and not level.allows(now):
+            self.quotas.wanted.set()
+            message = f"{level.limit:.0f} requests at one time are allowed"
+            raise QuotaExceeded(message, retry_s=RETRY_S)
+        for rate, what in ((quotas.requests, "requests"), (quotas.tokens, "tokens")):
+            wait_s = rate.wait(now) if rate is not None else 0.0
+            if wait_s > 0:
+                self.quotas.wanted.set()
+                raise QuotaExceeded(f"the {what} of this minute are used up", retry_s=wait_s)
+
+    def _spend(self, quotas: TenantQuotas, now: float) -> None:
+        if quotas.requests is not None:
+            quotas.requests.take(now, 1)
+            self.quotas.wanted.set()
+        if quotas.concurrency is not None:
+            quotas.concurrency.hold(now, 1)
+            self.quotas.wanted.set()
+
     def _account(self, tenant: Tenant) -> _Account:
-        account = self._accounts.setdefault(tenant.name, _Account())
-        quotas = (tenant.requests_per_minute, tenant.tokens_per_minute)
-        if quotas != account.quotas:
-            account.quotas = quotas
-            account.requests, account.tokens = map(_bucket, quotas)
+        quotas = self.quotas.of(tenant)
+        account = self._accounts.setdefault(tenant.name, _Account(quotas))
+        account.quotas = quotas
         return account
-
-
-def _bucket(units_per_minute: float | None) -> Gcra | None:
-    """A minute's units may be used at once."""
-    return Gcra(units_per_minute / MINUTE_S, units_per_minute) if units_per_minute else None

@@ -75,6 +75,9 @@ class RouterMetrics:
         self.cache_dropped = Counter(
             "headrace_router_cache_stores_dropped", "Entries that were not stored", registry=registry
         )
+        self.leases = Counter(
+            "headrace_quota_claims", "Shares of quotas asked for", ["outcome"], registry=registry
+        )
         self.ended = Counter("headrace_requests", "Requests that ended", ["outcome"], registry=registry)
         self.returned = Counter(
             "headrace_requests_returned", "Requests given back by workers", ["reason"], registry=registry

@@ -27,6 +27,7 @@ from services.router.metrics import RouterMetrics
 from services.router.models import ModelBook
 from services.router.policy.classify import OutputHistory
 from services.router.preparation import Preparation
+from services.router.quotas import Leaser, Quotas
 from services.router.reception import Reception
 from services.router.sessions.servicer import SessionServicer
 from services.router.sessions.workers import Workers
@@ -59,7 +60,10 @@ class RouterService:
         self._models = ModelBook(self._pool)
         self._cache = self._cache_client()
         self._dispatcher = Dispatcher(settings, Workers(), metrics)
-        self._gate = Gate(settings.limits.queued_bytes)
+        quotas = Quotas(routers=len({*settings.siblings, settings.advertise or settings.mesh_listen}))
+        self._keys = self._keyring()
+        self._leaser = self._quota_leaser(quotas)
+        self._gate = Gate(settings.limits.queued_bytes, quotas)
         self._reception = Reception(self._access, self._gate, settings.limits)
         self._public = transport.server()
         self._internal = transport.server()
@@ -84,6 +88,9 @@ class RouterService:
         await self._public.start()
         if self._cache is not None:
             self.tasks.spawn(self._cache.run(), "cache stores")
+        if self._leaser is not None:
+            self._leaser.router_id = self._sessions.router_id
+            self.tasks.spawn(self._leaser.run(), "quota leases")
         log.info("listening", port=self.port, mesh_port=self.mesh_port, keys_needed=self._access.guarded)
 
     async def drain(self) -> None:
@@ -99,6 +106,8 @@ class RouterService:
         await self._pool.close()
         if self._cache is not None:
             await self._cache.close()
+        if self._leaser is not None:
+            await self._leaser.close()
         if self._temporary is not None:
             self._temporary.cleanup()
 
@@ -107,7 +116,7 @@ class RouterService:
         history = OutputHistory()
         encoder = Encoder(self._pool, self._cache, settings.caching.long_text_bytes)
         preparation = Preparation(
-            settings, self._models, encoder, dispatcher.workers, self._keyring(), self._cache, history
+            settings, self._models, encoder, dispatcher.workers, self._keys, self._cache, history
         )
         front_door = RouterServicer(
             settings,
@@ -166,6 +175,17 @@ class RouterService:
         if settings.cache is None:
             return None
         return CacheClient(settings.cache, settings.mesh_tls, self._mesh, settings.caching, self._metrics)
+
+    def _quota_leaser(self, quotas: Quotas) -> Leaser | None:
+        settings = self._settings
+        if settings.cache is None:
+            return None
+        return Leaser(
+            quotas, settings.cache, settings.mesh_tls, self._mesh, self._tag_of_tenant, self._metrics
+        )
+
+    def _tag_of_tenant(self, name: str) -> bytes:
+        return self._keys.tenant(name).tag
 
     def _keyring(self) -> Keyring:
         """The tenants' keys; passing ones where no master secret is set."""

@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17headrace/v1/cache.proto\x12\x0bheadrace.v1\"C\n\rLookupRequest\x12$\n\x04kind\x18\x01 \x01(\x0e\x32\x16.headrace.v1.CacheKind\x12\x0c\n\x04keys\x18\x02 \x03(\x0c\"<\n\x0eLookupResponse\x12*\n\x07results\x18\x01 \x03(\x0b\x32\x19.headrace.v1.LookupResult\",\n\x0cLookupResult\x12\x12\n\x05value\x18\x01 \x01(\x0cH\x00\x88\x01\x01\x42\x08\n\x06_value\"^\n\x0cStoreRequest\x12$\n\x04kind\x18\x01 \x01(\x0e\x32\x16.headrace.v1.CacheKind\x12(\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\x17.headrace.v1.StoreEntry\"Z\n\nStoreEntry\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\x12\n\ntenant_tag\x18\x03 \x01(\x0c\x12\x12\n\x05ttl_s\x18\x04 \x01(\rH\x00\x88\x01\x01\x42\x08\n\x06_ttl_s\"!\n\rStoreResponse\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\r\"#\n\rForgetRequest\x12\x12\n\ntenant_tag\x18\x01 \x01(\x0c\"!\n\x0e\x46orgetResponse\x12\x0f\n\x07removed\x18\x01 \x01(\x04\"O\n\x11LeaseQuotaRequest\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\'\n\x06\x63laims\x18\x02 \x03(\x0b\x32\x17.headrace.v1.QuotaClaim\"\x8c\x01\n\nQuotaClaim\x12\x12\n\ntenant_tag\x18\x01 \x01(\x0c\x12\r\n\x05quota\x18\x02 \x01(\t\x12\x18\n\x10units_per_minute\x18\x03 \x01(\x01\x12\x13\n\x0b\x62urst_units\x18\x04 \x01(\x01\x12\x14\n\x0cwanted_units\x18\x05 \x01(\x01\x12\x16\n\x0ereturned_units\x18\x06 \x01(\x01\"=\n\x12LeaseQuotaResponse\x12\'\n\x06leases\x18\x01 \x03(\x0b\x32\x17.headrace.v1.QuotaLease\"G\n\nQuotaLease\x12\x15\n\rgranted_units\x18\x01 \x01(\x01\x12\x10\n\x08valid_ms\x18\x02 \x01(\x04\x12\x10\n\x08retry_ms\x18\x03 \x01(\x04\"P\n\x13SaveSnapshotRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\x12\x12\n\x05ttl_s\x18\x03 \x01(\rH\x00\x88\x01\x01\x42\x08\n\x06_ttl_s\",\n\x14SaveSnapshotResponse\x12\x14\n\x0cstored_bytes\x18\x01 \x01(\x04\"#\n\x13LoadSnapshotRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"%\n\x14LoadSnapshotResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c*Y\n\tCacheKind\x12\x1a\n\x16\x43\x41\x43HE_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43\x41\x43HE_KIND_RESPONSE\x10\x01\x12\x17\n\x13\x43\x41\x43HE_KIND_ENCODING\x10\x02\x32\xd1\x03\n\x0c\x43\x61\x63heService\x12\x41\n\x06Lookup\x12\x1a.headrace.v1.LookupRequest\x1a\x1b.headrace.v1.LookupResponse\x12>\n\x05Store\x12\x19.headrace.v1.StoreRequest\x1a\x1a.headrace.v1.StoreResponse\x12\x41\n\x06\x46orget\x12\x1a.headrace.v1.ForgetRequest\x1a\x1b.headrace.v1.ForgetResponse\x12M\n\nLeaseQuota\x12\x1e.headrace.v1.LeaseQuotaRequest\x1a\x1f.headrace.v1.LeaseQuotaResponse\x12U\n\x0cSaveSnapshot\x12 .headrace.v1.SaveSnapshotRequest\x1a!.headrace.v1.SaveSnapshotResponse(\x01\x12U\n\x0cLoadSnapshot\x12 .headrace.v1.LoadSnapshotRequest\x1a!.headrace.v1.LoadSnapshotResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17headrace/v1/cache.proto\x12\x0bheadrace.v1\"C\n\rLookupRequest\x12$\n\x04kind\x18\x01 \x01(\x0e\x32\x16.headrace.v1.CacheKind\x12\x0c\n\x04keys\x18\x02 \x03(\x0c\"<\n\x0eLookupResponse\x12*\n\x07results\x18\x01 \x03(\x0b\x32\x19.headrace.v1.LookupResult\",\n\x0cLookupResult\x12\x12\n\x05value\x18\x01 \x01(\x0cH\x00\x88\x01\x01\x42\x08\n\x06_value\"^\n\x0cStoreRequest\x12$\n\x04kind\x18\x01 \x01(\x0e\x32\x16.headrace.v1.CacheKind\x12(\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\x17.headrace.v1.StoreEntry\"Z\n\nStoreEntry\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\x12\n\ntenant_tag\x18\x03 \x01(\x0c\x12\x12\n\x05ttl_s\x18\x04 \x01(\rH\x00\x88\x01\x01\x42\x08\n\x06_ttl_s\"!\n\rStoreResponse\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\r\"#\n\rForgetRequest\x12\x12\n\ntenant_tag\x18\x01 \x01(\x0c\"!\n\x0e\x46orgetResponse\x12\x0f\n\x07removed\x18\x01 \x01(\x04\"O\n\x11LeaseQuotaRequest\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\'\n\x06\x63laims\x18\x02 \x03(\x0b\x32\x17.headrace.v1.QuotaClaim\"\xa0\x01\n\nQuotaClaim\x12\x12\n\ntenant_tag\x18\x01 \x01(\x0c\x12\r\n\x05quota\x18\x02 \x01(\t\x12\x18\n\x10units_per_minute\x18\x03 \x01(\x01\x12\x13\n\x0b\x62urst_units\x18\x04 \x01(\x01\x12\x14\n\x0cwanted_units\x18\x05 \x01(\x01\x12\x16\n\x0ereturned_units\x18\x06 \x01(\x01\x12\x12\n\nused_units\x18\x07 \x01(\x01\"=\n\x12LeaseQuotaResponse\x12\'\n\x06leases\x18\x01 \x03(\x0b\x32\x17.headrace.v1.QuotaLease\"G\n\nQuotaLease\x12\x15\n\rgranted_units\x18\x01 \x01(\x01\x12\x10\n\x08valid_ms\x18\x02 \x01(\x04\x12\x10\n\x08retry_ms\x18\x03 \x01(\x04\"P\n\x13SaveSnapshotRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\x12\x12\n\x05ttl_s\x18\x03 \x01(\rH\x00\x88\x01\x01\x42\x08\n\x06_ttl_s\",\n\x14SaveSnapshotResponse\x12\x14\n\x0cstored_bytes\x18\x01 \x01(\x04\"#\n\x13LoadSnapshotRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"%\n\x14LoadSnapshotResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c*Y\n\tCacheKind\x12\x1a\n\x16\x43\x41\x43HE_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43\x41\x43HE_KIND_RESPONSE\x10\x01\x12\x17\n\x13\x43\x41\x43HE_KIND_ENCODING\x10\x02\x32\xd1\x03\n\x0c\x43\x61\x63heService\x12\x41\n\x06Lookup\x12\x1a.headrace.v1.LookupRequest\x1a\x1b.headrace.v1.LookupResponse\x12>\n\x05Store\x12\x19.headrace.v1.StoreRequest\x1a\x1a.headrace.v1.StoreResponse\x12\x41\n\x06\x46orget\x12\x1a.headrace.v1.ForgetRequest\x1a\x1b.headrace.v1.ForgetResponse\x12M\n\nLeaseQuota\x12\x1e.headrace.v1.LeaseQuotaRequest\x1a\x1f.headrace.v1.LeaseQuotaResponse\x12U\n\x0cSaveSnapshot\x12 .headrace.v1.SaveSnapshotRequest\x1a!.headrace.v1.SaveSnapshotResponse(\x01\x12U\n\x0cLoadSnapshot\x12 .headrace.v1.LoadSnapshotRequest\x1a!.headrace.v1.LoadSnapshotResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'headrace.v1.cache_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CACHEKIND']._serialized_start=1076
-  _globals['_CACHEKIND']._serialized_end=1165
+  _globals['_CACHEKIND']._serialized_start=1096
+  _globals['_CACHEKIND']._serialized_end=1185
   _globals['_LOOKUPREQUEST']._serialized_start=40
   _globals['_LOOKUPREQUEST']._serialized_end=107
   _globals['_LOOKUPRESPONSE']._serialized_start=109
@@ -52,19 +52,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LEASEQUOTAREQUEST']._serialized_start=512
   _globals['_LEASEQUOTAREQUEST']._serialized_end=591
   _globals['_QUOTACLAIM']._serialized_start=594
-  _globals['_QUOTACLAIM']._serialized_end=734
-  _globals['_LEASEQUOTARESPONSE']._serialized_start=736
-  _globals['_LEASEQUOTARESPONSE']._serialized_end=797
-  _globals['_QUOTALEASE']._serialized_start=799
-  _globals['_QUOTALEASE']._serialized_end=870
-  _globals['_SAVESNAPSHOTREQUEST']._serialized_start=872
-  _globals['_SAVESNAPSHOTREQUEST']._serialized_end=952
-  _globals['_SAVESNAPSHOTRESPONSE']._serialized_start=954
-  _globals['_SAVESNAPSHOTRESPONSE']._serialized_end=998
-  _globals['_LOADSNAPSHOTREQUEST']._serialized_start=1000
-  _globals['_LOADSNAPSHOTREQUEST']._serialized_end=1035
-  _globals['_LOADSNAPSHOTRESPONSE']._serialized_start=1037
-  _globals['_LOADSNAPSHOTRESPONSE']._serialized_end=1074
-  _globals['_CACHESERVICE']._serialized_start=1168
-  _globals['_CACHESERVICE']._serialized_end=1633
+  _globals['_QUOTACLAIM']._serialized_end=754
+  _globals['_LEASEQUOTARESPONSE']._serialized_start=756
+  _globals['_LEASEQUOTARESPONSE']._serialized_end=817
+  _globals['_QUOTALEASE']._serialized_start=819
+  _globals['_QUOTALEASE']._serialized_end=890
+  _globals['_SAVESNAPSHOTREQUEST']._serialized_start=892
+  _globals['_SAVESNAPSHOTREQUEST']._serialized_end=972
+  _globals['_SAVESNAPSHOTRESPONSE']._serialized_start=974
+  _globals['_SAVESNAPSHOTRESPONSE']._serialized_end=1018
+  _globals['_LOADSNAPSHOTREQUEST']._serialized_start=1020
+  _globals['_LOADSNAPSHOTREQUEST']._serialized_end=1055
+  _globals['_LOADSNAPSHOTRESPONSE']._serialized_start=1057
+  _globals['_LOADSNAPSHOTRESPONSE']._serialized_end=1094
+  _globals['_CACHESERVICE']._serialized_start=1188
+  _globals['_CACHESERVICE']._serialized_end=1653
 # @@protoc_insertion_point(module_scope)

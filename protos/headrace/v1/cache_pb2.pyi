@@ -83,20 +83,22 @@ class LeaseQuotaRequest(_message.Message):
     def __init__(self, router_id: _Optional[str] = ..., claims: _Optional[_Iterable[_Union[QuotaClaim, _Mapping]]] = ...) -> None: ...
 
 class QuotaClaim(_message.Message):
-    __slots__ = ("tenant_tag", "quota", "units_per_minute", "burst_units", "wanted_units", "returned_units")
+    __slots__ = ("tenant_tag", "quota", "units_per_minute", "burst_units", "wanted_units", "returned_units", "used_units")
     TENANT_TAG_FIELD_NUMBER: _ClassVar[int]
     QUOTA_FIELD_NUMBER: _ClassVar[int]
     UNITS_PER_MINUTE_FIELD_NUMBER: _ClassVar[int]
     BURST_UNITS_FIELD_NUMBER: _ClassVar[int]
     WANTED_UNITS_FIELD_NUMBER: _ClassVar[int]
     RETURNED_UNITS_FIELD_NUMBER: _ClassVar[int]
+    USED_UNITS_FIELD_NUMBER: _ClassVar[int]
     tenant_tag: bytes
     quota: str
     units_per_minute: float
     burst_units: float
     wanted_units: float
     returned_units: float
-    def __init__(self, tenant_tag: _Optional[bytes] = ..., quota: _Optional[str] = ..., units_per_minute: _Optional[float] = ..., burst_units: _Optional[float] = ..., wanted_units: _Optional[float] = ..., returned_units: _Optional[float] = ...) -> None: ...
+    used_units: float
+    def __init__(self, tenant_tag: _Optional[bytes] = ..., quota: _Optional[str] = ..., units_per_minute: _Optional[float] = ..., burst_units: _Optional[float] = ..., wanted_units: _Optional[float] = ..., returned_units: _Optional[float] = ..., used_units: _Optional[float] = ...) -> None: ...
 
 class LeaseQuotaResponse(_message.Message):
     __slots__ = ("leases",)
