@@ -13,7 +13,7 @@ from math import inf
 
 from services.common import errors, logs
 from services.router.metrics import RouterMetrics
-from services.router.policy import Cost, LatencyClass, Scheduler
+from services.router.policy import ClassPolicy, Cost, LatencyClass, PolicySettings, Scheduler
 from services.router.relay.flight import Flight
 from services.router.sessions.session import Session
 from services.router.sessions.workers import Workers
@@ -31,11 +31,7 @@ class Dispatcher:
     """All requests between acceptance and end, and the workers that run them."""
 
     def __init__(self, settings: RouterSettings, workers: Workers, metrics: RouterMetrics) -> None:
-        classes = settings.classes
-        self.scheduler = Scheduler(
-            aging_s={each: values.aging_s for each, values in classes.items()},
-            patience_s={each: values.patience_s or inf for each, values in classes.items()},
-        )
+        self.scheduler = Scheduler(policy_of(settings))
         self.workers = workers
         self._resumes = settings.limits.resumes
         self._max_waiting = settings.limits.queued_requests
@@ -70,6 +66,7 @@ class Dispatcher:
         """The client is done with the request, or gone: it holds nothing any more when this returns."""
         number = flight.order.number
         self._withdraw(flight)
+        self.scheduler.ended(number)
         self._flights.pop(number, None)
         self._on_start.pop(number, None)
         timer = self._timers.pop(number, None)
@@ -155,7 +152,7 @@ class Dispatcher:
 
     def _queue(self, flight: Flight) -> None:
         flight.waiting_since = time.monotonic()
-        self.scheduler.submit(flight.order.ticket(len(flight.ids), flight.barred))
+        self.scheduler.submit(flight.order.ticket(len(flight.ids), flight.barred), flight.waiting_since)
         self._dispatch()
 
     def _dispatch(self) -> None:
@@ -165,9 +162,7 @@ class Dispatcher:
                 self.scheduler.worker_changed(session.view(now))
         self._changed.clear()
         while (assignment := self.scheduler.next(now)) is not None:
-            self._seat(
-                self._flights[assignment.ticket.number], assignment.worker, assignment.ticket.cost, now
-            )
+            self._seat(self._flights[assignment.ticket.number], assignment.worker, assignment.cost, now)
         for session in self.workers:
             session.tell_demand(self.scheduler.waiting(session.model))
 
@@ -205,3 +200,21 @@ class Dispatcher:
             message = f"no worker is there that can run this request of model {ticket.model!r}"
             error = errors.Unavailable(message, reason="NO_WORKER", retry_s=RETRY_S)
             self.end(self._flights[ticket.number], error)
+
+
+def policy_of(settings: RouterSettings) -> PolicySettings:
+    """What the scheduler is to do, from what the router was told."""
+    defaults = PolicySettings().classes
+    return PolicySettings(
+        classes={
+            each: ClassPolicy(
+                share=defaults[each].share,
+                ttft_s=told.ttft_s,
+                tpot_s=told.tpot_s,
+                aging_s=told.aging_s,
+                aging_deadline_share=defaults[each].aging_deadline_share,
+                patience_s=told.patience_s or inf,
+            )
+            for each, told in settings.classes.items()
+        }
+    )

@@ -1,23 +1,28 @@
-"""The one object that the dispatcher asks: who waits, who goes next, and where.
+"""The one object that the dispatcher asks: who is let in, who goes next and where, and who gives way.
 
-The seam of the router's scheduling. Line and placement behind it may change; the dispatcher only submits,
-removes, tells of workers, and asks `next` until it answers None. Choice and booking happen in one call.
+The seam of the router's scheduling. The dispatcher submits, removes, tells of workers and of what they did,
+and asks `next` until it answers None. Choice and booking happen in one call. Times are seconds of the
+caller's clock; one that jumps changes what is overdue, never who gets which share.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from itertools import islice
+from collections.abc import Iterator
 from typing import NamedTuple
 
+from services.router.policy import admission
+from services.router.policy.admission import QueueLimits, Refusal
 from services.router.policy.classify import LatencyClass
-from services.router.policy.line import Line
-from services.router.policy.placement import choose
-from services.router.policy.ticket import Ticket
+from services.router.policy.fleet import Fleet
+from services.router.policy.pool import Pool
+from services.router.policy.prediction import Prediction
+from services.router.policy.preemption import Displacement, Seat, Yard, victims
+from services.router.policy.settings import PolicySettings
+from services.router.policy.ticket import Cost, Ticket
 from services.router.policy.worker import WorkerView
 
-LOOK_AHEAD = 64
-"""Requests looked at behind one that no worker can take now."""
+_HEADS = 8
+"""Interactive requests looked at when somebody has to give way."""
 
 
 class Assignment(NamedTuple):
@@ -25,6 +30,10 @@ class Assignment(NamedTuple):
 
     ticket: Ticket
     worker: str
+    cost: Cost
+    """What it takes there: prefill tokens are those that the worker is thought not to keep."""
+    predicted: Prediction
+    """The wait as predicted when it was queued, the first token as predicted now."""
 
 
 class Waiting(NamedTuple):
@@ -32,91 +41,235 @@ class Waiting(NamedTuple):
 
     requests: int
     prefill_tokens: int
+    foreground_requests: int = 0
+    """Of these, those that batch work gives way to."""
+    foreground_prefill_tokens: int = 0
+
+
+class Accuracy(NamedTuple):
+    """How good predictions of one class were lately."""
+
+    wait_factor: float
+    """Actual over predicted wait, before the correction."""
+    wait_error: float
+    """Mean of |actual - predicted| / actual."""
+    first_factor: float
+    first_error: float
 
 
 class Scheduler:
-    """Requests in order of class with aging, on the least loaded worker that has credit.
+    """Requests of all models in order of class, tenant and deadline, on the workers that suit them best.
 
-    Args:
-        aging_s: how long a request of a class waits before it goes ahead of fresh ones, in seconds.
-        patience_s: how long it waits for a worker where none could ever run it, in seconds.
+    Raises ValueError when the settings contradict: one line for each fault.
     """
 
-    def __init__(
-        self, aging_s: Mapping[LatencyClass, float], patience_s: Mapping[LatencyClass, float]
-    ) -> None:
-        self._aging_s = aging_s
-        self._patience_s = patience_s
-        self._lines: dict[str, Line] = {}
-        self._workers: dict[str, WorkerView] = {}
+    def __init__(self, settings: PolicySettings | None = None) -> None:
+        self.settings = settings or PolicySettings()
+        faults = self.settings.validate()
+        if faults:
+            raise ValueError("\n".join(faults))
+        self._limits = QueueLimits(self.settings.tenant_queued_requests, self.settings.tenant_queued_bytes)
+        self._pools: dict[str, Pool] = {}
+        self._model_of: dict[str, str] = {}
+        self._waits_in: dict[int, Pool] = {}
+        self._seats: dict[int, Seat] = {}
+        self._batch: dict[str, dict[int, Seat]] = {}
+        self._displaced: dict[int, int] = {}
         self._alone_since: dict[int, float] = {}
-        self._given = 0
-        self._last_given: dict[str, int] = {}
 
     def __len__(self) -> int:
-        return sum(len(line) for line in self._lines.values())
+        return len(self._waits_in)
 
-    def submit(self, ticket: Ticket) -> None:
-        """Lets a request wait, at the place of its arrival."""
-        line = self._lines.setdefault(ticket.model, Line(self._aging_s))
-        line.add(ticket)
+    def within_budget(self, ticket: Ticket, now: float) -> bool:
+        """Whether its tenant may have an INTERACTIVE request more; to be asked once, before `admit`.
+
+        False: it should run as STANDARD, and its caller should be told.
+        """
+        pool = self._pools.get(ticket.model)
+        if pool is None or ticket.latency_class is not LatencyClass.INTERACTIVE:
+            return True
+        cost_s = pool.predictor.estimate(ticket, pool.uncached(ticket)).total_s
+        return pool.budget.allows(
+            ticket, cost_s, pool.predictor.headroom(LatencyClass.INTERACTIVE), len(pool.fleet), now
+        )
+
+    def admit(self, ticket: Ticket, now: float, limits: QueueLimits | None = None) -> Refusal | None:
+        """Why the request is not let in, or None; `limits`: what its tenant may have waiting."""
+        outlook = self._pool(ticket.model).outlook(ticket, now)
+        return admission.admit(ticket, outlook, self.settings, limits or self._limits, now)
+
+    def submit(self, ticket: Ticket, now: float | None = None) -> None:
+        """Lets a request wait, at the place of its arrival; one that had a worker has left it."""
+        self._leave(ticket.number, came_back=True)
+        pool = self._pool(ticket.model)
+        self.remove(ticket.number)
+        pool.submit(ticket, ticket.arrival_s if now is None else now)
+        self._waits_in[ticket.number] = pool
 
     def remove(self, number: int) -> Ticket | None:
-        """Takes a request out; None when it does not wait."""
+        """Takes a waiting request out; None when it does not wait."""
         self._alone_since.pop(number, None)
-        for model, line in self._lines.items():
-            ticket = line.remove(number)
-            if ticket is not None:
-                if not line:
-                    del self._lines[model]
-                return ticket
-        return None
+        pool = self._waits_in.pop(number, None)
+        entry = pool.remove(number) if pool is not None else None
+        return entry.ticket if entry is not None else None
+
+    def ended(self, number: int, cached_tokens: int | None = None) -> None:
+        """A request is over, wherever it was; `cached_tokens`: of its prompt, as its worker reported."""
+        self.remove(number)
+        self._displaced.pop(number, None)
+        self._leave(number, came_back=False, cached_tokens=cached_tokens)
+
+    def streamed(self, number: int, tokens: int, now: float) -> None:
+        """Output tokens of an own request came; to be told before `served` of the same frame."""
+        seat = self._seats.get(number)
+        if seat is None or tokens <= 0:
+            return
+        pool = self._pools[seat.ticket.model]
+        if not seat.begun:
+            pool.predictor.began(seat.ticket, seat.predicted_first_s, now - seat.since_s)
+        seat.output_tokens += tokens
+        pool.queue.charge(seat.ticket, output=tokens)
+
+    def served(
+        self, model: str, tenant: str, latency_class: LatencyClass, prompt_tokens: int, output_tokens: int
+    ) -> None:
+        """What a worker did for a tenant since it last told, for all routers together."""
+        self._pool(model).queue.served(tenant, latency_class, prompt_tokens, output_tokens)
 
     def worker_changed(self, worker: WorkerView) -> None:
         """Takes over what a worker reports; also how a new one becomes known."""
-        self._workers[worker.key] = worker
+        earlier = self._model_of.get(worker.key)
+        if earlier is not None and earlier != worker.model:
+            self.worker_gone(worker.key)
+        self._model_of[worker.key] = worker.model
+        pool = self._pool(worker.model)
+        pool.fleet.put(worker)
+        pool.news()
 
     def worker_gone(self, key: str) -> None:
-        """Forgets a worker."""
-        self._workers.pop(key, None)
-        self._last_given.pop(key, None)
+        """Forgets a worker and all that it keeps; what ran there is submitted again or ends."""
+        model = self._model_of.pop(key, None)
+        if model is not None:
+            self._pools[model].lose(key)
+
+    def fleet(self, model: str) -> Fleet:
+        """The workers of a model, with the index of what they keep."""
+        return self._pool(model).fleet
 
     def next(self, now: float) -> Assignment | None:
         """The next request that can go, booked on its worker; None when nothing can."""
-        for model, line in self._lines.items():
-            workers = [each for each in self._workers.values() if each.model == model and each.open()]
-            if not workers:
-                continue
-            for ticket in islice(line.in_order(now), LOOK_AHEAD):
-                worker = choose(ticket, workers, self._last_given)
-                if worker is not None:
-                    return self._assign(ticket, worker)
+        for pool in self._pools.values():
+            placed = pool.next(now)
+            if placed is not None:
+                seat = placed.seat
+                number = seat.ticket.number
+                self._waits_in.pop(number)
+                self._alone_since.pop(number, None)
+                self._seats[number] = seat
+                if seat.ticket.latency_class is LatencyClass.BATCH:
+                    self._batch.setdefault(seat.worker, {})[number] = seat
+                return Assignment(seat.ticket, seat.worker, seat.cost, placed.prediction)
         return None
+
+    def give_way(self, now: float) -> list[Displacement]:
+        """Batch requests that are to leave their workers for interactive ones that wait.
+
+        Each is named once. The caller cancels it there, keeps its output, and submits it again.
+        """
+        if not self.settings.preemption or not self._batch:
+            return []
+        found: list[Displacement] = []
+        for pool in self._pools.values():
+            found += self._displacements(pool, now)
+        return found
 
     def waiting(self, model: str) -> Waiting:
         """What waits for a model."""
-        line = self._lines.get(model)
-        return Waiting(len(line), line.prefill_tokens) if line else Waiting(0, 0)
+        pool = self._pools.get(model)
+        if pool is None:
+            return Waiting(0, 0)
+        front = [pool.queue.held[each] for each in LatencyClass if each is not LatencyClass.BATCH]
+        return Waiting(
+            len(pool.queue),
+            pool.queue.prefill_tokens,
+            sum(each.requests for each in front),
+            sum(each.prefill_tokens for each in front),
+        )
 
     def tickets(self) -> Iterator[Ticket]:
         """All requests that wait, in no particular order."""
-        for line in self._lines.values():
-            yield from line.tickets.values()
+        for pool in self._pools.values():
+            for entry in pool.queue.entries():
+                yield entry.ticket
+
+    def waiting_by_class(self) -> dict[LatencyClass, int]:
+        """Requests that wait, of all models."""
+        return {
+            each: sum(pool.queue.held[each].requests for pool in self._pools.values())
+            for each in LatencyClass
+        }
+
+    def counter(self, model: str, tenant: str, latency_class: LatencyClass) -> float:
+        """Weighted tokens that a tenant was served in a class, as its turn depends on them."""
+        return self._pool(model).queue.counter(tenant, latency_class)
+
+    def headroom(self, model: str, latency_class: LatencyClass) -> float:
+        """Used room for a class's targets: 0 idle, 1 at the targets."""
+        return self._pool(model).predictor.headroom(latency_class)
+
+    def accuracy(self, model: str, latency_class: LatencyClass) -> Accuracy:
+        """How predictions of a class turned out lately."""
+        predictor = self._pool(model).predictor
+        wait, first = predictor.waits[latency_class], predictor.firsts[latency_class]
+        return Accuracy(wait.factor, wait.error, first.factor, first.error)
 
     def impatient(self, now: float) -> list[Ticket]:
         """Requests that no known worker could run for longer than their class is patient; they still wait."""
-        return [ticket for ticket in self.tickets() if self._out_of_patience(ticket, now)]
+        alone = [ticket for pool in self._pools.values() for ticket in pool.alone()]
+        numbers = {ticket.number for ticket in alone}
+        self._alone_since = {
+            number: since for number, since in self._alone_since.items() if number in numbers
+        }
+        return [ticket for ticket in alone if self._gives_up(ticket, now)]
 
-    def _out_of_patience(self, ticket: Ticket, now: float) -> bool:
-        if any(each.ready and each.suits(ticket) for each in self._workers.values()):
-            self._alone_since.pop(ticket.number, None)
-            return False
-        since = self._alone_since.setdefault(ticket.number, now)
-        return now - since >= self._patience_s[ticket.latency_class]
+    def _gives_up(self, ticket: Ticket, now: float) -> bool:
+        since = min(self._alone_since.setdefault(ticket.number, now), now)
+        self._alone_since[ticket.number] = since
+        return now - since >= self.settings.classes[ticket.latency_class].patience_s
 
-    def _assign(self, ticket: Ticket, worker: WorkerView) -> Assignment:
-        self.remove(ticket.number)
-        worker.book(ticket.cost)
-        self._given += 1
-        self._last_given[worker.key] = self._given
-        return Assignment(ticket, worker.key)
+    def _pool(self, model: str) -> Pool:
+        pool = self._pools.get(model)
+        if pool is None:
+            pool = self._pools[model] = Pool(self.settings)
+        return pool
+
+    def _leave(self, number: int, *, came_back: bool, cached_tokens: int | None = None) -> None:
+        """A request has left its worker; what was charged for it and not done is given back."""
+        seat = self._seats.pop(number, None)
+        if seat is None:
+            return
+        on_worker = self._batch.get(seat.worker, {})
+        on_worker.pop(number, None)
+        if not on_worker:
+            self._batch.pop(seat.worker, None)
+        self._pools[seat.ticket.model].leave(seat, came_back=came_back, cached_tokens=cached_tokens)
+
+    def _displacements(self, pool: Pool, now: float) -> list[Displacement]:
+        """For each interactive request that nothing can take, those that make room; each once."""
+        found: list[Displacement] = []
+        leaving = sum(seat.leaving for seats in self._batch.values() for seat in seats.values())
+        for ticket in pool.stuck(now, _HEADS)[leaving:]:
+            plan = victims(ticket, self._yards(pool, ticket), self._displaced, self.settings, now)
+            for seat in plan:
+                seat.leaving = True
+                number = seat.ticket.number
+                self._displaced[number] = self._displaced.get(number, 0) + 1
+                found.append(Displacement(number, seat.worker, seat.begun))
+        return found
+
+    def _yards(self, pool: Pool, ticket: Ticket) -> list[Yard]:
+        return [
+            Yard(view, self._batch[view.key].values())
+            for view in pool.fleet
+            if view.ready and view.key in self._batch and view.suits(ticket)
+        ]

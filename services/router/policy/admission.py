@@ -1,0 +1,172 @@
+"""Who is let in while the mesh is busy: a ramp on head-room, the sheddable first, batch work held instead.
+
+    do_not_queue      refused unless it can start at once
+    deadline          refused at once where it cannot be met
+    tenant's queue    bounded in requests and in bytes
+    sheddable         p = clamp((x - 0.5) / 0.3)       x: head-room used, 1 at the targets
+    STANDARD          p = clamp((x - 0.95) / 0.25)
+    INTERACTIVE       only when the predicted first token is more than 3 targets away
+    BATCH             waits until its deadline
+
+Which requests a ramp takes is not random but evenly spread over their numbers (multiples of the golden
+ratio), so that no burst is refused as a whole and a simulation repeats. A cliff instead of a ramp sheds too
+late, a steep power too early.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NamedTuple
+
+from services.router.policy.classify import LatencyClass
+from services.router.policy.prediction import Prediction
+from services.router.policy.settings import PolicySettings
+from services.router.policy.ticket import Ticket
+
+_GOLDEN = 0.6180339887498949
+_RETRY_S = (0.1, 60.0)
+NO_WORKER_RETRY_S = 1.0
+
+
+class RefusalKind(Enum):
+    """Why a request was refused; values are the reasons of the wire."""
+
+    OVERLOADED = "OVERLOADED"
+    SHED = "SHED"
+    DEADLINE_INFEASIBLE = "DEADLINE_INFEASIBLE"
+    WOULD_QUEUE = "WOULD_QUEUE"
+    TENANT_QUEUE_FULL = "TENANT_QUEUE_FULL"
+    NO_WORKER = "NO_WORKER"
+
+
+class Refusal(NamedTuple):
+    """A request that is not let in."""
+
+    kind: RefusalKind
+    message: str
+    """A sentence for the caller."""
+    retry_s: float
+    """When trying again makes sense, in seconds from now."""
+
+
+class QueueLimits(NamedTuple):
+    """What one tenant may have waiting."""
+
+    requests: int
+    bytes: int
+
+
+class Outlook(NamedTuple):
+    """The situation that a request comes into."""
+
+    workers: bool
+    """Whether a worker is there that could run it."""
+    opening: bool
+    """Whether it could start at once."""
+    headroom: float
+    """Used, of its class."""
+    prediction: Prediction | None
+    lone_s: float
+    """The least that it takes on an idle pool."""
+    lone_first_s: float
+    """Of this, until the first token."""
+    tenant_requests: int
+    tenant_bytes: int
+
+
+def admit(
+    ticket: Ticket, outlook: Outlook, settings: PolicySettings, limits: QueueLimits, now: float
+) -> Refusal | None:
+    """Why a request is refused, or None."""
+    refusal = _full(ticket, outlook, limits) or _hasty(ticket, outlook)
+    if refusal is None and settings.refuse_infeasible:
+        refusal = _infeasible(ticket, outlook, now)
+    if refusal is None and settings.admission:
+        refusal = _busy(ticket, outlook, settings)
+    return refusal
+
+
+def thinned(number: int, share: float) -> bool:
+    """Whether a request is among the share to refuse: of any run of numbers very nearly that share is."""
+    return (number * _GOLDEN) % 1.0 < share
+
+
+def clamp01(value: float) -> float:
+    """The value, at least 0 and at most 1."""
+    return min(max(value, 0.0), 1.0)
+
+
+def _full(ticket: Ticket, outlook: Outlook, limits: QueueLimits) -> Refusal | None:
+    if outlook.tenant_requests >= limits.requests:
+        what = f"{limits.requests} requests of a tenant may wait"
+    elif outlook.tenant_requests and outlook.tenant_bytes + ticket.queued_bytes > limits.bytes:
+        what = f"{limits.bytes} bytes of a tenant's requests may wait"
+    else:
+        return None
+    return Refusal(RefusalKind.TENANT_QUEUE_FULL, what, _retry_s(outlook))
+
+
+def _hasty(ticket: Ticket, outlook: Outlook) -> Refusal | None:
+    if not ticket.do_not_queue or outlook.opening:
+        return None
+    if not outlook.workers:
+        message = f"no worker is there that can run this request of model {ticket.model!r}"
+        return Refusal(RefusalKind.NO_WORKER, message, NO_WORKER_RETRY_S)
+    message = "the request cannot start now and was not to wait"
+    return Refusal(RefusalKind.WOULD_QUEUE, message, _retry_s(outlook))
+
+
+def _infeasible(ticket: Ticket, outlook: Outlook, now: float) -> Refusal | None:
+    if ticket.deadline_s is None or outlook.prediction is None:
+        return None
+    left_s = ticket.deadline_s - now
+    wait_s = 0.0 if outlook.opening else outlook.prediction.wait_s
+    needed_s = wait_s + outlook.lone_s
+    if needed_s <= left_s:
+        return None
+    message = f"it would take at least {needed_s:.2f} s and has {max(left_s, 0.0):.2f} s"
+    return Refusal(RefusalKind.DEADLINE_INFEASIBLE, message, _retry_s(outlook))
+
+
+def _busy(ticket: Ticket, outlook: Outlook, settings: PolicySettings) -> Refusal | None:
+    if not outlook.workers or ticket.latency_class is LatencyClass.BATCH:
+        return None
+    used = outlook.headroom
+    if ticket.sheddable and thinned(ticket.number, _ramp(used, settings.sheddable_ramp)):
+        message = f"the mesh is busy ({used:.2f} of its head-room), and the request is sheddable"
+        return Refusal(RefusalKind.SHED, message, _retry_s(outlook))
+    if ticket.latency_class is LatencyClass.STANDARD:
+        refused = thinned(ticket.number, _ramp(used, settings.standard_ramp))
+    else:
+        refused = _hopeless(ticket, outlook, settings)
+    if not refused:
+        return None
+    return Refusal(RefusalKind.OVERLOADED, _overload(ticket, outlook), _retry_s(outlook))
+
+
+def _ramp(used: float, ramp: tuple[float, float]) -> float:
+    low, high = ramp
+    return clamp01((used - low) / (high - low))
+
+
+def _hopeless(ticket: Ticket, outlook: Outlook, settings: PolicySettings) -> bool:
+    target_s = ticket.ttft_target_s or settings.classes[ticket.latency_class].ttft_s
+    if target_s is None or outlook.prediction is None:
+        return False
+    reachable_s = max(target_s, outlook.lone_first_s)
+    return outlook.prediction.ttft_s > settings.interactive_refused_at * reachable_s
+
+
+def _overload(ticket: Ticket, outlook: Outlook) -> str:
+    first_s = outlook.prediction.ttft_s if outlook.prediction is not None else 0.0
+    return (
+        f"the mesh is too busy for class {ticket.latency_class.name}: "
+        f"the first token would come after about {first_s:.1f} s"
+    )
+
+
+def _retry_s(outlook: Outlook) -> float:
+    """When what waits now will have been served."""
+    least, most = _RETRY_S
+    wait_s = outlook.prediction.wait_s if outlook.prediction is not None else NO_WORKER_RETRY_S
+    return min(max(wait_s, least), most)

@@ -1,0 +1,243 @@
+"""One model's requests and workers: the parts of the policy joined. The scheduler holds one pool a model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+from services.router.policy.admission import Outlook
+from services.router.policy.budget import InteractiveBudget
+from services.router.policy.classify import LatencyClass
+from services.router.policy.fleet import Fleet
+from services.router.policy.placement import Choice, Placement
+from services.router.policy.prediction import Prediction, Predictor
+from services.router.policy.preemption import Seat
+from services.router.policy.prefix_index import Hits
+from services.router.policy.queue import Lane, ModelQueue
+from services.router.policy.queue.order import Entry
+from services.router.policy.settings import PolicySettings
+from services.router.policy.ticket import Ticket
+from services.router.policy.worker import BLOCK_TOKENS
+
+_LOCALITY_TENANTS = 4
+"""Tenants looked at for a warm prompt before the one whose turn it is goes cold."""
+
+
+class Placed(NamedTuple):
+    """A request that goes: what was predicted, and its seat."""
+
+    entry: Entry
+    seat: Seat
+    prediction: Prediction
+
+
+class Pool:
+    """The queue of one model, and where its requests can go."""
+
+    def __init__(self, settings: PolicySettings) -> None:
+        self.settings = settings
+        self.fleet = Fleet()
+        self.placement = Placement(settings.placement)
+        self.queue = ModelQueue(settings)
+        self.predictor = Predictor(settings, self.fleet, self.queue)
+        self.budget = InteractiveBudget(settings)
+        self._passed: set[int] = set()
+        self._passed_at = float("nan")
+        self._clearing: tuple[int, str] | None = None
+
+    def submit(self, ticket: Ticket, now: float) -> None:
+        """Lets a request wait."""
+        uncached = self.uncached(ticket)
+        estimate = self.predictor.estimate(ticket, uncached)
+        raw_wait_s = self.predictor.raw_wait_s(ticket)
+        self.predictor.queued(estimate.prefill_s)
+        entry = self.queue.add(ticket, estimate.prefill_s, estimate.total_s, now)
+        entry.raw_wait_s = raw_wait_s
+
+    def remove(self, number: int) -> Entry | None:
+        """Takes a request out."""
+        if self._clearing is not None and self._clearing[0] == number:
+            self._clearing = None
+        return self.queue.remove(number)
+
+    def lose(self, key: str) -> None:
+        """A worker is gone."""
+        self.fleet.drop(key)
+        if self._clearing is not None and self._clearing[1] == key:
+            self._clearing = None
+        self.news()
+
+    def leave(self, seat: Seat, *, came_back: bool, cached_tokens: int | None) -> None:
+        """A request has left its worker: settles what was charged by what was done."""
+        ticket, queue = seat.ticket, self.queue
+        if came_back and not seat.begun:
+            queue.charge(ticket, prompt=-seat.cost.prefill_tokens, cached=-seat.cached_tokens)
+            queue.settle(seat.lane, -seat.total_s)
+            return
+        if cached_tokens is not None:
+            more = min(max(seat.cached_tokens - cached_tokens, -seat.cost.prefill_tokens), seat.cached_tokens)
+            queue.correct(ticket, prompt=more, cached=-more)
+        expected = max(ticket.expected_output, 1)
+        decode_s = seat.total_s - seat.prefill_s
+        queue.settle(seat.lane, decode_s * (seat.output_tokens - expected) / expected)
+
+    def alone(self) -> list[Ticket]:
+        """Requests that no worker is there for."""
+        fleet, able = self.fleet, {}
+        found = []
+        for entry in self.queue.entries():
+            ticket = entry.ticket
+            key = (ticket.labels, ticket.capabilities, ticket.barred, ticket.total_tokens)
+            if key not in able:
+                able[key] = bool(fleet.suited(ticket).any())
+            if not able[key]:
+                found.append(ticket)
+        return found
+
+    def stuck(self, now: float, most: int) -> list[Ticket]:
+        """Interactive requests at the front that nothing could take for a while."""
+        after_s = self.settings.preempt_after_s
+        return [
+            entry.ticket
+            for entry in self.queue.heads(Lane.INTERACTIVE, now, most)
+            if now - entry.queued_s >= after_s
+            and not (self.fleet.suited(entry.ticket) & self.fleet.affordable(entry.ticket.cost)).any()
+        ]
+
+    def news(self) -> None:
+        """Workers or their credit changed: who was passed over is looked at again."""
+        self._passed.clear()
+
+    def uncached(self, ticket: Ticket) -> int:
+        """Prompt tokens to compute on the worker that keeps most of it."""
+        if not ticket.chains or not len(self.fleet):
+            return ticket.prefill_tokens
+        cached = int(self.fleet.hits(ticket.chains).max(initial=0)) * BLOCK_TOKENS
+        return max(1, ticket.prefill_tokens - cached)
+
+    def outlook(self, ticket: Ticket, now: float) -> Outlook:
+        """The situation that a request would come into."""
+        fleet, held = self.fleet, [each.get(ticket.tenant) for each in self.queue.tenants.values()]
+        suited = fleet.suited(ticket)
+        uncached = self.uncached(ticket)
+        opening = bool((suited & fleet.affordable(ticket.cost)).any())
+        return Outlook(
+            workers=bool(suited.any()),
+            opening=opening and not self._ahead(ticket.latency_class),
+            headroom=self.predictor.headroom(ticket.latency_class),
+            prediction=self.predictor.predict(ticket, uncached, now),
+            lone_s=self.predictor.lone_s(ticket, uncached),
+            lone_first_s=self.predictor.lone_first_s(ticket, uncached),
+            tenant_requests=sum(each.requests for each in held if each),
+            tenant_bytes=sum(each.bytes for each in held if each),
+        )
+
+    def next(self, now: float) -> Placed | None:
+        """The next request that can go, booked; None when nothing can."""
+        if not len(self.queue) or not self.fleet.any_open:
+            return None
+        if now != self._passed_at:
+            self._passed.clear()
+            self._passed_at = now
+        head: Entry | None = None
+        for entry in self.queue.candidates(now):
+            head = head or entry
+            choice = self._choice(entry, head, now)
+            if choice is not None and choice.worker is not None:
+                return self._book(*self._local(entry, choice, head, now), now)
+        return None
+
+    def _choice(self, entry: Entry, head: Entry, now: float) -> Choice | None:
+        """Where a request can go now; None when it was found just now that it cannot."""
+        if entry.ticket.number in self._passed or self._holds(entry, now):
+            return None
+        head_wait_s = None if entry is head else max(0.0, now - head.ticket.arrival_s)
+        hits = self._hits(entry)
+        choice = self.placement.choose(self._allowed(entry), self.fleet, hits, now, head_wait_s)
+        if choice.worker is None:
+            self._passed.add(entry.ticket.number)
+            self._hold(entry, choice, hits)
+            self._consider_clearing(entry, choice, now)
+        return choice
+
+    def _hold(self, entry: Entry, choice: Choice, hits: Hits) -> None:
+        entry.warm = None
+        if choice.wait_until_s is not None:
+            share = self.settings.placement.warm_share
+            entry.warm = hits * BLOCK_TOKENS >= share * entry.ticket.prefill_tokens
+            entry.hold_until_s = choice.wait_until_s
+
+    def _hits(self, entry: Entry) -> Hits:
+        if not entry.ticket.chains:
+            return self.fleet.index.no_hits()
+        return self.fleet.hits(entry.ticket.chains)
+
+    def _holds(self, entry: Entry, now: float) -> bool:
+        """Whether it still waits for a closed warm worker."""
+        if entry.hold_until_s <= now or entry.warm is None:
+            return False
+        open_now = self.fleet.open
+        return len(entry.warm) == len(open_now) and not bool((entry.warm & open_now).any())
+
+    def _allowed(self, entry: Entry) -> Ticket:
+        """The request without the worker that is being emptied for another."""
+        ticket = entry.ticket
+        if self._clearing is None or self._clearing[0] == ticket.number:
+            return ticket
+        return replace(ticket, barred=ticket.barred | {self._clearing[1]})
+
+    def _consider_clearing(self, entry: Entry, choice: Choice, now: float) -> None:
+        """Long after it was overdue, a request that finds no room has one worker emptied for it."""
+        if self._clearing is not None or not self.settings.clear_for_starving or entry.lane != Lane.AGED:
+            return
+        bound_s = entry.overdue_s - entry.ticket.arrival_s
+        if choice.wait_until_s is not None or now - entry.overdue_s < bound_s:
+            return
+        suited = self.fleet.suited(entry.ticket).nonzero()[0]
+        if len(suited):
+            position = int(suited[self.fleet.sequences[suited].argmin()])
+            self._clearing = (entry.ticket.number, self.fleet.at(position).key)
+
+    def _local(self, entry: Entry, choice: Choice, head: Entry, now: float) -> tuple[Entry, Choice]:
+        """A warm request of a tenant that is not too far ahead goes before a cold one."""
+        credit = self.settings.locality_credit_tokens
+        if not choice.cold or not credit or self.queue.alone(entry):
+            return entry, choice
+        for other in self.queue.heads(entry.lane, now, _LOCALITY_TENANTS):
+            if other is not entry and other.ticket.chains and self.queue.gap(other, entry) < credit:
+                found = self._choice(other, head, now)
+                if found is not None and found.worker is not None and not found.cold:
+                    return other, found
+        return entry, choice
+
+    def _book(self, entry: Entry, choice: Choice, now: float) -> Placed:
+        ticket, predictor = entry.ticket, self.predictor
+        uncached = choice.cost(ticket.cost).prefill_tokens
+        estimate = predictor.estimate(ticket, uncached)
+        raw_first_s = predictor.first_there_s(ticket, uncached, choice.position)
+        cost = self.placement.book(choice, ticket, self.fleet, now)
+        waited_s = max(0.0, now - ticket.arrival_s)
+        prediction = Prediction(
+            entry.raw_wait_s * predictor.wait_factor(ticket),
+            waited_s + predictor.corrected_first_s(ticket, raw_first_s),
+        )
+        self.queue.take(entry, estimate.total_s, uncached, ticket.prefill_tokens - uncached)
+        self._passed.discard(ticket.number)
+        if self._clearing is not None and self._clearing[0] == ticket.number:
+            self._clearing = None
+        predictor.dispatched(ticket, entry.raw_wait_s, now - entry.queued_s, now)
+        seat = Seat(
+            ticket=ticket,
+            worker=self.fleet.at(choice.position).key,
+            since_s=now,
+            lane=entry.lane,
+            cost=cost,
+            cached_tokens=ticket.prefill_tokens - uncached,
+            prefill_s=estimate.prefill_s,
+            total_s=estimate.total_s,
+            predicted_first_s=raw_first_s,
+        )
+        return Placed(entry, seat, prediction)
+
+    def _ahead(self, latency_class: LatencyClass) -> bool:
+        return bool(self.queue.held[latency_class].requests)

@@ -1,0 +1,246 @@
+"""What a request will cost and how long it will take, in seconds, from the workers' own step models.
+
+    GPU seconds  uncached prefill + expected output x (marginal decode + its part of a step's fixed cost)
+    wait         GPU seconds ahead of it / (workers x its class's share), plus the time until a worker opens
+    first token  wait + prefill that is queued there + its own
+    head-room x  mean over workers of max(queued prefill / TTFT, decode step / TPOT, KV in use / 1.05)
+
+Predictions are compared with what happened, and corrected by the ratio that came out lately. A target that a
+worker could not keep even for a lone request is stretched to what it can: a slow machine is not overloaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import exp, inf, isfinite, log
+from typing import NamedTuple
+
+import numpy as np
+
+from services.router.policy.classify import LatencyClass
+from services.router.policy.fleet import Fleet
+from services.router.policy.queue import ModelQueue
+from services.router.policy.settings import PolicySettings
+from services.router.policy.speed import PRIOR, StepModel
+from services.router.policy.ticket import Ticket
+from services.router.policy.worker import BLOCK_TOKENS
+
+_LEARNING = 0.05
+_GRAIN_S = 0.02
+"""Waits below this count as none when predictions are compared."""
+_LARGEST_FACTOR = 16.0
+_KV_SLACK = 1.05
+_LONGEST_GAP_S = 60.0
+FOREGROUND = (LatencyClass.INTERACTIVE, LatencyClass.STANDARD)
+
+
+class Estimate(NamedTuple):
+    """What a request costs, in GPU seconds."""
+
+    prefill_s: float
+    total_s: float
+
+
+class Prediction(NamedTuple):
+    """Seconds from the queueing to the dispatch, and from the arrival to the first token."""
+
+    wait_s: float
+    ttft_s: float
+
+
+@dataclass(slots=True)
+class Correction:
+    """The ratio of actual over predicted, as a moving geometric mean."""
+
+    log_factor: float = 0.0
+    error: float = 0.0
+    """Moving mean of |actual - predicted| / actual, of corrected predictions."""
+    seen: int = 0
+
+    @property
+    def factor(self) -> float:
+        """What to multiply a prediction with."""
+        return exp(self.log_factor)
+
+    def learn(self, predicted_s: float, actual_s: float) -> None:
+        """Takes one outcome into account; `predicted_s` is before the correction."""
+        if not (isfinite(predicted_s) and isfinite(actual_s)) or actual_s < 0:
+            return
+        ratio = (actual_s + _GRAIN_S) / (max(predicted_s, 0.0) + _GRAIN_S)
+        limit = log(_LARGEST_FACTOR)
+        step = max(_LEARNING, 1.0 / (self.seen + 1)) if self.seen < 1 / _LEARNING else _LEARNING
+        self.error += step * (abs(ratio - self.factor) / ratio - self.error)
+        self.log_factor += step * (min(max(log(ratio), -limit), limit) - self.log_factor)
+        self.seen += 1
+
+
+def _corrections() -> dict[LatencyClass, Correction]:
+    return {each: Correction() for each in LatencyClass}
+
+
+@dataclass(slots=True)
+class Predictor:
+    """Predictions for the requests of one model."""
+
+    settings: PolicySettings
+    fleet: Fleet
+    queue: ModelQueue
+    waits: dict[LatencyClass, Correction] = field(default_factory=_corrections)
+    firsts: dict[LatencyClass, Correction] = field(default_factory=_corrections)
+    typical_prefill_s: float = 0.0
+    """Moving mean of what a prompt takes alone."""
+    gap_s: float = 0.0
+    """Moving mean of the time between two dispatches while requests wait."""
+    _last_dispatch_s: float = -inf
+    _reference: StepModel = PRIOR
+    _reference_of: object = None
+
+    def estimate(self, ticket: Ticket, uncached: int) -> Estimate:
+        """GPU seconds of a request of which so many prompt tokens are not cached."""
+        model = self.reference
+        prompt = ticket.prefill_tokens
+        prefill_s = model.prefill_s(uncached, prompt - uncached)
+        context = prompt + ticket.expected_output / 2
+        token_s = model.b + model.e + context * model.d + model.a / self._neighbours()
+        return Estimate(prefill_s, prefill_s + max(ticket.expected_output - 1, 0) * token_s)
+
+    @property
+    def reference(self) -> StepModel:
+        """The step model of the worker in the middle of the pool."""
+        speeds = self.fleet.speeds
+        if speeds is not self._reference_of:
+            positions = np.fromiter(self.fleet.index.positions.values(), np.int64)
+            self._reference_of = speeds
+            self._reference = PRIOR
+            if len(positions):
+                order = speeds.token_s[positions].argsort(kind="stable")
+                self._reference = self.fleet.model_of(int(positions[order[len(order) // 2]]))
+        return self._reference
+
+    def predict(self, ticket: Ticket, uncached: int, now: float) -> Prediction | None:
+        """Of a request that would be queued now; None when no worker could run it."""
+        suited = self.fleet.suited(ticket)
+        if not suited.any():
+            return None
+        wait_s = self.raw_wait_s(ticket) * self._factor(self.waits, ticket)
+        waited_s = max(0.0, now - ticket.arrival_s)
+        return Prediction(wait_s, waited_s + wait_s + self._first_s(ticket, uncached))
+
+    def raw_wait_s(self, ticket: Ticket) -> float:
+        """Wait before the correction: what is ahead in its class, at its class's share of the pool."""
+        takers = self.fleet.suited(ticket)
+        workers = int(takers.sum())
+        held = self.queue.held[ticket.latency_class]
+        if not workers:
+            return inf
+        if not held.requests:
+            return 0.0 if (takers & self.fleet.affordable(ticket.cost)).any() else self.gap_s
+        tenants = self.queue.tenants[ticket.latency_class]
+        own = tenants.get(ticket.tenant)
+        ahead_s = min(held.cost_s, own.cost_s * len(tenants)) if own else 0.0
+        if not self.settings.tenant_fairness:
+            ahead_s = held.cost_s
+        return self.gap_s + ahead_s / (workers * self._share(ticket.latency_class))
+
+    def raw_first_s(self, ticket: Ticket, uncached: int) -> float:
+        """From the dispatch to the first token, before the correction, on the least busy worker."""
+        takers = self.fleet.suited(ticket)
+        queued_s = (self.fleet.waiting_tokens * self.fleet.speeds.token_s)[takers]
+        return float(queued_s.min(initial=inf)) + self._alone_s(ticket, uncached)
+
+    def first_there_s(self, ticket: Ticket, uncached: int, position: int) -> float:
+        """The same on the worker at a position, before it is booked, and before the correction."""
+        model = self.fleet.model_of(position)
+        queued_s = float(self.fleet.waiting_tokens[position] * self.fleet.speeds.token_s[position])
+        return queued_s + model.prefill_s(uncached, ticket.prefill_tokens - uncached) + self._decode_s()
+
+    def corrected_first_s(self, ticket: Ticket, raw_s: float) -> float:
+        """A time from dispatch to first token, corrected."""
+        return raw_s * self._factor(self.firsts, ticket)
+
+    def lone_s(self, ticket: Ticket, uncached: int) -> float:
+        """The least that the request can take on an idle pool: to its end where its length is known."""
+        model = self.reference
+        output = ticket.expected_output if ticket.output_known else 1
+        decode_s = model.decode_s(1, ticket.prefill_tokens + output / 2)
+        return model.prefill_s(uncached, ticket.prefill_tokens - uncached) + max(output - 1, 0) * decode_s
+
+    def lone_first_s(self, ticket: Ticket, uncached: int) -> float:
+        """Time to the first token on an idle pool."""
+        return self._alone_s(ticket, uncached)
+
+    def headroom(self, latency_class: LatencyClass) -> float:
+        """How much of the room for a class's targets is used: 0 idle, 1 at the targets."""
+        fleet, policy = self.fleet, self.settings.classes[latency_class]
+        ready = fleet.ready
+        workers = int(ready.sum())
+        if not workers:
+            return 0.0
+        used = self._kv_used()
+        if policy.ttft_s is not None:
+            queued_s = sum(self.queue.held[each].prefill_s for each in FOREGROUND) / workers
+            target_s = max(policy.ttft_s, 2 * self.typical_prefill_s)
+            used = np.maximum(used, (fleet.waiting_tokens * fleet.speeds.token_s + queued_s) / target_s)
+        if policy.tpot_s is not None:
+            used = np.maximum(used, self._steps_s() / np.maximum(policy.tpot_s, 2 * self._steps_s(lone=True)))
+        return float(used[ready].mean())
+
+    def dispatched(self, ticket: Ticket, predicted_s: float, waited_s: float, now: float) -> None:
+        """A request went; `predicted_s`: its wait as it was predicted, before the correction."""
+        if len(self.queue):
+            gap_s = min(max(now - self._last_dispatch_s, 0.0), _LONGEST_GAP_S)
+            self.gap_s += _LEARNING * (gap_s - self.gap_s)
+        self._last_dispatch_s = now
+        self.waits[ticket.latency_class].learn(predicted_s, waited_s)
+
+    def began(self, ticket: Ticket, predicted_s: float, actual_s: float) -> None:
+        """The first token is there; times from the dispatch, the prediction before the correction."""
+        self.firsts[ticket.latency_class].learn(predicted_s, actual_s)
+
+    def queued(self, prefill_s: float) -> None:
+        """A request was queued that takes so long alone."""
+        self.typical_prefill_s += _LEARNING * (min(prefill_s, _LONGEST_GAP_S) - self.typical_prefill_s)
+
+    def _first_s(self, ticket: Ticket, uncached: int) -> float:
+        return self.raw_first_s(ticket, uncached) * self._factor(self.firsts, ticket)
+
+    def _alone_s(self, ticket: Ticket, uncached: int) -> float:
+        model = self.reference
+        return model.upper_quantile * model.prefill_s(uncached, ticket.prefill_tokens - uncached)
+
+    def _decode_s(self) -> float:
+        """The decodes that share a step with a prefill."""
+        return (self._neighbours() - 1) * (self.reference.b + self.reference.e)
+
+    def _neighbours(self) -> float:
+        workers = max(1, len(self.fleet))
+        return max(1.0, float(self.fleet.sequences.sum()) / workers)
+
+    def _share(self, latency_class: LatencyClass) -> float:
+        """The class's part of the pool while the classes wait that wait now."""
+        shares = self.settings.shares
+        waiting = [each for each in LatencyClass if self.queue.held[each].requests or each == latency_class]
+        if not self.settings.class_shares:
+            return 1.0
+        return max(shares[latency_class], 1e-6) / max(sum(shares[each] for each in waiting), 1e-6)
+
+    def wait_factor(self, ticket: Ticket) -> float:
+        """By what waits of the request's class are corrected."""
+        return self._factor(self.waits, ticket)
+
+    def _factor(self, corrections: dict[LatencyClass, Correction], ticket: Ticket) -> float:
+        return corrections[ticket.latency_class].factor if self.settings.learn_errors else 1.0
+
+    def _kv_used(self) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+        fleet = self.fleet
+        blocks = np.maximum(fleet.kv_tokens / BLOCK_TOKENS, 1.0)
+        used = 1.0 - np.minimum(fleet.free_blocks / blocks, 1.0)
+        return np.where(fleet.sequences > 0, used / _KV_SLACK, 0.0)
+
+    def _steps_s(self, *, lone: bool = False) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+        """Seconds of a step of the decodes that run, or of one alone, by position."""
+        a, b, _, d, e, _ = self.fleet.speeds.models
+        sequences = 1.0 if lone else self.fleet.sequences
+        context = 0.0 if lone else self.fleet.running_context
+        result: np.ndarray[tuple[int, ...], np.dtype[np.float64]] = a + sequences * (b + e) + context * d
+        return result

@@ -1,0 +1,12 @@
+"""The queue of one model, in three levels.
+
+shares    classes (and overdue requests) take turns in GPU seconds
+counters  tenants take turns in weighted tokens
+order     a tenant's requests go by effective deadline
+queue     the three joined
+ranked    the sorted container that they share
+"""
+
+from services.router.policy.queue.queue import Lane, ModelQueue
+
+__all__ = ["Lane", "ModelQueue"]

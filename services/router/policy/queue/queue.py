@@ -1,0 +1,261 @@
+"""What waits for one model: lanes by deficit round robin, tenants by counter, a tenant's own by deadline.
+
+    lane AGED         overdue requests of all classes, beside their classes' shares
+    lanes of classes  INTERACTIVE, STANDARD, BATCH
+
+A request's class decides what it is charged to; the lane only when its turn comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from heapq import heappop, heappush
+from itertools import islice
+from math import inf
+
+from services.router.policy.classify import LatencyClass
+from services.router.policy.queue.counters import Counters, Prices
+from services.router.policy.queue.order import Entry, TenantOrder
+from services.router.policy.queue.shares import Shares, bounded
+from services.router.policy.settings import PolicySettings
+from services.router.policy.ticket import Ticket
+
+_MOVES = 256
+"""Requests that become overdue in one look at most: a jump of the clock must not stop the router."""
+ALL_TENANTS = ""
+
+
+class Lane(IntEnum):
+    """Lanes in order of urgency."""
+
+    AGED = 0
+    INTERACTIVE = LatencyClass.INTERACTIVE
+    STANDARD = LatencyClass.STANDARD
+    BATCH = LatencyClass.BATCH
+
+
+@dataclass(slots=True)
+class Held:
+    """What one tenant has waiting, or a class of it."""
+
+    requests: int = 0
+    bytes: int = 0
+    prefill_tokens: int = 0
+    prefill_s: float = 0.0
+    cost_s: float = 0.0
+
+    def add(self, entry: Entry, sign: int) -> None:
+        """Counts a request in (1) or out (-1)."""
+        self.requests += sign
+        self.bytes += sign * entry.ticket.queued_bytes
+        self.prefill_tokens += sign * entry.ticket.prefill_tokens
+        self.prefill_s = max(0.0, self.prefill_s + sign * entry.prefill_s) if self.requests else 0.0
+        self.cost_s = max(0.0, self.cost_s + sign * entry.cost_s) if self.requests else 0.0
+
+
+class _Lane:
+    """The tenants of one lane."""
+
+    __slots__ = ("counters", "orders", "size")
+
+    def __init__(self, prices: Prices, *, lift: bool) -> None:
+        self.counters = Counters(prices, lift=lift)
+        self.orders: dict[str, TenantOrder] = {}
+        self.size = 0
+
+    def add(self, entry: Entry, tenant: str) -> None:
+        order = self.orders.get(tenant)
+        if order is None:
+            order = self.orders[tenant] = TenantOrder()
+            self.counters.wait(tenant, entry.ticket.weight)
+        order.add(entry)
+        self.size += 1
+
+    def remove(self, entry: Entry, tenant: str) -> None:
+        order = self.orders[tenant]
+        order.remove(entry)
+        self.size -= 1
+        if not order:
+            del self.orders[tenant]
+            self.counters.idle(tenant)
+
+    def in_order(self, now: float, of_one_tenant: int) -> Iterator[Entry]:
+        for tenant in self.counters.tenants():
+            yield from islice(self.orders[tenant].in_order(now), of_one_tenant)
+
+
+class ModelQueue:
+    """The waiting requests of one model."""
+
+    def __init__(self, settings: PolicySettings) -> None:
+        self._settings = settings
+        shares = settings.shares
+        whole = sum(each.share for each in settings.classes.values())
+        aged = settings.aging_share / whole if settings.aging else 0.0
+        self._shares = Shares([aged, *(shares[each] for each in LatencyClass)], settings.round_s)
+        prices = Prices(settings.prompt_weight, settings.cached_weight, settings.output_weight)
+        self._lanes = [_Lane(prices, lift=settings.lift) for _ in Lane]
+        self._entries: dict[int, Entry] = {}
+        self._overdue: list[tuple[float, int]] = []
+        self._blocked: set[int] = set()
+        self.held: dict[LatencyClass, Held] = {each: Held() for each in LatencyClass}
+        self.tenants: dict[LatencyClass, dict[str, Held]] = {each: {} for each in LatencyClass}
+        self.prefill_tokens = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def entries(self) -> Iterator[Entry]:
+        """Everything that waits, in no particular order."""
+        return iter(self._entries.values())
+
+    def add(self, ticket: Ticket, prefill_s: float, cost_s: float, now: float) -> Entry:
+        """Puts a request where its arrival belongs. GPU seconds: of its prefill, of all of it."""
+        entry = self._entry(ticket, bounded(prefill_s), bounded(cost_s))
+        entry.queued_s = now
+        self._entries[ticket.number] = entry
+        self._lanes[entry.lane].add(entry, self._tenant(ticket))
+        if self._settings.aging and entry.overdue_s < inf:
+            heappush(self._overdue, (entry.overdue_s, ticket.number))
+        self._count(entry, 1)
+        return entry
+
+    def remove(self, number: int) -> Entry | None:
+        """Takes a request out; None when it does not wait here."""
+        entry = self._entries.pop(number, None)
+        if entry is not None:
+            self._lanes[entry.lane].remove(entry, self._tenant(entry.ticket))
+            self._count(entry, -1)
+        return entry
+
+    def candidates(self, now: float) -> Iterator[Entry]:
+        """The requests to try, the next to go first. Change nothing while walking but by one `take`."""
+        self._age(now)
+        settings = self._settings
+        self._blocked.clear()
+        for lane in self._order():
+            yield from islice(
+                self._lanes[lane].in_order(now, settings.tenant_look_ahead), settings.look_ahead
+            )
+            self._blocked.add(lane)
+
+    def take(self, entry: Entry, cost_s: float, prompt: int, cached: int) -> None:
+        """A candidate goes: charged are its lane's share and its tenant, for the prompt so far."""
+        waiting = {lane for lane in Lane if self._lanes[lane].size and lane not in self._blocked}
+        self._shares.charge(entry.lane, cost_s, waiting)
+        self.charge(entry.ticket, prompt=prompt, cached=cached)
+        if entry.lane == Lane.AGED:
+            self._lanes[Lane.AGED].counters.charge(
+                self._tenant(entry.ticket), prompt, cached, entry.ticket.expected_output
+            )
+        self.remove(entry.ticket.number)
+
+    def charge(self, ticket: Ticket, prompt: float = 0, cached: float = 0, output: float = 0) -> None:
+        """Charges a tenant for what is done for it; negative amounts give back."""
+        self._counters(ticket).charge(self._tenant(ticket), prompt, cached, output)
+
+    def correct(self, ticket: Ticket, prompt: float, cached: float) -> None:
+        """The prompt of a request turned out otherwise than it was charged."""
+        self._counters(ticket).correct(self._tenant(ticket), prompt, cached)
+
+    def settle(self, lane: int, more_s: float) -> None:
+        """A request of the lane came to so many GPU seconds more than estimated."""
+        self._shares.settle(lane, more_s)
+
+    def served(self, tenant: str, latency_class: LatencyClass, prompt: float, output: float) -> None:
+        """What workers did for a tenant, over all routers."""
+        name = tenant if self._settings.tenant_fairness else ALL_TENANTS
+        self._lanes[latency_class].counters.served(name, prompt, output)
+
+    def counter(self, tenant: str, latency_class: LatencyClass) -> float:
+        """The tenant's counter in a class, in weighted tokens."""
+        name = tenant if self._settings.tenant_fairness else ALL_TENANTS
+        return self._lanes[latency_class].counters.counter(name)
+
+    def alone(self, entry: Entry) -> bool:
+        """Whether no other tenant waits in its lane."""
+        return len(self._lanes[entry.lane].orders) < 2
+
+    def heads(self, lane: int, now: float, most: int) -> Iterator[Entry]:
+        """The first requests of the tenants of a lane, the least served tenants first."""
+        it = self._lanes[lane]
+        for tenant in islice(it.counters.tenants(), most):
+            yield from islice(it.orders[tenant].in_order(now), 1)
+
+    def gap(self, entry: Entry, before: Entry) -> float:
+        """Weighted tokens by which a request's tenant is ahead of the one of another request of its lane."""
+        counters = self._lanes[entry.lane].counters
+        return counters.counter(self._tenant(entry.ticket)) - counters.counter(self._tenant(before.ticket))
+
+    def _order(self) -> list[int]:
+        waiting = [lane for lane in Lane if self._lanes[lane].size]
+        return self._shares.order(waiting) if self._settings.class_shares else sorted(waiting)
+
+    def _tenant(self, ticket: Ticket) -> str:
+        return ticket.tenant if self._settings.tenant_fairness else ALL_TENANTS
+
+    def _counters(self, ticket: Ticket) -> Counters:
+        return self._lanes[ticket.latency_class].counters
+
+    def _count(self, entry: Entry, sign: int) -> None:
+        ticket = entry.ticket
+        self.prefill_tokens += sign * ticket.prefill_tokens
+        self.held[ticket.latency_class].add(entry, sign)
+        tenants = self.tenants[ticket.latency_class]
+        held = tenants.setdefault(ticket.tenant, Held())
+        held.add(entry, sign)
+        if not held.requests:
+            del tenants[ticket.tenant]
+
+    def _age(self, now: float) -> None:
+        """Moves what is overdue into its own lane."""
+        for _ in range(_MOVES):
+            if not self._overdue or self._overdue[0][0] > now:
+                return
+            _, number = heappop(self._overdue)
+            entry = self._entries.get(number)
+            if entry is not None and entry.lane != Lane.AGED and entry.overdue_s <= now:
+                tenant = self._tenant(entry.ticket)
+                self._lanes[entry.lane].remove(entry, tenant)
+                entry.lane, entry.due_s, entry.restore_s = Lane.AGED, entry.overdue_s, None
+                self._lanes[Lane.AGED].add(entry, tenant)
+
+    def _entry(self, ticket: Ticket, prefill_s: float, cost_s: float) -> Entry:
+        overdue_s = self._overdue_s(ticket)
+        target_s = self._target_s(ticket)
+        return Entry(
+            ticket=ticket,
+            prefill_s=prefill_s,
+            cost_s=cost_s,
+            due_s=self._due_s(ticket, prefill_s, cost_s, overdue_s),
+            overdue_s=overdue_s,
+            restore_s=self._restore_s(ticket, target_s),
+            lane=Lane(ticket.latency_class),
+        )
+
+    def _target_s(self, ticket: Ticket) -> float | None:
+        return ticket.ttft_target_s or self._settings.classes[ticket.latency_class].ttft_s
+
+    def _due_s(self, ticket: Ticket, prefill_s: float, cost_s: float, overdue_s: float) -> float:
+        if not self._settings.effective_deadline:
+            return ticket.arrival_s
+        target_s = self._target_s(ticket)
+        first_s = ticket.arrival_s + target_s - prefill_s if target_s is not None else inf
+        last_s = ticket.deadline_s - cost_s if ticket.deadline_s is not None else inf
+        due_s = min(first_s, last_s, overdue_s)
+        return due_s if due_s < inf else ticket.arrival_s
+
+    def _restore_s(self, ticket: Ticket, target_s: float | None) -> float | None:
+        relegates = self._settings.relegation and self._settings.effective_deadline
+        if not relegates or target_s is None:
+            return None
+        return ticket.arrival_s + self._settings.restore_after * target_s
+
+    def _overdue_s(self, ticket: Ticket) -> float:
+        policy = self._settings.classes[ticket.latency_class]
+        if not policy.aging_s:
+            return inf
+        allowed_s = 0.0 if ticket.deadline_s in (None, inf) else ticket.deadline_s - ticket.arrival_s
+        return ticket.arrival_s + max(policy.aging_s, policy.aging_deadline_share * allowed_s)
