@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
 from services.worker.engine.errors import NotEnoughMemory
-from services.worker.engine.settings import EngineSettings
 from services.worker.engine.torch.config import ModelConfig
 from services.worker.engine.torch.kv import bytes_per_block
 from services.worker.scheduler.step import KVSpec
@@ -19,24 +19,49 @@ _CPU_MOST = 4 << 30
 _CUDA_SHARE = 0.85
 
 
-def choose_spec(
-    settings: EngineSettings, config: ModelConfig, dtype: torch.dtype, device: torch.device
-) -> KVSpec:
+class MemoryWish(Protocol):
+    """What an operator asked for; `EngineSettings` says what each means."""
+
+    @property
+    def max_context(self) -> int | None: ...
+
+    @property
+    def kv_blocks(self) -> int | None: ...
+
+    @property
+    def kv_memory_bytes(self) -> int | None: ...
+
+    @property
+    def max_seqs(self) -> int: ...
+
+
+def choose_spec(wish: MemoryWish, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> KVSpec:
     """Blocks and context that fit. Raises NotEnoughMemory when what was asked for does not."""
+    return fit_spec(wish, config, dtype, _budget_bytes(device))
+
+
+def fit_spec(wish: MemoryWish, config: ModelConfig, dtype: torch.dtype, free_bytes: int) -> KVSpec:
+    """What fits into so many bytes, where nothing else was asked for. Raises NotEnoughMemory."""
     block_bytes = bytes_per_block(config, BLOCK_TOKENS, dtype)
-    most = config.context if settings.max_context is None else min(settings.max_context, config.context)
-    useful = settings.max_seqs * -(-most // BLOCK_TOKENS)
-    blocks = settings.kv_blocks or min(_budget_bytes(settings, device) // block_bytes, useful)
+    most = longest_context(wish, config)
+    useful = wish.max_seqs * -(-most // BLOCK_TOKENS)
+    budget = free_bytes if wish.kv_memory_bytes is None else wish.kv_memory_bytes
+    blocks = wish.kv_blocks or min(max(0, budget) // block_bytes, useful)
     context = min(most, blocks * BLOCK_TOKENS)
-    if blocks < 1 or (settings.max_context is not None and context < most):
+    if blocks < 1 or (wish.max_context is not None and context < most):
         needed = -(-most // BLOCK_TOKENS) * block_bytes
         raise NotEnoughMemory(
             f"a context of {most} tokens needs {_mib(needed)} of KV memory, {_mib(blocks * block_bytes)} are"
             " to be had; lower max_context or raise kv_memory_bytes"
         )
     return KVSpec(
-        block_size=BLOCK_TOKENS, num_blocks=blocks, max_seqs=min(settings.max_seqs, blocks), max_len=context
+        block_size=BLOCK_TOKENS, num_blocks=blocks, max_seqs=min(wish.max_seqs, blocks), max_len=context
     )
+
+
+def longest_context(wish: MemoryWish, config: ModelConfig) -> int:
+    """Tokens of a sequence, memory permitting."""
+    return config.context if wish.max_context is None else min(wish.max_context, config.context)
 
 
 def usable_cpus() -> int:
@@ -49,9 +74,7 @@ def available_bytes() -> int:
     return min(_machine_bytes(), _cgroup_bytes())
 
 
-def _budget_bytes(settings: EngineSettings, device: torch.device) -> int:
-    if settings.kv_memory_bytes is not None:
-        return settings.kv_memory_bytes
+def _budget_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free * _CUDA_SHARE)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 
 from services.worker.engine.torch.config import ModelConfig
-from services.worker.engine.torch.kv import PagedKV
 from services.worker.engine.torch.linear import Linear, MakeLinear
 from services.worker.engine.torch.operators import HeadNorms, Inputs, Operators
 from services.worker.engine.torch.weights import WeightSource
 
 BatchT = TypeVar("BatchT", bound=Inputs)
+
+
+class Pools(Protocol):
+    """KV memory, one pool a layer, laid out as the operators have it."""
+
+    @property
+    def layers(self) -> list[torch.Tensor]: ...
 
 
 class Layer(NamedTuple):
@@ -44,8 +50,12 @@ class Llama(Generic[BatchT]):
         self._norm = weights.take("model.norm.weight", config.hidden)
         self._head = make_linear(_head(config, weights, self._embedding), wide=True)
 
-    def forward(self, batch: BatchT, kv: PagedKV) -> torch.Tensor:
+    def forward(self, batch: BatchT, kv: Pools) -> torch.Tensor:
         """Logits of the wanted tokens, [sampled rows, vocab] in fp32."""
+        return self.scores(batch, kv).float()
+
+    def scores(self, batch: BatchT, kv: Pools) -> torch.Tensor:
+        """The same as the last product gives them."""
         operators = self._operators.on(batch)
         hidden, delta = self._embedding[batch.tokens], None  # [tokens, hidden]; what it still lacks
         for layer, pool in zip(self._layers, kv.layers, strict=True):
@@ -56,7 +66,7 @@ class Llama(Generic[BatchT]):
             delta = layer.down(operators.gate(layer.gate_up(normed)))
         assert delta is not None, "a model has layers"
         normed = operators.add_norm(hidden[batch.last], delta[batch.last], self._norm)
-        return self._head(normed).float()
+        return self._head(normed)
 
 
 def _layer(config: ModelConfig, weights: WeightSource, make_linear: MakeLinear, index: int) -> Layer:
