@@ -91,7 +91,7 @@ class Reception:
                 streaming=streaming,
                 deadline_s=left_s,
                 most_urgent=LatencyClass[tenant.max_class.upper()],
-            ),
+            ).latency_class,
             arrival_s=arrival_s,
             deadline_s=None if left_s is None else arrival_s + left_s,
             traceparent=_text(metadata_value(context, "traceparent")),

@@ -16,7 +16,7 @@ scheduler     the one object that the dispatcher asks
 """
 
 from services.router.policy.admission import QueueLimits, Refusal, RefusalKind
-from services.router.policy.classify import LatencyClass, classify, log2_bucket
+from services.router.policy.classify import ClassReason, LatencyClass, Verdict, classify, log2_bucket
 from services.router.policy.prediction import Prediction
 from services.router.policy.preemption import Displacement
 from services.router.policy.rates import Gcra
@@ -29,6 +29,7 @@ __all__ = [
     "Accuracy",
     "Assignment",
     "ClassPolicy",
+    "ClassReason",
     "Cost",
     "Displacement",
     "Gcra",
@@ -40,6 +41,7 @@ __all__ = [
     "RefusalKind",
     "Scheduler",
     "Ticket",
+    "Verdict",
     "Waiting",
     "WorkerView",
     "classify",

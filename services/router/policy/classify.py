@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from enum import IntEnum
+from enum import Enum, IntEnum
+from typing import NamedTuple
 
 INTERACTIVE_DEADLINE_S = 15.0
 BATCH_DEADLINE_S = 600.0
 _HISTORY_WEIGHT = 0.1
 _HISTORIES = 4096
+UNKNOWN_OUTPUT = 256
+"""Output tokens expected of a tenant that has no history."""
 
 
 class LatencyClass(IntEnum):
@@ -19,11 +22,39 @@ class LatencyClass(IntEnum):
     BATCH = 3
 
 
+class ClassReason(Enum):
+    """Why a request runs in its class; values are the names of the wire."""
+
+    ASKED = "ASKED"
+    INFERRED = "INFERRED"
+    CAPPED = "CAPPED"
+    """A more urgent one was named or inferred than the tenant may use."""
+    OVER_BUDGET = "OVER_BUDGET"
+    """The tenant's interactive budget was used up while others wanted theirs."""
+
+
+class Verdict(NamedTuple):
+    """The class to run in, and why."""
+
+    latency_class: LatencyClass
+    reason: ClassReason
+
+    def over_budget(self) -> Verdict:
+        """The same request beyond its tenant's interactive budget."""
+        return Verdict(LatencyClass.STANDARD, ClassReason.OVER_BUDGET)
+
+
 def classify(
     asked: LatencyClass | None, *, streaming: bool, deadline_s: float | None, most_urgent: LatencyClass
-) -> LatencyClass:
-    """The class to run in. `deadline_s`: seconds that are left; `most_urgent`: the tenant's cap."""
-    return LatencyClass(max(asked or _inferred(streaming, deadline_s), most_urgent))
+) -> Verdict:
+    """The class to run in. `deadline_s`: seconds that are left; `most_urgent`: the tenant's cap.
+
+    Budgets are looked at later, when the request's cost is known: `Scheduler.within_budget`.
+    """
+    wanted = asked or _inferred(streaming, deadline_s)
+    if wanted < most_urgent:
+        return Verdict(most_urgent, ClassReason.CAPPED)
+    return Verdict(wanted, ClassReason.INFERRED if asked is None else ClassReason.ASKED)
 
 
 def log2_bucket(count: int) -> int:
@@ -38,9 +69,13 @@ class OutputHistory:
         self._mean: OrderedDict[tuple[str, str, LatencyClass], float] = OrderedDict()
 
     def expect(self, tenant: str, model: str, latency_class: LatencyClass, max_tokens: int) -> int:
-        """Output tokens expected, at least 1 and at most `max_tokens`; without history `max_tokens`."""
-        mean = self._mean.get((tenant, model, latency_class), float(max_tokens))
+        """Output tokens expected, 1 to `max_tokens`; of other tenants' answers nothing is learnt."""
+        mean = self._mean.get((tenant, model, latency_class), float(UNKNOWN_OUTPUT))
         return max(1, min(max_tokens, round(mean)))
+
+    def knows(self, tenant: str, model: str, latency_class: LatencyClass) -> bool:
+        """Whether there is a history to expect from."""
+        return (tenant, model, latency_class) in self._mean
 
     def record(self, tenant: str, model: str, latency_class: LatencyClass, output_tokens: int) -> None:
         """Takes the length of an answer into account."""

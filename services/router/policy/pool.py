@@ -99,7 +99,7 @@ class Pool:
         after_s = self.settings.preempt_after_s
         return [
             entry.ticket
-            for entry in self.queue.heads(Lane.INTERACTIVE, now, most)
+            for entry in self.queue.heads(Lane.INTERACTIVE, most)
             if now - entry.queued_s >= after_s
             and not (self.fleet.suited(entry.ticket) & self.fleet.affordable(entry.ticket.cost)).any()
         ]
@@ -203,7 +203,7 @@ class Pool:
         credit = self.settings.locality_credit_tokens
         if not choice.cold or not credit or self.queue.alone(entry):
             return entry, choice
-        for other in self.queue.heads(entry.lane, now, _LOCALITY_TENANTS):
+        for other in self.queue.heads(entry.lane, _LOCALITY_TENANTS):
             if other is not entry and other.ticket.chains and self.queue.gap(other, entry) < credit:
                 found = self._choice(other, head, now)
                 if found is not None and found.worker is not None and not found.cold:

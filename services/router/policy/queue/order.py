@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import IntEnum
 from heapq import heappop, heappush
-from itertools import islice
 from math import inf
 
 import numpy as np
@@ -22,6 +22,16 @@ from services.router.policy.ticket import Ticket
 
 _MOVES = 64
 """Requests that one look relegates or restores at most: a jump of the clock must not stop the router."""
+
+
+class Place(IntEnum):
+    """Where a request stands among its tenant's, in this order."""
+
+    OLD = 0
+    """Late and past its restoration."""
+    DUE = 1
+    LATE = 2
+    """Relegated."""
 
 
 @dataclass(slots=True, eq=False)
@@ -39,7 +49,7 @@ class Entry:
     restore_s: float | None = None
     """When a relegated request gets its place back; None: it is never relegated."""
     lane: int = 0
-    relegated: bool = False
+    place: Place = Place.DUE
     queued_s: float = 0.0
     """When it was queued, this time."""
     raw_wait_s: float = 0.0
@@ -53,12 +63,11 @@ class Entry:
 class TenantOrder:
     """One tenant's requests in one lane."""
 
-    __slots__ = ("_due", "_entries", "_late", "_restores")
+    __slots__ = ("_entries", "_ranks", "_restores")
 
     def __init__(self) -> None:
         self._entries: dict[int, Entry] = {}
-        self._due: Ranked[tuple[float, int]] = Ranked()
-        self._late: Ranked[tuple[float, int]] = Ranked()
+        self._ranks: tuple[Ranked[tuple[float, int]], ...] = (Ranked(), Ranked(), Ranked())
         self._restores: list[tuple[float, int]] = []
 
     def __len__(self) -> int:
@@ -67,55 +76,52 @@ class TenantOrder:
     def add(self, entry: Entry) -> None:
         """Puts a request in its place."""
         self._entries[entry.ticket.number] = entry
-        entry.relegated = False
-        self._due.add((entry.due_s, entry.ticket.number))
+        entry.place = Place.DUE
+        self._ranks[Place.DUE].add((entry.due_s, entry.ticket.number))
 
     def remove(self, entry: Entry) -> None:
         """Takes a request out."""
         del self._entries[entry.ticket.number]
-        self._ranks(entry).remove(self._key(entry))
+        self._ranks[entry.place].remove(self._key(entry))
+
+    def first(self) -> Entry:
+        """The next to go, as far as the last look shows. Raises StopIteration when nothing waits."""
+        first = next(rank.first for rank in self._ranks if rank.first is not None)
+        return self._entries[first[1]]
 
     def in_order(self, now: float) -> Iterator[Entry]:
         """The requests, the next to go first. Change nothing while walking."""
         self._restore(now)
         self._relegate(now)
-        for ranks in (self._due, self._late):
-            for _, number in ranks:
+        for rank in self._ranks:
+            for _, number in rank:
                 yield self._entries[number]
 
-    def _ranks(self, entry: Entry) -> Ranked[tuple[float, int]]:
-        return self._late if entry.relegated else self._due
-
-    def _key(self, entry: Entry) -> tuple[float, int]:
-        return (entry.cost_s if entry.relegated else entry.due_s, entry.ticket.number)
+    @staticmethod
+    def _key(entry: Entry) -> tuple[float, int]:
+        return (entry.cost_s if entry.place is Place.LATE else entry.due_s, entry.ticket.number)
 
     def _relegate(self, now: float) -> None:
-        for entry in self._missed(now):
-            self._move(entry, relegated=True)
-            assert entry.restore_s is not None, "only what can be restored is relegated"
-            heappush(self._restores, (entry.restore_s, entry.ticket.number))
-
-    def _missed(self, now: float) -> list[Entry]:
-        """Late requests among the first that are not past their restoration already."""
-        late = []
-        for due_s, number in islice(self._due, _MOVES):
-            if due_s >= now:
-                break
-            entry = self._entries[number]
-            if entry.restore_s is not None and now < entry.restore_s:
-                late.append(entry)
-        return late
+        due = self._ranks[Place.DUE]
+        for _ in range(_MOVES):
+            if due.first is None or due.first[0] >= now:
+                return
+            entry = self._entries[due.first[1]]
+            if entry.restore_s is None or now >= entry.restore_s:
+                self._move(entry, Place.OLD)
+            else:
+                self._move(entry, Place.LATE)
+                heappush(self._restores, (entry.restore_s, entry.ticket.number))
 
     def _restore(self, now: float) -> None:
         for _ in range(_MOVES):
             if not self._restores or self._restores[0][0] > now:
                 return
-            _, number = heappop(self._restores)
-            entry = self._entries.get(number)
-            if entry is not None and entry.relegated:
-                self._move(entry, relegated=False)
+            entry = self._entries.get(heappop(self._restores)[1])
+            if entry is not None and entry.place is Place.LATE:
+                self._move(entry, Place.OLD)
 
-    def _move(self, entry: Entry, *, relegated: bool) -> None:
-        self._ranks(entry).remove(self._key(entry))
-        entry.relegated = relegated
-        self._ranks(entry).add(self._key(entry))
+    def _move(self, entry: Entry, place: Place) -> None:
+        self._ranks[entry.place].remove(self._key(entry))
+        entry.place = place
+        self._ranks[place].add(self._key(entry))

@@ -58,12 +58,14 @@ class Held:
 class _Lane:
     """The tenants of one lane."""
 
-    __slots__ = ("counters", "orders", "size")
+    __slots__ = ("chained", "counters", "orders", "size")
 
     def __init__(self, prices: Prices, *, lift: bool) -> None:
         self.counters = Counters(prices, lift=lift)
         self.orders: dict[str, TenantOrder] = {}
         self.size = 0
+        self.chained = 0
+        """Requests that may be warm somewhere."""
 
     def add(self, entry: Entry, tenant: str) -> None:
         order = self.orders.get(tenant)
@@ -72,11 +74,13 @@ class _Lane:
             self.counters.wait(tenant, entry.ticket.weight)
         order.add(entry)
         self.size += 1
+        self.chained += bool(entry.ticket.chains)
 
     def remove(self, entry: Entry, tenant: str) -> None:
         order = self.orders[tenant]
         order.remove(entry)
         self.size -= 1
+        self.chained -= bool(entry.ticket.chains)
         if not order:
             del self.orders[tenant]
             self.counters.idle(tenant)
@@ -175,14 +179,14 @@ class ModelQueue:
         return self._lanes[latency_class].counters.counter(name)
 
     def alone(self, entry: Entry) -> bool:
-        """Whether no other tenant waits in its lane."""
-        return len(self._lanes[entry.lane].orders) < 2
+        """Whether no other tenant waits in its lane, or nothing there can be warm."""
+        lane = self._lanes[entry.lane]
+        return len(lane.orders) < 2 or not lane.chained
 
-    def heads(self, lane: int, now: float, most: int) -> Iterator[Entry]:
+    def heads(self, lane: int, most: int) -> Iterator[Entry]:
         """The first requests of the tenants of a lane, the least served tenants first."""
         it = self._lanes[lane]
-        for tenant in islice(it.counters.tenants(), most):
-            yield from islice(it.orders[tenant].in_order(now), 1)
+        return (it.orders[tenant].first() for tenant in islice(it.counters.tenants(), most))
 
     def gap(self, entry: Entry, before: Entry) -> float:
         """Weighted tokens by which a request's tenant is ahead of the one of another request of its lane."""
