@@ -10,12 +10,22 @@ goes on under the tenant's key, over the public digest before it. Only full bloc
 from __future__ import annotations
 
 from hashlib import blake2b
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 DIGEST_BYTES = 32
+NAME_BYTES = 16
+"""Of a digest, as the wire and indexes keep it."""
 BLOCK_TOKENS = 64
+
+
+class ChainNames(NamedTuple):
+    """Names of blocks, one after the other, and the digest that the next block follows."""
+
+    names: bytes
+    parent: bytes
 
 
 def chain_root(key: bytes, numerics_id: bytes, block_tokens: int = BLOCK_TOKENS) -> bytes:
@@ -39,6 +49,21 @@ def chain_digests(
         parent = extend_chain(key, parent, packed[start : start + size])
         digests.append(parent)
     return digests
+
+
+def chain_names(key: bytes, parent: bytes, packed: bytes, block_tokens: int = BLOCK_TOKENS) -> ChainNames:
+    """Names of the full blocks of `packed` ids, which follow `parent`; 0.65 us each."""
+    size = 4 * block_tokens
+    copy = blake2b(DIGEST_BYTES.to_bytes(8, "little"), key=key, digest_size=DIGEST_BYTES).copy
+    between, names = size.to_bytes(8, "little"), []
+    for start in range(0, len(packed) - size + 1, size):
+        digest = copy()
+        digest.update(parent)
+        digest.update(between)
+        digest.update(packed[start : start + size])
+        parent = digest.digest()
+        names.append(parent[:NAME_BYTES])
+    return ChainNames(b"".join(names), parent)
 
 
 def _digest(key: bytes, *fields: bytes) -> bytes:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from array import array
 from typing import NamedTuple
 
-import numpy as np
 from headrace.v1 import tokenizer_pb2, types_pb2
 
 from services.common import errors
 from services.common.errors import FieldViolation
 from services.common.scope import ScopeKeys
 from services.router.caching import ENCODING, CacheClient
+from services.router.chains import packed
 from services.router.models import ServedModel
 from services.router.tokenizers import TokenizerPool
 
@@ -49,7 +51,7 @@ class Encoder:
         limit: int | None,
         timeout_s: float,
         tag: bytes = b"",
-    ) -> list[int]:
+    ) -> array[int]:
         """The ids of a text or conversation, at most `limit`.
 
         Raises:
@@ -65,7 +67,7 @@ class Encoder:
         if found is not None and (limit is None or len(found) <= limit):
             return found
         ids = await self._ask(source, item, model, scope, timeout_s)
-        cache.store(ENCODING, key, np.asarray(ids, dtype="<u4").tobytes(), scope, tag)
+        cache.store(ENCODING, key, _little_endian(ids).tobytes(), scope, tag)
         return ids
 
     async def _ask(
@@ -75,7 +77,7 @@ class Encoder:
         model: ServedModel,
         scope: ScopeKeys | None,
         timeout_s: float,
-    ) -> list[int]:
+    ) -> array[int]:
         request = tokenizer_pb2.EncodeRequest(
             model=model.name, items=[item], scope_digest=scope.digest() if scope else b""
         )
@@ -85,7 +87,7 @@ class Encoder:
             raise errors.Internal("the tokenizer service answered for another number of texts")
         if reply.items[0].HasField("failure"):
             raise _failure(reply.items[0].failure, source.field)
-        return list(reply.items[0].ids)
+        return packed(reply.items[0].ids)
 
 
 def _key(source: Source, model: ServedModel, scope: ScopeKeys) -> bytes:
@@ -93,11 +95,21 @@ def _key(source: Source, model: ServedModel, scope: ScopeKeys) -> bytes:
     return scope.cache_key(KIND, content, model.digests.tokenizer, model.digests.template)
 
 
-def _ids(value: bytes | None) -> list[int] | None:
+def _ids(value: bytes | None) -> array[int] | None:
     if value is None or len(value) % 4:
         return None
-    found: list[int] = np.frombuffer(value, dtype="<u4").tolist()
-    return found
+    found = packed(())
+    found.frombytes(value)
+    return _little_endian(found)
+
+
+def _little_endian(ids: array[int]) -> array[int]:
+    """What is kept is little-endian whatever this machine is."""
+    if sys.byteorder == "little":
+        return ids
+    swapped = ids[:]
+    swapped.byteswap()
+    return swapped
 
 
 def _check_digests(used: types_pb2.ModelDigests, model: ServedModel) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
+from array import array
 from dataclasses import dataclass
 
 from headrace.v1 import router_pb2, types_pb2
@@ -110,7 +111,7 @@ class Preparation:
 
     async def _prompt_ids(
         self, visit: Visit, model: ServedModel, scope: ScopeKeys | None, keys: TenantKeys, context: int
-    ) -> list[int]:
+    ) -> array[int]:
         accepted = visit.accepted
         vocab_size = model.description.vocab_size
         validation.check_ids("sampling.stop_token_ids", accepted.sampling.stop_token_ids, vocab_size)
@@ -134,7 +135,7 @@ class Preparation:
         self,
         visit: Visit,
         model: ServedModel,
-        ids: list[int],
+        ids: array[int],
         context: int,
         keys: TenantKeys,
         scope: ScopeKeys | None,

@@ -27,11 +27,13 @@ Patience = Annotated[
 Delay = Annotated[float, Field(ge=0, le=10, description="longest that a token waits, in seconds")]
 Count = Annotated[int, Field(ge=1, description="most tokens that wait")]
 Aging = Annotated[float, Field(ge=0, description="wait until it goes before fresh requests, in seconds")]
+Share = Annotated[float, Field(description="of GPU seconds while all classes wait, against the other shares")]
 
 
 class ClassSettings(_Group):
     """What a latency class promises and how it is treated."""
 
+    share: Share = 0.0
     ttft_s: Target = None
     tpot_s: Target = None
     flush_delay_s: Delay = 0.0
@@ -43,6 +45,7 @@ class ClassSettings(_Group):
 class InteractiveSettings(ClassSettings):
     """Defaults of INTERACTIVE."""
 
+    share: Share = 70.0
     ttft_s: Target = 0.5
     tpot_s: Target = 0.04
     patience_s: Patience = 5.0
@@ -51,6 +54,7 @@ class InteractiveSettings(ClassSettings):
 class StandardSettings(ClassSettings):
     """Defaults of STANDARD."""
 
+    share: Share = 25.0
     ttft_s: Target = 2.0
     tpot_s: Target = 0.08
     flush_delay_s: Delay = 0.025
@@ -62,6 +66,7 @@ class StandardSettings(ClassSettings):
 class BatchSettings(ClassSettings):
     """Defaults of BATCH."""
 
+    share: Share = 5.0
     flush_delay_s: Delay = 0.2
     flush_tokens: Count = 64
     aging_s: Aging = 600.0

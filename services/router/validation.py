@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import secrets
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from google.protobuf.message import Message
 from headrace.v1 import router_pb2, types_pb2
 
 from services.common.errors import FieldViolation, InvalidArgument, ResourceExhausted, Unimplemented
+from services.router.chains import packed
 from services.router.policy import LatencyClass
 from services.router.rules import SAMPLING, SCOPES, seconds, violations
 from services.router.settings import LimitSettings
@@ -25,7 +28,7 @@ class Accepted:
     model: str | None
     text: str | None
     chat: types_pb2.ChatMessages | None
-    token_ids: list[int] | None
+    token_ids: array[int] | None
     sampling: types_pb2.SamplingParams
     """Complete but for the seed, which may be unset."""
     max_tokens: int
@@ -75,7 +78,7 @@ def accept(request: router_pb2.GenerateRequest, limits: LimitSettings) -> Accept
 
 def check_ids(field: str, ids: Sequence[int], vocab_size: int) -> None:
     """Raises InvalidArgument for ids that are not in the vocabulary."""
-    if ids and max(ids) >= vocab_size:
+    if ids and _largest(ids) >= vocab_size:
         position = next(index for index, each in enumerate(ids) if each >= vocab_size)
         message = f"{ids[position]} is not in the vocabulary of {vocab_size}"
         raise InvalidArgument(FieldViolation(f"{field}[{position}]", message))
@@ -89,7 +92,7 @@ def _accepted(request: router_pb2.GenerateRequest) -> Accepted:
         model=request.model if request.HasField("model") else None,
         text=request.text if kind == "text" else None,
         chat=request.chat if kind == "chat" else None,
-        token_ids=list(request.token_ids.ids) if kind == "token_ids" else None,
+        token_ids=packed(request.token_ids.ids) if kind == "token_ids" else None,
         sampling=complete(request.sampling),
         max_tokens=request.max_tokens if request.HasField("max_tokens") else DEFAULT_MAX_TOKENS,
         stops=tuple(request.stop),
@@ -117,6 +120,10 @@ def complete(sampling: types_pb2.SamplingParams) -> types_pb2.SamplingParams:
     found.ignore_eos = False
     found.MergeFrom(sampling)
     return found
+
+
+def _largest(ids: Sequence[int]) -> int:
+    return int(np.frombuffer(ids, np.uint32).max()) if isinstance(ids, array) else max(ids)
 
 
 def _given_seconds(message: Message, name: str) -> float | None:

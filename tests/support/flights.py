@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+
 from headrace.v1 import session_pb2, types_pb2
 
 from services.common.text import TokenTable
@@ -27,7 +29,7 @@ def order(**more: object) -> Order:
         "tenant": "t",
         "tenant_tag": b"",
         "model": "m",
-        "prompt_ids": [1, 2, 3],
+        "prompt_ids": array("I", [1, 2, 3]),
         "max_tokens": 1000,
         "sampling": types_pb2.SamplingParams(seed=9),
         "grammar": None,

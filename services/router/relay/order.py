@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
 
 from headrace.v1 import types_pb2
@@ -26,7 +27,7 @@ class Order:
     tenant: str
     tenant_tag: bytes
     model: str
-    prompt_ids: list[int]
+    prompt_ids: array[int]
     max_tokens: int
     sampling: types_pb2.SamplingParams
     """Complete: defaults filled in, the seed set."""

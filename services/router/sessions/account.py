@@ -1,6 +1,9 @@
 """What a worker reports and grants, corrected by what it cannot know of yet.
 
 load = reported + submitted and not acknowledged        credit = granted - submitted and not acknowledged
+
+There are two credits: what any request may have, and what one of another class than BATCH may have, which may
+take the place of batch work. A foreground submission is charged to both, a batch one to the first alone.
 """
 
 from __future__ import annotations
@@ -17,19 +20,27 @@ class Account:
     def __init__(self) -> None:
         self.load = session_pb2.Load()
         self.credit = session_pb2.Credit()
+        self.foreground_credit = session_pb2.Credit()
         self._uncredited = Ledger()
+        self._uncredited_foreground = Ledger()
         self._unreported = Ledger()
 
     def book(self, booking: Booking) -> None:
         """Notes a submission."""
         self._uncredited.add(booking)
+        if booking.foreground:
+            self._uncredited_foreground.add(booking)
         self._unreported.add(booking)
 
     def reported(self, frame: session_pb2.WorkerFrame) -> None:
         """Takes over what a frame tells; each part settles what it acknowledges, and only that part."""
         if frame.HasField("credit"):
             self.credit = frame.credit
+            self.foreground_credit = (
+                frame.foreground_credit if frame.HasField("foreground_credit") else frame.credit
+            )
             self._uncredited.acknowledge(frame.acknowledged_command)
+            self._uncredited_foreground.acknowledge(frame.acknowledged_command)
         if frame.HasField("load"):
             self.load = frame.load
             self._unreported.acknowledge(frame.acknowledged_command)
@@ -48,11 +59,7 @@ class Account:
             key=hello.worker_id,
             model=hello.model,
             ready=ready,
-            credit=Cost(
-                credit.prefill_tokens - self._uncredited.prefill_tokens,
-                credit.sequences - self._uncredited.sequences,
-                credit.kv_blocks - self._uncredited.kv_blocks,
-            ),
+            credit=_left(credit, self._uncredited),
             sequences=load.running + load.waiting + self._unreported.sequences,
             waiting_tokens=load.waiting_tokens + self._unreported.prefill_tokens,
             max_sequences=spec.max_sequences,
@@ -61,3 +68,11 @@ class Account:
             labels=labels,
             capabilities=capabilities,
         )
+
+
+def _left(credit: session_pb2.Credit, used: Ledger) -> Cost:
+    return Cost(
+        credit.prefill_tokens - used.prefill_tokens,
+        credit.sequences - used.sequences,
+        credit.kv_blocks - used.kv_blocks,
+    )

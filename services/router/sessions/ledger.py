@@ -14,6 +14,8 @@ class Booking:
 
     cost: Cost
     number: int | None = None
+    foreground: bool = True
+    """Of another class than BATCH: it may have what batch work holds."""
 
 
 class Ledger:

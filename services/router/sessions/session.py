@@ -12,6 +12,7 @@ from typing import Protocol
 from headrace.v1 import admin_pb2, session_pb2
 
 from services.common import errors, logs
+from services.router.chains import ChainKind
 from services.router.metrics import RouterMetrics
 from services.router.policy import Cost, Waiting, WorkerView
 from services.router.relay.flight import Flight, Progress, Seat
@@ -22,6 +23,7 @@ from services.router.sessions.outbox import Outbox
 from services.router.settings import SessionTimes
 
 MAX_BAD_FRAMES = 1000
+MOST_BLOCK_TOKENS = 1 << 20
 NO_CREDIT_PAUSE_S = 0.05
 _STEPS_UNTIL_HUNG = 20
 log = logs.get(__name__)
@@ -69,6 +71,7 @@ class Session:
         self.session_id = session_id
         self.labels = frozenset(hello.labels.items())
         self.capabilities = frozenset(hello.capabilities)
+        self.chain_kind = _chain_kind(hello)
         self.outbox = Outbox(frames_sent)
         self._account = Account()
         self.step_model: session_pb2.StepModel | None = None
@@ -276,6 +279,13 @@ class Session:
         log.warning("bad_frame", worker=self.worker_id, kind=kind)
         if self._bad_frames > MAX_BAD_FRAMES:
             self.close(errors.FailedPrecondition("too many bad frames", reason="BAD_FRAMES"))
+
+
+def _chain_kind(hello: session_pb2.Hello) -> ChainKind | None:
+    """None: it never says what it keeps."""
+    if "prefix_cache" not in hello.capabilities or not 0 < hello.kv_spec.block_tokens <= MOST_BLOCK_TOKENS:
+        return None
+    return ChainKind(hello.digests.numerics, hello.kv_spec.block_tokens)
 
 
 def _reason(reason: session_pb2.ReturnReason) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from services.router.chains import ChainKind
 from services.router.sessions.session import Session
 
 
@@ -45,6 +46,10 @@ class Workers:
         """Weights and numerics digests among a model's workers, each pair once, in a stable order."""
         digests = (each.hello.digests for each in self.of(model))
         return sorted({(each.weights, each.numerics) for each in digests})
+
+    def chain_kinds(self, model: str) -> list[ChainKind]:
+        """Kinds of block names among a model's workers that reuse blocks, in a stable order."""
+        return sorted({each.chain_kind for each in self.of(model) if each.chain_kind is not None})
 
     def context_length(self, model: str, limit: int) -> int:
         """Most tokens of one sequence that some worker takes, at most `limit`."""
