@@ -79,7 +79,7 @@ def test_ids_under_aborts_preemption_and_reuse_of_slots(
     runner = cuda_runner(tiny_llama, FakeDevice(seed, eager), wish, step_tokens=96)
     drive = cuda_drive(runner, CHUNKS)
     waiting, aborted = requests(), set[int]()
-    first, second = waiting.pop(7), waiting.pop()  # long ones: there is no room for both
+    second, first = waiting.pop(14), waiting.pop(7)  # long ones: there is no room for both
     drive.add(with_class(first, LatencyClass.BATCH))
     while len(drive.stories[first.handle].tokens) < 3:
         drive.turn()
