@@ -48,25 +48,18 @@ class _Slots:
         self._numbers = self.numbers.data
         self._factors = tuple(secrets.randbits(64) | 1 for _ in range(3))
         self._shift = 65 - size.bit_length()
-        self._np_factors = tuple(np.uint64(each) for each in self._factors)
+        self._np_factors = np.array(self._factors, np.uint64)[:, None]
         self._np_shift = np.uint64(self._shift)
         self._kick = 0
 
     def find(self, low: Words, high: Words) -> Slots:
         """Slots of digests; -1 for those that are not here."""
-        slots = self._place(0, low, high)
-        missing = (self.low.take(slots) != low).nonzero()[0]
-        for choice in (1, 2):
-            if not len(missing):
-                break
-            wanted = low[missing]
-            places = self._place(choice, wanted, high[missing])
-            slots[missing] = places
-            missing = missing[self.low.take(places) != wanted]
-        same = self.high.take(slots) == high
-        slots[missing] = -1
-        if not same.all():
-            self._search_again(slots, low, high, ~same)
+        places = self._all_places(low, high)
+        here = self.low.take(places[:2]) == low
+        slots: Slots = np.where(here[0], places[0], np.where(here[1], places[1], places[2]))
+        same = (self.low.take(slots) == low) & (self.high.take(slots) == high)
+        if np.count_nonzero(same) < len(same):
+            self._search_again((~same).nonzero()[0], slots, low, high)
         return slots
 
     def find_one(self, low: int, high: int) -> int:
@@ -97,8 +90,8 @@ class _Slots:
     def insert(self, low: Words, high: Words, numbers: Numbers) -> list[Homeless]:
         """Adds digests that are not here and differ from each other."""
         rest = np.arange(len(low))
-        for choice in range(3):
-            places = self._place(choice, low[rest], high[rest])
+        for each in self._all_places(low, high):
+            places = each[rest]
             taken = self._claim(places, rest)
             self._fill(places[taken], low, high, numbers, rest[taken])
             rest = rest[~taken]
@@ -136,15 +129,22 @@ class _Slots:
         self.numbers[slots] = numbers[which]
         self.count += len(which)
 
-    def _search_again(self, slots: Slots, low: Words, high: Words, differing: npt.NDArray[np.bool_]) -> None:
-        """Digests whose first word is another's too."""
-        for index in (differing & (slots >= 0)).nonzero()[0].tolist():
-            slots[index] = self.find_one(int(low[index]), int(high[index]))
+    def _search_again(self, which: Slots, slots: Slots, low: Words, high: Words) -> None:
+        """What is not here, or has its first word in common with another."""
+        low, high = low.take(which), high.take(which)
+        slots[which] = -1
+        for places in self._all_places(low, high):
+            same = (self.low.take(places) == low) & (self.high.take(places) == high)
+            slots[which[same]] = places[same]
 
-    def _place(self, choice: int, low: Words, high: Words) -> Slots:
-        word = low if choice == 0 else high if choice == 1 else low ^ high
-        slots: Slots = ((word * self._np_factors[choice]) >> self._np_shift).view(np.int64)
-        return slots
+    def _all_places(self, low: Words, high: Words) -> Slots:
+        words = np.empty((3, len(low)), np.uint64)
+        words[0], words[1] = low, high
+        np.bitwise_xor(low, high, out=words[2])
+        words *= self._np_factors
+        words >>= self._np_shift
+        places: Slots = words.view(np.int64)
+        return places
 
     def _places(self, low: int, high: int) -> tuple[int, int, int]:
         first, second, third = self._factors
@@ -177,8 +177,8 @@ class DigestTable:
         """The number of each digest."""
         slots = self._new.find(low, high)
         found = self._new.numbers.take(slots)
-        if slots.min(initial=0) < 0:
-            missing = slots < 0
+        missing = slots < 0
+        if np.count_nonzero(missing):
             found[missing] = self._old_numbers(low[missing], high[missing])
         return found
 
@@ -200,6 +200,7 @@ class DigestTable:
                 table.write(slots[here], numbers[rest[here]])
                 rest = rest[~here]
         rest = rest[numbers[rest] != 0]
+        self._resize(len(rest))
         self._settle(self._new.insert(low[rest], high[rest], numbers[rest]))
         self._owe(len(low))
 
@@ -239,6 +240,7 @@ class DigestTable:
         """Goes on with growing or shrinking, by so many slots."""
         old = self._old
         if old is None:
+            self._resize()
             return
         part = slice(self._moved, self._moved + slots)
         full = old.numbers[part].nonzero()[0] + self._moved
@@ -264,10 +266,12 @@ class DigestTable:
             self._owed -= MOVED_AT_ONCE
             self.move()
 
-    def _resize(self) -> None:
-        count, size = len(self), self._new.size
+    def _resize(self, more: int = 0) -> None:
+        count, size = len(self) + more, self._new.size
         if count > FULL * size:
-            self._begin(2 * size)
+            while count > FULL * size:
+                size *= 2
+            self._begin(size)
         elif size > LEAST_SLOTS and count < SPARSE * size and self._old is None:
             self._begin(size // 2)
 

@@ -94,18 +94,18 @@ class KvFeed:
         if len(digests) % NAME_BYTES:
             self._failed("malformed")
             return
-        if self._snapshot_next is None:
-            self._begin(next_event_number)
         if next_event_number != self._snapshot_next:
-            self._failed("torn_snapshot")
-            return
+            self._begin(next_event_number)
         self._asked_s = now
         self._piece(digests)
         if last and self._snapshot_next is not None:
             self._complete()
 
     def _begin(self, next_event_number: int) -> None:
-        """Events from before the request are kept: only their numbers tell whether the snapshot has them."""
+        """A first piece, of a later snapshot perhaps: the worker was asked again and has begun anew.
+
+        Events that wait are kept: their numbers tell whether the snapshot has them.
+        """
         self._index.cleared(self.key)
         self._snapshot_next, self._next, self._pieces = next_event_number, None, 0
 

@@ -143,18 +143,18 @@ class Placement:
         takers = able & fleet.affordable(ticket.cost) & self._unreserved(ticket, fleet)
         if self.settings.preferred_labels and ticket.preferred_labels:
             takers = _preferring(takers, fleet.labelled(ticket.preferred_labels, frozenset()))
-            able = able & takers if takers.any() else able
+            able = able & takers if np.count_nonzero(takers) else able
         prompt = ticket.prefill_tokens
         cached = np.minimum(hits * BLOCK_TOKENS, max(0, prompt - 1))
         warm = self._warm(able, cached, prompt, fleet)
         if warm is not None:
             warm_takers = warm & takers
-            if warm_takers.any():
+            if np.count_nonzero(warm_takers):
                 return self._among(self._or_replica(ticket, warm_takers, takers, now), cached, ticket, fleet)
             until = self._patient_until(ticket, fleet, now, head_wait_s)
             if now < until:
                 return Choice(None, wait_until_s=until)
-        if not takers.any():
+        if not np.count_nonzero(takers):
             return NOBODY
         return self._among(takers, cached, ticket, fleet)
 
@@ -165,7 +165,7 @@ class Placement:
         fleet.book(choice.position, cost, cold=choice.cold)
         digests = ticket.chains.get(view.numerics)
         if digests is not None:
-            fleet.index.expect(view.key, digests, now)
+            fleet.index.expect(view.key, digests[-(-choice.cached_tokens // BLOCK_TOKENS) :], now)
         waited_s = min(max(now - ticket.arrival_s, 0.0), _LONGEST_WAIT_S)
         self.recent_wait_s += _WAIT_WEIGHT * (waited_s - self.recent_wait_s)
         return cost
@@ -198,13 +198,13 @@ class Placement:
         if not settings.warm:
             return None
         warm = able & (cached >= settings.warm_share * prompt)
-        if not warm.any():
+        if not np.count_nonzero(warm):
             return None
         load = fleet.sequences * fleet.speeds.slowness if settings.calibrated else fleet.sequences
         most = settings.warm_load_factor * load[able].min() + settings.warm_load_slack
         warm &= load <= most
         warm &= fleet.waiting_tokens * self._token_s(fleet) <= settings.warm_queue_s
-        return warm if warm.any() else None
+        return warm if np.count_nonzero(warm) else None
 
     def _patient_until(self, ticket: Ticket, fleet: Fleet, now: float, head_wait_s: float | None) -> float:
         """Until when a request waits for a closed warm worker: never past its own slack."""
@@ -225,7 +225,7 @@ class Placement:
     def _or_replica(self, ticket: Ticket, warm: Mask, takers: Mask, now: float) -> Mask:
         """Now and then the workers without a hot prefix, so that one more comes to keep it."""
         others = takers & ~warm
-        if self._hot.replicates(ticket, now) and others.any():
+        if self._hot.replicates(ticket, now) and np.count_nonzero(others):
             return others
         return warm
 
@@ -258,7 +258,7 @@ class Placement:
 
 def _preferring(mask: Mask, liked: Mask) -> Mask:
     both = mask & liked
-    return both if both.any() else mask
+    return both if np.count_nonzero(both) else mask
 
 
 def choose(ticket: Ticket, workers: Iterable[WorkerView], last_given: dict[str, int]) -> WorkerView | None:

@@ -148,34 +148,39 @@ class PrefixIndex:
         if not len(digests) or not self._table.number(int(digests[0, 0]), int(digests[0, 1])):
             return self.no_hits()
         numbers = self._numbers(digests)
+        first = int(numbers[0])
+        if np.count_nonzero(numbers == first) == len(numbers):
+            return self._spread([self._sets.masks[first]], [len(numbers)])
+        return self._spread(*self._stages(numbers))
+
+    def _stages(self, numbers: Numbers) -> tuple[list[int], list[int]]:
+        """Masks of those that end together, and where: together they are who keeps the first block."""
         cuts = (numbers[1:] != numbers[:-1]).nonzero()[0] + 1
-        starts = [0, *cuts.tolist(), len(numbers)]
-        firsts = numbers[starts[:-1]].tolist()
-        masks, stages, ends = self._sets.masks, [], [0]
-        common = masks[firsts[0]]
-        for start, number in zip(starts[1:], [*firsts[1:], 0], strict=True):
+        masks, common = self._sets.masks, self._sets.masks[int(numbers[0])]
+        leaving, ends = [], []
+        for start, number in zip(cuts.tolist(), numbers.take(cuts).tolist(), strict=True):
             left = common & masks[number]
             if left != common:
-                stages.append(common)
+                leaving.append(common ^ left)
                 ends.append(start)
                 common = left
                 if not left:
-                    break
-        return self._spread(stages, ends)
+                    return leaving, ends
+        return [*leaving, common], [*ends, len(numbers)]
 
-    def _spread(self, stages: list[int], ends: list[int]) -> Hits:
-        """Each position's end: that of the last of the shrinking masks that has it."""
-        if not stages:
-            return self.no_hits()
+    def _spread(self, leaving: list[int], ends: list[int]) -> Hits:
+        """Each position's end, from disjoint masks."""
         octets = self.width // 8
-        packed = b"".join([mask.to_bytes(octets, "little") for mask in stages])
-        rows = np.frombuffer(packed, np.uint8).reshape(len(stages), octets)
-        bits = np.unpackbits(rows, axis=1, bitorder="little")
-        if len(stages) == 1:
-            hits: Hits = bits[0] * np.int32(ends[1])
-        else:
-            hits = np.array(ends, np.int32).take(bits.sum(axis=0, dtype=np.int32))
-        return hits
+        packed = b"".join([mask.to_bytes(octets, "little") for mask in leaving])
+        rows = np.frombuffer(packed, np.uint8)
+        if len(leaving) == 1:
+            return np.unpackbits(rows, bitorder="little") * np.int32(ends[0])
+        hits = np.zeros((octets, 8), np.int32)
+        used = rows.nonzero()[0]
+        bits = np.unpackbits(rows[used], bitorder="little").nonzero()[0]
+        stage, octet = np.divmod(used[bits >> 3], octets)
+        hits[octet, bits & 7] = np.array(ends, np.int32)[stage]
+        return hits.reshape(-1)
 
     def _numbers(self, digests: Digests) -> Numbers:
         return self._table.numbers(*_words(digests))
