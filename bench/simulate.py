@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from bench.results_contract import RESULTS, record
-from bench.sim import loads, plots
+from bench.sim import loads, plots, tables
 from bench.sim.experiments import Options
 from bench.sim.play import Played, Table, play_all
 from bench.sim.suites import SUITES, Suite
@@ -40,8 +40,10 @@ def run(suite: Suite, options: Options, seeds: int, jobs: int, results: Path) ->
     make = partial(suite.make, options)
     table = Table(play_all(make, seeds, jobs), say)
     name = f"simulate-{suite.name}"
-    record(name, list(suite.rows(table, make())), ["numpy"], results)
-    drawn = plots.draw(table, make().experiments, suite.plot, results / f"{name}.png")
+    experiments, rows = make().experiments, list(suite.rows(table, make()))
+    print("\n".join([*tables.lines(table, experiments, suite.columns), "", *tables.aims(rows)]))
+    record(name, rows, ["numpy"], results, quiet=True)
+    drawn = plots.draw(table, experiments, suite.plot, results / f"{name}.png")
     print(f"{time.monotonic() - began_s:.0f} s, {table.cpu_s:.0f} s CPU; plot: {drawn or 'no matplotlib'}")
 
 

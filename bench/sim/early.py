@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from bench.sim.frame import Frame
+from bench.sim.frame import Ended, Frame
 from bench.sim.kernel import Kernel
 from bench.sim.prefixes import GivenPrefixes, Prefixes, ToldPrefixes
 from bench.sim.published.view import Ask, Policy, Polled, Pool
@@ -13,7 +13,6 @@ from bench.sim.request import SimRequest, Story
 from bench.sim.worker import SimWorker, Submit
 from services.router.policy.classify import LatencyClass, classify
 from services.worker.scheduler import request as engine
-from services.worker.scheduler.events import Usage
 from services.worker.session.credits import NO_DEMAND, Demand
 
 BLOCK = 64
@@ -97,7 +96,7 @@ class EarlyRouter:
 
     def _submit(self, story: Story) -> Submit:
         latency_class = engine.LatencyClass(story.served_class)
-        return Submit(self._index, 0, 0, story.request, latency_class, None)
+        return Submit(story.request.number, self._index, 0, 0, story.request, latency_class, None)
 
     def _book(self, request: SimRequest, place: int, cached: int) -> None:
         pool, uncached = self._pool, request.prompt_tokens - cached
@@ -119,8 +118,9 @@ class EarlyRouter:
         for number in frame.first:
             self._first(number, at_s)
         for ended in frame.ended:
-            self._first(ended.number, at_s)
-            self._end(self._stories[ended.number], ended.usage, at_s)
+            if ended.done:
+                self._first(ended.handle, at_s)
+            self._end(self._stories[ended.handle], ended, at_s)
 
     def _first(self, number: int, at_s: float) -> None:
         given = self._given[number]
@@ -130,11 +130,13 @@ class EarlyRouter:
             self._pool.prefill_tokens[given.worker] -= given.uncached
             self._pool.decoding[given.worker] += 1
 
-    def _end(self, story: Story, usage: Usage, at_s: float) -> None:
+    def _end(self, story: Story, ended: Ended, at_s: float) -> None:
         given = self._given.pop(story.request.number)
-        story.finish(usage, at_s)
+        if ended.done:
+            story.finish(ended.usage, at_s)
         self._pool.in_flight[given.worker] -= 1
-        self._pool.decoding[given.worker] -= 1
+        self._pool.decoding[given.worker] -= given.first
+        self._pool.prefill_tokens[given.worker] -= 0 if given.first else given.uncached
         self._pool.active_tokens[given.worker] -= given.prompt_tokens
 
 

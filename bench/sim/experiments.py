@@ -77,7 +77,7 @@ def _bursts(speed: float) -> LoadMaker:
 
 ROUTING = (
     Experiment(name="Azure conv x9, 4 H100", fleet=h100(4), load=azure(9)),
-    Experiment(name="Mooncake x2, 4 H100", fleet=h100(4), load=mooncake(2), targets=REASONABLE),
+    Experiment(name="Mooncake x1, 4 H100", fleet=h100(4), load=mooncake(1), targets=REASONABLE),
     Experiment(name="shared prefixes 15/s, 8 H100", fleet=h100(8), load=shared(15)),
     Experiment(name="mixed classes, Azure x7, 4 H100", fleet=h100(4), load=_mixed(7)),
     Experiment(name="identical bursts, Azure x6, 4 H100", fleet=h100(4), load=_bursts(6)),

@@ -71,6 +71,7 @@ RouterMaker = Callable[[Kernel, int], Router]
 def run(fleet: Fleet, load: Load, make_router: RouterMaker, *, credited: bool) -> Run:
     """Lets a load run to its end; arrivals go to the routers in turn."""
     kernel = Kernel()
+    kernel.now = -2 * DELAY_S  # workers have said what they are when the first request comes
     routers = [make_router(kernel, index) for index in range(fleet.routers)]
     workers = [
         SimWorker(

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import NamedTuple
 
 from services.worker.scheduler.budget import StepModelState
-from services.worker.scheduler.events import Load, Usage
+from services.worker.scheduler.events import Load, Served, Usage
 from services.worker.session.books import Grant
 
 
 class Ended(NamedTuple):
-    """A request's last token."""
+    """The end of an attempt, other than by a cancel."""
 
-    number: int
+    handle: int
     usage: Usage
+    done: bool  # False: its deadline has passed
 
 
 class Blocks(NamedTuple):
@@ -36,8 +38,9 @@ class Frame(NamedTuple):
     running_context: int  # tokens that its decodes read
     credit: Grant
     step_model: StepModelState
-    first: list[int]  # requests of this router that have their first token
+    first: list[int]  # attempts of this router that have their first token
+    made: Counter[int]  # output tokens since the last, by attempt of this router
     ended: list[Ended]
     returned: list[int]
     blocks: Blocks
-    served: dict[str, tuple[int, int]]  # prompt and output tokens by tenant, of all routers, since the last
+    served: dict[bytes, Served]  # by tag, of all routers, since the last

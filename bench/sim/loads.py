@@ -23,6 +23,7 @@ AZURE_EXCERPT = DATA / "azure_conv_2023_600s.csv"
 MOONCAKE_EXCERPT = DATA / "mooncake_synthetic_tail.jsonl"
 MOONCAKE_BLOCK = 512
 LONGEST = 60_000  # prompt tokens: what is beyond is cut, so that every device of the fleet holds it
+LONG_TTFT_S = 5.0  # target where a prompt alone takes a second
 _CONTENTS = 128_000  # distinct ids that contents may have
 _GROUP_CONTENT, _USER_CONTENT = 1, 10_000  # where shared prefixes' ids begin, and their users'
 
@@ -85,6 +86,7 @@ def mooncake(path: Path, *, speed: float, count: int, seed: int) -> Load:
             arrival_s=at_s / speed,
             parts=tuple(_mooncake_parts(row[3], min(row[1], LONGEST))),
             output_tokens=max(1, row[2]),
+            ttft_target_s=LONG_TTFT_S,
             kv_key=key_of("t0"),
         )
         for number, (at_s, row) in enumerate(zip(times, rows, strict=True))

@@ -15,6 +15,7 @@ from bench.sim.fairness import fairness_figures, split_neighbours
 from bench.sim.loads import Load
 from bench.sim.play import Match, Splitter, Table
 from bench.sim.request import Story
+from bench.sim.tables import COLUMNS, Column
 
 TTFT_MEAN, TTFT_P99 = 1.1, 1.2  # of the best published policy, below the knee
 KNEE_P99_S = 0.4
@@ -31,6 +32,7 @@ class Suite:
     make: Callable[[Options], Match]
     rows: Callable[[Table, Match], Iterator[Row]]
     plot: str = "ttft_p99"
+    columns: Sequence[Column] = COLUMNS
 
 
 def everybody() -> list[Contender]:
@@ -204,7 +206,7 @@ def fairness_rows(table: Table, match: Match) -> Iterator[Row]:
         yield row(beside.name, "light ttft_p99 / alone", "×", ratios, aim=f"<= {LIGHT_P99:g}", met=met)
         index = table.figures(greedy.name, OURS, "jain")
         yield row(
-            greedy.name, "Jain", "", index, aim=f">= {FAIR:g}", met=statistics.median(index) >= FAIR
+            greedy.name, "Jain", "index", index, aim=f">= {FAIR:g}", met=statistics.median(index) >= FAIR
         )
         rate = table.figures(beside.name, OURS, "busy_rate")
         theirs = table.figures(beside.name, "LMetric", "busy_rate")
@@ -228,7 +230,7 @@ def fairness_rows(table: Table, match: Match) -> Iterator[Row]:
                     values = table.values(experiment.name, contender, metric, part)
                     if values:
                         yield row(case, f"{part} {metric}", unit, values)
-            yield row(case, "Jain", "", table.figures(experiment.name, contender, "jain"))
+            yield row(case, "Jain", "index", table.figures(experiment.name, contender, "jain"))
             yield from _described(table, experiment, contender)
 
 
@@ -262,6 +264,7 @@ SUITES = {
             ),
             overload_rows,
             "goodput",
+            (*COLUMNS, Column("crit. p99", "ttft_p99", ".3f", CRITICAL), Column("crit. %", "goodput", ".1f", CRITICAL)),
         ),
         Suite(
             "fairness",
@@ -269,6 +272,7 @@ SUITES = {
                 _match, FAIRNESS, partial(_ours_and, "LMetric"), split_neighbours, fairness_figures
             ),
             fairness_rows,
+            columns=(*COLUMNS, Column("light p99", "ttft_p99", ".3f", "light"), Column("heavy p99", "ttft_p99", ".3f", "heavy")),
         ),
     )
 }

@@ -6,7 +6,7 @@ host's work takes no time, and no step is launched ahead of its predecessor's en
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -18,10 +18,10 @@ from bench.sim.device import END, WORD, Device, calibration, learned
 from bench.sim.frame import NO_BLOCKS, Blocks, Ended, Frame
 from bench.sim.kernel import Kernel
 from bench.sim.request import DIGEST_BYTES, NUMERICS, SimRequest
-from services.worker.scheduler.events import Events, Finished
+from services.worker.scheduler.events import Events, Finished, Served
 from services.worker.scheduler.intake import ModelFacts
 from services.worker.scheduler.policy import SchedulerSettings
-from services.worker.scheduler.request import NO_IDS, LatencyClass, Request, Sampling
+from services.worker.scheduler.request import NO_IDS, FinishReason, LatencyClass, Request, Sampling
 from services.worker.scheduler.scheduler import Scheduler
 from services.worker.scheduler.step import Sampled, Step
 from services.worker.session.books import Books, Grant
@@ -29,12 +29,16 @@ from services.worker.session.credits import Demand, Room
 
 LOOK_AGAIN_S = 0.005  # as the engine's loop, when work is there that may not run now
 ACKNOWLEDGED_S = 0.1  # a router acknowledges frames at least so often
+COUNTED_S = 0.05  # tokens are counted out to routers so often, and whenever something else is to be told
+_NOTHING = Served(0, 0)
+_NONE_MADE: Counter[int] = Counter()
 _NO_ROOM = Grant(Room(), Room())
 
 
 class Submit(NamedTuple):
     """A router gives a request."""
 
+    handle: int  # of this attempt
     session: int
     command: int  # of that session
     acknowledged_frame: int
@@ -50,7 +54,7 @@ class Cancel(NamedTuple):
     session: int
     command: int
     acknowledged_frame: int
-    number: int
+    handle: int
 
 
 class Listener(Protocol):
@@ -71,8 +75,11 @@ class _Session:
     reported: int = 0  # the last one that a report covers
     unacknowledged: deque[tuple[int, float]] = field(default_factory=deque)
     first: list[int] = field(default_factory=list)
+    made: Counter[int] = field(default_factory=Counter)
     ended: list[Ended] = field(default_factory=list)
     returned: list[int] = field(default_factory=list)
+    served: dict[bytes, Served] = field(default_factory=dict)
+    counted_s: float = 0.0  # when it was last told of made and served tokens
 
 
 class SimWorker:
@@ -147,9 +154,9 @@ class SimWorker:
         """Tell all routers what it is and has."""
         self._report()
 
-    def delivered(self, number: int) -> int:
-        """Output tokens of a request that have left it by now."""
-        sequence = self.scheduler._sequences.get(number)
+    def delivered(self, handle: int) -> int:
+        """Output tokens of an attempt that have left it by now."""
+        sequence = self.scheduler._sequences.get(handle)
         if sequence is None:
             return 0
         leaping = self._leap
@@ -161,14 +168,14 @@ class SimWorker:
             return True
         self._acknowledge(command.session, command.acknowledged_frame)
         foreground = command.latency_class is not LatencyClass.BATCH
-        room, number = self._cost(command), command.request.number
+        room, number = self._cost(command), command.handle
         if self.books.admit(command.session, number, room, foreground=foreground):
             self.books.submitted(number, self._commands)
             return True
         session = self._sessions[command.session]
-        session.returned.append(command.request.number)
+        session.returned.append(command.handle)
         session.command = session.reported = command.command
-        self._tell(command.session, NO_BLOCKS, {})
+        self._tell(command.session, NO_BLOCKS)
         return False
 
     def _cost(self, command: Submit) -> Room:
@@ -244,6 +251,8 @@ class SimWorker:
         leaping, self._leap = self._leap, None
         assert leaping is not None
         leap.settle(self.scheduler, leaping, self._leap_steps)
+        for sequence in leaping.sequences:
+            self._sessions[self._owners[sequence.handle]].made[sequence.handle] += self._leap_steps
         self.busy_s += self._kernel.now - leaping.began_s
         self.steps += self._leap_steps
         self._report()
@@ -252,9 +261,9 @@ class SimWorker:
     def _obey(self, command: Submit | Cancel, now: float) -> None:
         self._sessions[command.session].command = command.command
         if isinstance(command, Cancel):
-            self.scheduler.abort(command.number, now)
+            self.scheduler.abort(command.handle, now)
             return
-        self._owners[command.request.number] = command.session
+        self._owners[command.handle] = command.session
         self.scheduler.add(_to_request(command), now)
 
     def _report(self) -> None:
@@ -264,12 +273,8 @@ class SimWorker:
         blocks = self._blocks(events)
         self._sort(events)
         self._credit()
-        served = {
-            tenant.decode(): (each.prompt_tokens, each.output_tokens)
-            for tenant, each in events.served.items()
-        }
         for index in range(len(self._sessions)):
-            self._tell(index, blocks, served)
+            self._tell(index, blocks)
 
     def _credit(self) -> None:
         if self.books is None:
@@ -291,37 +296,54 @@ class SimWorker:
 
     def _sort(self, events: Events) -> None:
         outputs = events.outputs
+        for handle in outputs.handles.tolist():
+            self._sessions[self._owners[handle]].made[handle] += 1
         for row in np.flatnonzero(outputs.first_indices == 0).tolist():
             handle = int(outputs.handles[row])
             self._sessions[self._owners[handle]].first.append(handle)
+        for tag, served in events.served.items():
+            for session in self._sessions:
+                before = session.served.get(tag, _NOTHING)
+                session.served[tag] = Served(
+                    before.prompt_tokens + served.prompt_tokens, before.output_tokens + served.output_tokens
+                )
         for finished in events.terminals.finished:
             self._end(finished)
         assert not events.terminals.rejected, events.terminals.rejected
 
     def _end(self, finished: Finished) -> None:
         session = self._sessions[self._owners.pop(finished.handle)]
-        session.ended.append(Ended(finished.handle, finished.usage))
+        if finished.reason is not FinishReason.CANCELLED:
+            done = finished.reason is not FinishReason.DEADLINE
+            session.ended.append(Ended(finished.handle, finished.usage, done))
 
-    def _tell(self, index: int, blocks: Blocks, served: dict[str, tuple[int, int]]) -> None:
+    def _tell(self, index: int, blocks: Blocks) -> None:
         session, now = self._sessions[index], self._kernel.now
         session.sent += 1
+        counts = session.first or session.ended or now >= session.counted_s + COUNTED_S
         frame = Frame(
             number=session.sent,
             acknowledged_command=session.reported,
             load=self.scheduler.load(),
-            running_context=sum([each.computed for each in self.scheduler._residents.decoding.values()])
-            if self.books is not None
-            else 0,
+            running_context=self._context(),
             credit=self._grant(index, session, now),
             step_model=self.scheduler.model.state(),
             first=session.first,
+            made=session.made if counts else _NONE_MADE,
             ended=session.ended,
             returned=session.returned,
             blocks=blocks,
-            served=served,
+            served=session.served if counts else {},
         )
         session.first, session.ended, session.returned = [], [], []
+        if counts:
+            session.made, session.served, session.counted_s = Counter(), {}, now
         session.router.post(self.index, frame)
+
+    def _context(self) -> int:
+        if self.books is None:
+            return 0
+        return sum([each.computed for each in self.scheduler._residents.decoding.values()])
 
     def _grant(self, index: int, session: _Session, now: float) -> Grant:
         if self.books is None:
@@ -335,10 +357,15 @@ class SimWorker:
         return self.books.grant(index, session.sent)
 
 
+def tag_of(tenant: str, latency_class: LatencyClass) -> bytes:
+    """What a worker counts served tokens under."""
+    return b"%d%s" % (latency_class, tenant.encode())
+
+
 def _to_request(command: Submit) -> Request:
     asked = command.request
     return Request(
-        handle=asked.number,
+        handle=command.handle,
         prompt=asked.prompt(),
         delivered=np.full(command.delivered, WORD, np.int32) if command.delivered else NO_IDS,
         max_tokens=asked.max_tokens,
@@ -350,6 +377,6 @@ def _to_request(command: Submit) -> Request:
         tpot_target_s=asked.tpot_target_s,
         kv_key=asked.kv_key,
         expected_output_tokens=command.expected_output,
-        tenant=asked.tenant.encode(),
+        tenant=tag_of(asked.tenant, command.latency_class),
         session=command.session,
     )
