@@ -1,7 +1,7 @@
 """What kernels read about a batch: tensors on the device, so that a captured launch serves every batch.
 
 A bucket fixes all shapes. Rows and tokens beyond the batch are padding: padded rows name the *scratch slot*,
-the last one of every per-slot tensor, whose block table points to the scratch block, the last one of the pool.
+the last one of every per-slot tensor, whose block table points to the scratch block, the last one of a pool.
 """
 
 from __future__ import annotations

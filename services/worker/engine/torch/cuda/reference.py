@@ -135,10 +135,10 @@ def sample(
     """Choose a token a row as `engine.torch.sampler` does, on equal logits the same.
 
     Penalties, bans, temperature, top-k, top-p, min-p, noise. logits: [rows, vocab], left as they are; slots:
-    int32 [rows]; indices: int32 [rows], of the output, the counter of the randomness; tokens_out: int32 [rows],
-    -2 where logits are not finite. Also keeps the token in state.last_token, and counts it in state.history
-    where penalties are. A grammar's mask replaces `unstopped`. What the host knows saves launches:
-    draws=False, all rows are greedy; filters=False, none has top-k or top-p.
+    int32 [rows]; indices: int32 [rows], of the output, the counter of the randomness; tokens_out: int32
+    [rows], -2 where logits are not finite. Also keeps the token in state.last_token, and counts it in
+    state.history where penalties are. A grammar's mask replaces `unstopped`. What the host knows saves
+    launches: draws=False, all rows are greedy; filters=False, none has top-k or top-p.
     """
     mine = SamplingState(*(part[slots.long()] for part in state))
     scores = _penalised(logits.float(), mine)

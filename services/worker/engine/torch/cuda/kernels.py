@@ -1,0 +1,25 @@
+"""The functions of `reference` as Triton kernels: what they promise is said there.
+
+All of a batch is read from device memory, grids depend on shapes only, outputs and workspaces are passed in:
+each launch can be captured in a graph. Tensors are contiguous.
+
+    rowwise.py   norms, rotation, gate      paged.py     attention
+    sampling.py  from logits to ids         ranking.py   log-probabilities
+"""
+
+from services.worker.engine.torch.cuda.paged import attend, attention_workspace
+from services.worker.engine.torch.cuda.ranking import logprobs, logprobs_workspace
+from services.worker.engine.torch.cuda.rowwise import add_norm, gate, place
+from services.worker.engine.torch.cuda.sampling import sample, sampling_workspace
+
+__all__ = [
+    "add_norm",
+    "attend",
+    "attention_workspace",
+    "gate",
+    "logprobs",
+    "logprobs_workspace",
+    "place",
+    "sample",
+    "sampling_workspace",
+]
