@@ -45,6 +45,7 @@ class Prediction(NamedTuple):
     """Seconds from the queueing to the dispatch, and from the arrival to the first token."""
 
     wait_s: float
+    """Infinite where no worker was there to predict from."""
     ttft_s: float
 
 

@@ -8,6 +8,7 @@ A request's class decides what it is charged to; the lane only when its turn com
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
@@ -68,11 +69,7 @@ class _Lane:
         """Requests that may be warm somewhere."""
 
     def add(self, entry: Entry, tenant: str) -> None:
-        order = self.orders.get(tenant)
-        if order is None:
-            order = self.orders[tenant] = TenantOrder()
-            self.counters.wait(tenant, entry.ticket.weight)
-        order.add(entry)
+        self.orders.setdefault(tenant, TenantOrder()).add(entry)
         self.size += 1
         self.chained += bool(entry.ticket.chains)
 
@@ -83,11 +80,17 @@ class _Lane:
         self.chained -= bool(entry.ticket.chains)
         if not order:
             del self.orders[tenant]
-            self.counters.idle(tenant)
+
+    def tenants(self) -> Iterator[TenantOrder]:
+        """The tenants that have something here, the least served first."""
+        for tenant in self.counters.tenants():
+            order = self.orders.get(tenant)
+            if order is not None:
+                yield order
 
     def in_order(self, now: float, of_one_tenant: int) -> Iterator[Entry]:
-        for tenant in self.counters.tenants():
-            yield from islice(self.orders[tenant].in_order(now), of_one_tenant)
+        for order in self.tenants():
+            yield from islice(order.in_order(now), of_one_tenant)
 
 
 class ModelQueue:
@@ -101,6 +104,7 @@ class ModelQueue:
         self._shares = Shares([aged, *(shares[each] for each in LatencyClass)], settings.round_s)
         prices = Prices(settings.prompt_weight, settings.cached_weight, settings.output_weight)
         self._lanes = [_Lane(prices, lift=settings.lift) for _ in Lane]
+        self._competing: list[Counter[str]] = [Counter() for _ in Lane]
         self._entries: dict[int, Entry] = {}
         self._overdue: list[tuple[float, int]] = []
         self._blocked: set[int] = set()
@@ -120,6 +124,7 @@ class ModelQueue:
         entry = self._entry(ticket, bounded(prefill_s), bounded(cost_s))
         entry.queued_s = now
         self._entries[ticket.number] = entry
+        self._arrive(entry)
         self._lanes[entry.lane].add(entry, self._tenant(ticket))
         if self._settings.aging and entry.overdue_s < inf:
             heappush(self._overdue, (entry.overdue_s, ticket.number))
@@ -131,6 +136,7 @@ class ModelQueue:
         entry = self._entries.pop(number, None)
         if entry is not None:
             self._lanes[entry.lane].remove(entry, self._tenant(entry.ticket))
+            self._depart(entry)
             self._count(entry, -1)
         return entry
 
@@ -185,13 +191,27 @@ class ModelQueue:
 
     def heads(self, lane: int, most: int) -> Iterator[Entry]:
         """The first requests of the tenants of a lane, the least served tenants first."""
-        it = self._lanes[lane]
-        return (it.orders[tenant].first() for tenant in islice(it.counters.tenants(), most))
+        return (order.first() for order in islice(self._lanes[lane].tenants(), most))
 
     def gap(self, entry: Entry, before: Entry) -> float:
         """Weighted tokens by which a request's tenant is ahead of the one of another request of its lane."""
         counters = self._lanes[entry.lane].counters
         return counters.counter(self._tenant(entry.ticket)) - counters.counter(self._tenant(before.ticket))
+
+    def _arrive(self, entry: Entry) -> None:
+        """A tenant competes in a class while it waits there, overdue or not, and for the overdue lane too."""
+        ticket, tenant = entry.ticket, self._tenant(entry.ticket)
+        for lane in (ticket.latency_class, Lane.AGED):
+            self._competing[lane][tenant] += 1
+            self._lanes[lane].counters.wait(tenant, ticket.weight)
+
+    def _depart(self, entry: Entry) -> None:
+        tenant = self._tenant(entry.ticket)
+        for lane in (entry.ticket.latency_class, Lane.AGED):
+            self._competing[lane][tenant] -= 1
+            if not self._competing[lane][tenant]:
+                del self._competing[lane][tenant]
+                self._lanes[lane].counters.idle(tenant)
 
     def _order(self) -> list[int]:
         waiting = [lane for lane in Lane if self._lanes[lane].size]
