@@ -48,7 +48,7 @@ class _Slots:
         self._numbers = self.numbers.data
         self._factors = tuple(secrets.randbits(64) | 1 for _ in range(3))
         self._shift = 65 - size.bit_length()
-        self._np_factors = np.array(self._factors, np.uint64)[:, None]
+        self._np_factors = tuple(np.uint64(each) for each in self._factors)
         self._np_shift = np.uint64(self._shift)
         self._kick = 0
 
@@ -139,9 +139,10 @@ class _Slots:
 
     def _all_places(self, low: Words, high: Words) -> Slots:
         words = np.empty((3, len(low)), np.uint64)
-        words[0], words[1] = low, high
-        np.bitwise_xor(low, high, out=words[2])
-        words *= self._np_factors
+        first, second, third = self._np_factors
+        np.multiply(low, first, out=words[0])
+        np.multiply(high, second, out=words[1])
+        np.multiply(low ^ high, third, out=words[2])
         words >>= self._np_shift
         places: Slots = words.view(np.int64)
         return places

@@ -14,13 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from services.router.policy.prefix_index import Hits, PrefixIndex
-from services.router.policy.speed import Floats, Speeds, StepModel, believed
+from services.router.policy.speed import Floats, Mask, Speeds, StepModel, believed
 from services.router.policy.ticket import Cost, Digests, Ticket
 from services.router.policy.worker import BLOCK_TOKENS, WorkerView
 
-Mask = npt.NDArray[np.bool_]
 _MOST = float(1 << 40)
 _MASKS_KEPT = 256
+_OF_LOAD = ("open", "load", "queue_s", "_unreserved", "_idle")
+"""What is worked out again after every report and booking."""
 
 
 class _Row(IntEnum):
@@ -45,6 +46,7 @@ class Fleet:
         self.index = index or PrefixIndex()
         self._views: list[WorkerView | None] = []
         self._given = 0
+        self._reserve = 0.0
         self._extend(self.index.width)
 
     def __len__(self) -> int:
@@ -102,7 +104,7 @@ class Fleet:
         self._values[:, position] = 0
         self._models[:, position] = np.nan
         self.last_cold[position] = self.last_given[position] = 0
-        self._forget("ready", "open", "speeds", "traits")
+        self._forget("ready", "speeds", "traits", *_OF_LOAD)
         self._masks.clear()
 
     def book(self, position: int, cost: Cost, *, cold: bool) -> None:
@@ -118,7 +120,7 @@ class Fleet:
         self.last_given[position] = self._given
         if cold:
             self.last_cold[position] = self._given
-        self._forget("open")
+        self._forget(*_OF_LOAD)
 
     def hits(self, chains: Mapping[bytes, Digests]) -> Hits:
         """Blocks of a prompt that each worker keeps, from its beginning on. [positions]"""
@@ -141,6 +143,18 @@ class Fleet:
         values = self._values
         credited: Mask = (values[_Row.CREDIT_SEQUENCES] > 0) & (values[_Row.CREDIT_TOKENS] > 0)
         return self.ready & credited
+
+    @cached_property
+    def load(self) -> Floats:
+        """Sequences there, as many as they would be on a worker of the pool's median speed."""
+        load: Floats = self.sequences * self.speeds.slowness
+        return load
+
+    @cached_property
+    def queue_s(self) -> Floats:
+        """Seconds of prefill that wait there."""
+        queue_s: Floats = self.waiting_tokens * self.speeds.token_s
+        return queue_s
 
     @property
     def any_open(self) -> bool:
@@ -195,15 +209,32 @@ class Fleet:
 
     def affordable(self, cost: Cost) -> Mask:
         """Workers whose credit covers a request, by the rule of `WorkerView.affords`."""
-        enough: Mask = (self.credit_blocks >= cost.kv_blocks) | (self.sequences <= 0)
+        enough: Mask = (self.credit_blocks >= cost.kv_blocks) | self._idle
         return self.open & enough
+
+    def unreserved(self, reserve: float) -> Mask:
+        """Workers with sequence slots left beyond this share of all. Not to be written to."""
+        if reserve != self._reserve:
+            self._reserve = reserve
+            self._forget("_unreserved")
+        return self._unreserved
+
+    @cached_property
+    def _unreserved(self) -> Mask:
+        unreserved: Mask = self.sequences < self.max_sequences - np.floor(self.max_sequences * self._reserve)
+        return unreserved
+
+    @cached_property
+    def _idle(self) -> Mask:
+        idle: Mask = self.sequences <= 0
+        return idle
 
     def _positions(self, keys: Iterable[str]) -> list[int]:
         positions = self.index.positions
         return [positions[key] for key in keys if key in positions]
 
     def _noticed(self, position: int, earlier: WorkerView | None, view: WorkerView) -> None:
-        self._forget("open")
+        self._forget(*_OF_LOAD)
         if earlier is None or earlier.ready != view.ready:
             self._forget("ready")
         if earlier is None or earlier.step_model != view.step_model:
@@ -234,7 +265,7 @@ class Fleet:
 
     def _bind(self) -> None:
         """Rows by name; they are views of one array."""
-        self._forget("ready", "open", "speeds", "traits")
+        self._forget("ready", "speeds", "traits", *_OF_LOAD)
         values = self._values
         self.credit_blocks = values[_Row.CREDIT_BLOCKS]
         self.credit_tokens = values[_Row.CREDIT_TOKENS]

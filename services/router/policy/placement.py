@@ -10,19 +10,18 @@ Choice and booking belong in one turn: between `choose` and `book` nothing else 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf, isfinite
 from typing import NamedTuple
 
 import numpy as np
 
-from services.router.policy.fleet import Fleet, Mask
+from services.router.policy.fleet import Fleet
 from services.router.policy.hot import HotPrefixes
 from services.router.policy.prefix_index import Hits
-from services.router.policy.speed import Floats
+from services.router.policy.speed import Floats, Mask
 from services.router.policy.ticket import Cost, Ticket
-from services.router.policy.worker import BLOCK_TOKENS, WorkerView
+from services.router.policy.worker import BLOCK_TOKENS
 
 _WAIT_WEIGHT = 0.05
 _LONGEST_WAIT_S = 60.0
@@ -188,9 +187,7 @@ class Placement:
         )
         if short or not settings.short_slice:
             return np.True_
-        reserved = np.floor(fleet.max_sequences * settings.short_slice)
-        unreserved: Mask = fleet.sequences < fleet.max_sequences - reserved
-        return unreserved
+        return fleet.unreserved(settings.short_slice)
 
     def _warm(self, able: Mask, cached: Hits, prompt: int, fleet: Fleet) -> Mask | None:
         """Workers that keep most of the prompt and are not overloaded; None when there is none."""
@@ -200,10 +197,9 @@ class Placement:
         warm = able & (cached >= settings.warm_share * prompt)
         if not np.count_nonzero(warm):
             return None
-        load = fleet.sequences * fleet.speeds.slowness if settings.calibrated else fleet.sequences
-        most = settings.warm_load_factor * load[able].min() + settings.warm_load_slack
-        warm &= load <= most
-        warm &= fleet.waiting_tokens * self._token_s(fleet) <= settings.warm_queue_s
+        load = fleet.load if settings.calibrated else fleet.sequences
+        warm &= load <= settings.warm_load_factor * load[able].min() + settings.warm_load_slack
+        warm &= fleet.queue_s <= settings.warm_queue_s
         return warm if np.count_nonzero(warm) else None
 
     def _patient_until(self, ticket: Ticket, fleet: Fleet, now: float, head_wait_s: float | None) -> float:
@@ -214,7 +210,7 @@ class Placement:
         least, most = settings.patience_s
         recent_s = self.recent_wait_s if head_wait_s is None else max(head_wait_s, self.recent_wait_s)
         until = ticket.arrival_s + min(max(settings.patience_factor * recent_s, least), most)
-        alone_s = ticket.prefill_tokens * float(self._token_s(fleet).min())
+        alone_s = ticket.prefill_tokens * float(fleet.speeds.token_s.min())
         if ticket.deadline_s is not None:
             until = min(until, ticket.deadline_s - alone_s)
         if ticket.ttft_target_s is not None:
@@ -230,46 +226,47 @@ class Placement:
         return warm
 
     def _among(self, takers: Mask, cached: Hits, ticket: Ticket, fleet: Fleet) -> Choice:
-        scores = np.where(takers, self._scores(cached, ticket.prefill_tokens, fleet), inf)
-        position = int(scores.argmin())
-        ties = (scores <= scores[position] * (1 + self.settings.tie_share)).nonzero()[0]
-        cold = bool(cached[position] < self.settings.warm_share * ticket.prefill_tokens)
-        if len(ties) > 1:
-            turns = fleet.last_cold if cold and self.settings.cold_turns else fleet.last_given
-            position = int(ties[turns[ties].argmin()])
-        return Choice(fleet.at(position).key, position, int(cached[position]), None, cold)
+        position = int(takers.argmax())
+        if np.count_nonzero(takers) > 1:
+            scores = np.where(takers, self._scores(cached, ticket.prefill_tokens, fleet), inf)
+            position = self._of_equals(scores, cached, ticket, fleet)
+        tokens = int(cached[position])
+        return Choice(fleet.at(position).key, position, tokens, None, self._cold(tokens, ticket))
+
+    def _of_equals(self, scores: Floats, cached: Hits, ticket: Ticket, fleet: Fleet) -> int:
+        """The best; of several that are as good, the one whose turn it is."""
+        best = int(scores.argmin())
+        equals = (scores <= float(scores[best]) * (1 + self.settings.tie_share)).nonzero()[0]
+        if len(equals) < 2:
+            return best
+        cold = self.settings.cold_turns and self._cold(int(cached[best]), ticket)
+        turns = fleet.last_cold if cold else fleet.last_given
+        return int(equals[turns.take(equals).argmin()])
+
+    def _cold(self, cached: int, ticket: Ticket) -> bool:
+        return cached < self.settings.warm_share * ticket.prefill_tokens
 
     def _scores(self, cached: Hits, prompt: int, fleet: Fleet) -> Floats:
         settings, speeds = self.settings, fleet.speeds
+        if not settings.calibrated:
+            return self._uncalibrated(cached, prompt, fleet)
         own = prompt - cached
-        tokens = own + fleet.waiting_tokens if settings.queue_term else own
-        seconds: Floats = tokens * self._token_s(fleet)
+        token_s = speeds.token_s
         if settings.attention_term:
-            seconds += speeds.attention_s * own * (prompt - own / 2)
+            token_s = token_s + speeds.attention_s * (prompt - own / 2)
+        seconds: Floats = own * token_s
+        if settings.queue_term:
+            seconds += fleet.queue_s
         if settings.in_flight_term:
-            in_flight = fleet.sequences + 1
-            seconds *= in_flight * speeds.slowness if settings.calibrated else in_flight
+            seconds *= fleet.load + speeds.slowness
         return seconds
 
-    def _token_s(self, fleet: Fleet) -> Floats:
-        token_s = fleet.speeds.token_s
-        return token_s if self.settings.calibrated else np.full_like(token_s, token_s.mean())
+    def _uncalibrated(self, cached: Hits, prompt: int, fleet: Fleet) -> Floats:
+        """In tokens and sequences, as if all workers were equally fast."""
+        tokens: Floats = prompt - cached + fleet.waiting_tokens * self.settings.queue_term
+        return tokens * (fleet.sequences + 1) if self.settings.in_flight_term else tokens
 
 
 def _preferring(mask: Mask, liked: Mask) -> Mask:
     both = mask & liked
     return both if np.count_nonzero(both) else mask
-
-
-def choose(ticket: Ticket, workers: Iterable[WorkerView], last_given: dict[str, int]) -> WorkerView | None:
-    """The least loaded worker that suits and has credit, without arrays."""
-    fitting = [each for each in workers if each.affords(ticket.cost) and each.suits(ticket)]
-    return min(
-        fitting,
-        key=lambda each: (
-            each.sequences / max(each.max_sequences, 1),
-            each.waiting_tokens,
-            last_given.get(each.key, 0),
-        ),
-        default=None,
-    )

@@ -1,8 +1,8 @@
 """How fast workers are, in seconds, and what to believe of it.
 
 A worker fits the cost of its own steps and tells it. What is missing, not a number, zero, negative or absurd
-is replaced: by the pool's median where that is known, else by a prior. A claim to be slow is believed (it
-costs only the one that makes it), a claim to be far faster than the pool is not.
+is replaced: by the model in the pool's middle where there is one, else by a prior. A claim to be slow is
+believed (it costs only the one that makes it), a claim to be far faster than the pool is not.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
 
 CHUNK_TOKENS = 2048
 """Prefill tokens of a step at which speeds are compared."""
@@ -20,8 +21,10 @@ CONTEXT_TOKENS = 1024
 """Context of a decode at which speeds are compared."""
 MOST_FASTER = 8.0
 """Than the pool's median: what a single worker is believed at most."""
-MOST_SLOWER = 1000.0
+MOST_APART = 1000.0
+"""From the pool's median: beyond it a claim is nonsense."""
 _MOST_QUANTILE = 2.0
+_MOST_SECONDS = 1e3
 
 
 class StepModel(NamedTuple):
@@ -60,24 +63,24 @@ class Speeds(NamedTuple):
 
 def believed(claimed: Floats) -> Speeds:
     """Speeds from claims [6, positions]; a column with anything but finite numbers >= 0 claims nothing."""
-    sane = np.isfinite(claimed).all(axis=0) & (claimed >= 0).all(axis=0)
-    sane &= (_token_s(claimed) > 0) & (_token_s(claimed) < 1e3)
-    models = np.where(sane, claimed, _middle(claimed[:, sane])[:, None])
-    models = _near_the_pool(models, sane)
-    models[5] = np.clip(models[5], 1.0, _MOST_QUANTILE)
+    with np.errstate(invalid="ignore", over="ignore"):
+        sane: Mask = (np.isfinite(claimed) & (claimed >= 0)).all(axis=0)
+        for seconds in (_token_s(claimed), _decode_s(claimed)):
+            sane &= (seconds > 0) & (seconds < _MOST_SECONDS)
+            median = _upper_median(seconds[sane])
+            sane &= (seconds > median / MOST_APART) & (seconds < median * MOST_APART)
+    models = _no_faster_than_the_pool(np.where(sane, claimed, _middle(claimed[:, sane])[:, None]), sane)
     step_s = _decode_s(models)
-    return Speeds(models, _token_s(models), models[2], step_s / _upper_median(step_s[sane], step_s))
+    slowness: Floats = step_s / _upper_median(step_s[sane] if sane.any() else step_s)
+    return Speeds(models, _token_s(models), models[2], slowness)
 
 
-def _near_the_pool(models: Floats, sane: npt.NDArray[np.bool_]) -> Floats:
-    for seconds_of in (_token_s, _decode_s):
-        seconds = seconds_of(models)
-        median = _upper_median(seconds[sane], seconds)
-        bounded = np.clip(seconds, median / MOST_FASTER, median * MOST_SLOWER)
-        models = models * np.vstack(
-            [np.broadcast_to(bounded / seconds, (5, len(seconds))), np.ones(len(seconds))]
-        )
-    return models
+def _no_faster_than_the_pool(models: Floats, sane: Mask) -> Floats:
+    factor = np.ones(models.shape[1])
+    for seconds in (_token_s(models), _decode_s(models)):
+        factor = np.maximum(factor, _upper_median(seconds[sane]) / MOST_FASTER / seconds)
+    quantile = np.clip(models[5:], 1.0, _MOST_QUANTILE)
+    return np.concatenate([models[:5] * factor, quantile])
 
 
 def _middle(models: Floats) -> Floats:
@@ -87,17 +90,17 @@ def _middle(models: Floats) -> Floats:
     return models[:, np.argsort(_token_s(models), kind="stable")[models.shape[1] // 2]]
 
 
-def _upper_median(known: Floats, otherwise: Floats) -> float:
-    values = known if len(known) else otherwise
-    return float(np.partition(values, len(values) // 2)[len(values) // 2]) if len(values) else 1.0
+def _upper_median(seconds: Floats) -> float:
+    """The slower of two in the middle; 0 of none."""
+    middle = len(seconds) // 2
+    return float(np.partition(seconds, middle)[middle]) if len(seconds) else 0.0
 
 
 def _token_s(models: Floats) -> Floats:
-    with np.errstate(invalid="ignore", over="ignore"):
-        seconds: Floats = models[0] / CHUNK_TOKENS + models[1]
+    seconds: Floats = models[0] / CHUNK_TOKENS + models[1]
     return seconds
 
 
 def _decode_s(models: Floats) -> Floats:
-    seconds: Floats = np.maximum(models[0] + models[1] + models[4] + CONTEXT_TOKENS * models[3], 1e-9)
+    seconds: Floats = models[0] + models[1] + models[4] + CONTEXT_TOKENS * models[3]
     return seconds
