@@ -263,8 +263,7 @@ def test_what_contradicts_is_refused_in_one_line_that_names_it(wrong: dict[str, 
     faults = PolicySettings(**wrong).validate()  # type: ignore[arg-type]
     assert any(named in fault for fault in faults)
     assert all("\n" not in fault for fault in faults)
-    with pytest.raises(ValueError, match=re.escape("
-".join(faults))):
+    with pytest.raises(ValueError, match=re.escape("\n".join(faults))):
         Scheduler(PolicySettings(**wrong))  # type: ignore[arg-type]
 
 
