@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # tests.support, whatever pytest's import mode
+
+os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported, as transformers does: no GPU here
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a background shell's children would ignore Ctrl-C too
     signal.signal(signal.SIGINT, signal.default_int_handler)

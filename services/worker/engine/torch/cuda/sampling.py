@@ -122,8 +122,9 @@ def _prepare(
     peak, place = tl.max(x, 0, return_indices=True, return_indices_tie_break_left=True)
     tl.store(best + row * tl.num_programs(1) + part, peak)
     tl.store(first + row * tl.num_programs(1) + part, part * _PART + place)
-    if DRAWS:
-        tl.store(scores + row * vocab + tokens, x, mask=inside & (tl.load(temperature + slot) > 0))
+    if DRAWS:  # noqa: SIM102
+        if tl.load(temperature + slot) > 0:
+            tl.store(scores + row * vocab + tokens, x, mask=inside)
 
 
 @triton.jit
