@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from math import inf
+from collections.abc import Callable, Iterable, Mapping
+
+from headrace.v1 import session_pb2
 
 from services.common import errors, logs
+from services.router import scheduling
+from services.router.attendance import Attendance
+from services.router.chains import chains_at_once, packed
 from services.router.metrics import RouterMetrics
-from services.router.policy import ClassPolicy, Cost, LatencyClass, PolicySettings, Scheduler
+from services.router.policy import Assignment, QueueLimits, Scheduler
+from services.router.policy.ticket import Digests
+from services.router.policy.worker import BLOCK_TOKENS
 from services.router.relay.flight import Flight
+from services.router.relay.order import Order
 from services.router.sessions.session import Session
 from services.router.sessions.workers import Workers
 from services.router.settings import RouterSettings
@@ -31,8 +38,10 @@ class Dispatcher:
     """All requests between acceptance and end, and the workers that run them."""
 
     def __init__(self, settings: RouterSettings, workers: Workers, metrics: RouterMetrics) -> None:
-        self.scheduler = Scheduler(policy_of(settings))
+        """Raises SettingsError: one line for each contradiction."""
+        self.scheduler = Scheduler(scheduling.policy_settings(settings))
         self.workers = workers
+        self._attendance = Attendance(self.scheduler, workers, metrics, settings.session.resume_grace_s)
         self._resumes = settings.limits.resumes
         self._max_waiting = settings.limits.queued_requests
         self._metrics = metrics
@@ -45,20 +54,28 @@ class Dispatcher:
     def __len__(self) -> int:
         return len(self._flights)
 
-    def launch(self, flight: Flight, *, wait: bool, on_start: Callable[[], None]) -> None:
-        """Takes a request in. `on_start` is called when it first gets a worker.
+    def within_budget(self, order: Order) -> bool:
+        """Whether its tenant may have an interactive request more; counts it if so."""
+        return self.scheduler.within_budget(order.ticket(0, frozenset()), time.monotonic())
+
+    def launch(
+        self, flight: Flight, *, limits: QueueLimits | None = None, on_start: Callable[[], None]
+    ) -> None:
+        """Takes a request in, or refuses it. `on_start` is called when it first gets a worker.
 
         Failures reach the caller through the flight's outlet.
         """
         number = flight.order.number
         self._flights[number] = flight
         self._on_start[number] = on_start
+        self._attendance.tenants.note(flight.order.tenant_tag, flight.order.tenant)
         self._watch_deadline(flight)
-        if len(self.scheduler) >= self._max_waiting:
-            self.end(flight, errors.Overloaded("too many requests wait", retry_s=RETRY_S))
+        refusal = self._refusal(flight.order, limits)
+        if refusal is not None:
+            self.end(flight, refusal)
             return
         self._queue(flight)
-        if not wait and flight.seat is None:
+        if not flight.order.wait and flight.seat is None:
             message = "the request cannot start now and was not to wait"
             self.end(flight, errors.Overloaded(message, reason="WOULD_QUEUE", retry_s=RETRY_S))
 
@@ -66,7 +83,7 @@ class Dispatcher:
         """The client is done with the request, or gone: it holds nothing any more when this returns."""
         number = flight.order.number
         self._withdraw(flight)
-        self.scheduler.ended(number)
+        self.scheduler.ended(number, flight.reported_cached)
         self._flights.pop(number, None)
         self._on_start.pop(number, None)
         timer = self._timers.pop(number, None)
@@ -77,13 +94,12 @@ class Dispatcher:
         """Ends a request with an error, wherever it is."""
         flight.fail(error)
         self._withdraw(flight)
+        self.scheduler.ended(flight.order.number)
 
     def join(self, session: Session) -> None:
         """A worker is there. An earlier session of the same worker is over."""
-        earlier = self.workers.add(session)
-        self._changed.add(session)
+        earlier = self._attendance.join(session, time.monotonic())
         if earlier is not None:
-            earlier.close(errors.Aborted("another session of this worker began", reason="REPLACED"))
             earlier.give_up()
         log.info("worker_joined", worker=session.worker_id, model=session.model, engine=session.hello.engine)
         self.changed(session)
@@ -91,9 +107,7 @@ class Dispatcher:
     def part(self, session: Session) -> None:
         """A session is over: what it held moves."""
         self._changed.discard(session)
-        if self.workers.remove(session):
-            self.scheduler.worker_gone(session.worker_id)
-            self._metrics.forget(session.worker_id)
+        self._attendance.part(session, time.monotonic())
         held = len(session.flights())
         session.give_up()
         error = session.close_error
@@ -117,6 +131,18 @@ class Dispatcher:
             self._metrics.moved.inc()
             self._queue(flight)
 
+    def streamed(self, flight: Flight, tokens: int, now: float) -> None:
+        """Floor: a request got output tokens."""
+        self.scheduler.streamed(flight.order.number, tokens, now)
+
+    def over(self, flight: Flight) -> None:
+        """Floor: a request has ended, and holds no worker any more."""
+        self.scheduler.ended(flight.order.number, flight.reported_cached)
+
+    def served(self, session: Session, told: Iterable[session_pb2.TenantService], now: float) -> None:
+        """Floor: what a worker has done for tenants in all."""
+        self._attendance.served(session, told, now)
+
     def tick(self, now: float, slept_s: float) -> None:
         """Housekeeping, every TICK_S. When this process itself slept, no worker is blamed for silence."""
         for session in self.workers:
@@ -128,6 +154,7 @@ class Dispatcher:
             if slow is not None:
                 self.end(flight, slow)
         self._changed.update(self.workers)
+        self._attendance.expire(now)
         self._dispatch()
         self._ticks += 1
         if self._ticks % TICKS_A_SURVEY == 0:
@@ -152,7 +179,8 @@ class Dispatcher:
 
     def _queue(self, flight: Flight) -> None:
         flight.waiting_since = time.monotonic()
-        self.scheduler.submit(flight.order.ticket(len(flight.ids), flight.barred), flight.waiting_since)
+        ticket = flight.order.ticket(len(flight.ids), flight.barred, self._chains(flight))
+        self.scheduler.submit(ticket, flight.waiting_since)
         self._dispatch()
 
     def _dispatch(self) -> None:
@@ -162,20 +190,50 @@ class Dispatcher:
                 self.scheduler.worker_changed(session.view(now))
         self._changed.clear()
         while (assignment := self.scheduler.next(now)) is not None:
-            self._seat(self._flights[assignment.ticket.number], assignment.worker, assignment.cost, now)
+            self._seat(assignment, now)
+        self._make_way(now)
         for session in self.workers:
             session.tell_demand(self.scheduler.waiting(session.model))
 
-    def _seat(self, flight: Flight, worker_id: str, cost: Cost, now: float) -> None:
-        session = self.workers.get(worker_id)
-        assert session is not None, "the scheduler knows only workers that are there"
-        session.submit(flight, cost, now)
+    def _seat(self, assignment: Assignment, now: float) -> None:
+        flight = self._flights[assignment.ticket.number]
+        session = self.workers.get(assignment.worker)
+        assert session is not None, "the scheduler gives work only to workers that are ready"
+        flight.predict(assignment.predicted)
+        session.submit(flight, assignment.cost, now)
         self._changed.add(session)
-        latency_class: LatencyClass = flight.order.latency_class
-        self._metrics.queue_seconds.labels(latency_class.name.lower()).observe(now - flight.waiting_since)
+        self._metrics.seated(flight, assignment, now)
         started = self._on_start.pop(flight.order.number, None)
         if started is not None:
             started()
+
+    def _make_way(self, now: float) -> None:
+        """Batch requests leave their workers for interactive ones; they keep output and place."""
+        for displacement in self.scheduler.give_way(now):
+            flight = self._flights.get(displacement.number)
+            session = self.workers.get(displacement.worker)
+            if flight is None or flight.over or flight.seat is None or session is None:
+                continue
+            session.cancel(flight)
+            self._metrics.displaced.labels("paused" if displacement.begun else "returned").inc()
+            flight.waiting_since = now
+            ticket = flight.order.ticket(len(flight.ids), flight.barred, self._chains(flight))
+            self.scheduler.submit(ticket, now)
+
+    def _refusal(self, order: Order, limits: QueueLimits | None) -> errors.HeadraceError | None:
+        if len(self.scheduler) >= self._max_waiting:
+            return errors.Overloaded("too many requests wait", retry_s=RETRY_S)
+        refusal = self.scheduler.admit(order.ticket(0, frozenset()), time.monotonic(), limits)
+        self._metrics.admitted(order, refusal)
+        return scheduling.refused(refusal) if refusal is not None else None
+
+    def _chains(self, flight: Flight) -> Mapping[bytes, Digests] | None:
+        """Names of the blocks of prompt and output, where the output adds any."""
+        order = flight.order
+        if len(flight.ids) < BLOCK_TOKENS or not order.chains:
+            return None
+        kinds = self.workers.chain_kinds(order.model)
+        return chains_at_once(order.scope, kinds, order.prompt_ids + packed(flight.ids))
 
     def _withdraw(self, flight: Flight) -> None:
         if flight.seat is None:
@@ -200,21 +258,3 @@ class Dispatcher:
             message = f"no worker is there that can run this request of model {ticket.model!r}"
             error = errors.Unavailable(message, reason="NO_WORKER", retry_s=RETRY_S)
             self.end(self._flights[ticket.number], error)
-
-
-def policy_of(settings: RouterSettings) -> PolicySettings:
-    """What the scheduler is to do, from what the router was told."""
-    defaults = PolicySettings().classes
-    return PolicySettings(
-        classes={
-            each: ClassPolicy(
-                share=defaults[each].share,
-                ttft_s=told.ttft_s,
-                tpot_s=told.tpot_s,
-                aging_s=told.aging_s,
-                aging_deadline_share=defaults[each].aging_deadline_share,
-                patience_s=told.patience_s or inf,
-            )
-            for each, told in settings.classes.items()
-        }
-    )

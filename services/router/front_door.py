@@ -11,7 +11,7 @@ from headrace.v1 import router_pb2
 from services.common import errors, logs
 from services.common.errors import FieldViolation
 from services.common.rpc import Context
-from services.router import responses, rules
+from services.router import responses, rules, scheduling
 from services.router.caching import CacheClient
 from services.router.dispatcher import Dispatcher
 from services.router.encoding import Source
@@ -23,6 +23,7 @@ from services.router.reception import Reception, Visit
 from services.router.relay.flight import Flight
 from services.router.relay.order import WIRE_CLASS, Order
 from services.router.relay.outlet import Flush, Outlet, Patience
+from services.router.relay.report import wire_reason
 from services.router.relay.text import TextReader
 from services.router.relay.trailers import trailers
 from services.router.settings import RouterSettings
@@ -131,6 +132,7 @@ class RouterServicer:
         return self._launch(visit, prepared.model, prepared.order)
 
     def _launch(self, visit: Visit, model: ServedModel, order: Order) -> Outlet:
+        order = self._within_budget(visit, order)
         text = TextReader(model.table, order.stops, order.sampling.min_tokens)
         outlet = Outlet(
             self._flush(visit), self._patience(), whole=not visit.streaming, keep=visit.keys is not None
@@ -138,13 +140,30 @@ class RouterServicer:
         visit.flight = Flight(order, text, outlet)
         visit.shares.charge(len(order.prompt_ids))
         self._metrics.prompt_tokens.inc(len(order.prompt_ids))
-        self._dispatcher.launch(visit.flight, wait=visit.accepted.wait, on_start=visit.shares.started)
+        limits = scheduling.queue_limits(visit.tenant)
+        self._dispatcher.launch(visit.flight, limits=limits, on_start=visit.shares.started)
         return outlet
+
+    def _within_budget(self, visit: Visit, order: Order) -> Order:
+        """Beyond its tenant's interactive budget a request runs as STANDARD, and its caller is told."""
+        if not self._dispatcher.within_budget(order):
+            visit.verdict = visit.verdict.over_budget()
+            latency_class, reason = visit.verdict
+            order = order.demoted(
+                latency_class, reason, self._preparation.targets(latency_class, visit.tenant)
+            )
+        self._metrics.classified.labels(
+            order.latency_class.name.lower(), order.class_reason.value.lower()
+        ).inc()
+        return order
 
     def _replay(self, visit: Visit, prepared: Prepared) -> Outlet:
         answer = prepared.answer
         assert answer is not None
         finished = responses.replayed(answer, visit.accepted, WIRE_CLASS[visit.latency_class])
+        finished.class_reason = wire_reason(visit.verdict.reason)
+        if visit.accepted.latency_class is not None:
+            finished.asked_class = WIRE_CLASS[visit.accepted.latency_class]
         finished.timings.total_us = int((time.monotonic() - visit.arrival_s) * 1e6)
         finished.timings.first_token_us = finished.timings.total_us
         outlet = Outlet(Flush(0.0, 1), _UNWATCHED, whole=not visit.streaming)

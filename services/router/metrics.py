@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import suppress
+from math import isfinite
 from typing import TYPE_CHECKING
 
 from headrace.v1 import admin_pb2
@@ -13,11 +14,15 @@ from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from services.common.metrics import LATENCY_BUCKETS_S, RpcMetrics
-from services.router.policy import LatencyClass, Scheduler
+from services.router.policy import Assignment, LatencyClass, Refusal, Scheduler
 
 if TYPE_CHECKING:
     from services.router.relay.flight import Flight
+    from services.router.relay.order import Order
     from services.router.sessions.workers import Workers
+
+RATIO_BUCKETS = (0.1, 0.2, 0.33, 0.5, 0.67, 0.8, 0.9, 1.0, 1.11, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
+GRAIN_S = 0.02
 
 
 class GapHistogram(Collector):
@@ -52,6 +57,49 @@ class RouterMetrics:
             "Wait in the router for a worker",
             ["class"],
             buckets=LATENCY_BUCKETS_S,
+            registry=registry,
+        )
+        self.prediction = Histogram(
+            "headrace_prediction_ratio",
+            "Actual over predicted time, of the wait in the router and of the first token",
+            ["what", "class"],
+            buckets=RATIO_BUCKETS,
+            registry=registry,
+        )
+        self.admissions = Counter(
+            "headrace_admissions",
+            "Requests let in or refused by load",
+            ["class", "verdict"],
+            registry=registry,
+        )
+        self.classified = Counter(
+            "headrace_requests_classified",
+            "Why requests ran in their class",
+            ["class", "reason"],
+            registry=registry,
+        )
+        self.displaced = Counter(
+            "headrace_requests_displaced", "Batch requests that gave way", ["how"], registry=registry
+        )
+        self.headroom = Gauge(
+            "headrace_headroom_used",
+            "Used room for a class's targets; 1 at them",
+            ["model", "class"],
+            registry=registry,
+        )
+        self.index_blocks = Gauge(
+            "headrace_prefix_index_blocks",
+            "KV blocks of the workers in the index",
+            ["model"],
+            registry=registry,
+        )
+        self.index_bytes = Gauge(
+            "headrace_prefix_index_bytes", "Memory of the index", ["model"], registry=registry
+        )
+        self.prompt_placed = Counter(
+            "headrace_prompt_tokens_placed",
+            "Prompt tokens given to workers, by whether they were thought to be cached there",
+            ["cached"],
             registry=registry,
         )
         self.running = Gauge("headrace_requests_running", "Requests in the router", registry=registry)
@@ -95,17 +143,44 @@ class RouterMetrics:
 
     def observe(self, scheduler: Scheduler, workers: Workers, now: float) -> None:
         """Takes stock of what waits and who is there."""
-        waiting = dict.fromkeys(LatencyClass, 0)
-        for ticket in scheduler.tickets():
-            waiting[ticket.latency_class] += 1
-        for each, count in waiting.items():
+        for each, count in scheduler.waiting_by_class().items():
             self.queue_depth.labels(each.name.lower()).set(count)
+        for model in workers.models():
+            self._observe_model(scheduler, model)
         self.workers.clear()
         for session in workers:
             view = session.view(now)
             state = admin_pb2.WorkerState.Name(session.state(now)).removeprefix("WORKER_STATE_").lower()
             self.workers.labels(session.model, state).inc()
             self.credit.labels(session.worker_id).set(view.credit.sequences)
+
+    def _observe_model(self, scheduler: Scheduler, model: str) -> None:
+        index = scheduler.fleet(model).index
+        self.index_blocks.labels(model).set(len(index))
+        self.index_bytes.labels(model).set(index.nbytes)
+        for each in LatencyClass:
+            self.headroom.labels(model, each.name.lower()).set(scheduler.headroom(model, each))
+
+    def admitted(self, order: Order, refusal: Refusal | None) -> None:
+        """Counts what load said to a request."""
+        verdict = "admitted" if refusal is None else refusal.kind.value.lower()
+        self.admissions.labels(order.latency_class.name.lower(), verdict).inc()
+
+    def seated(self, flight: Flight, assignment: Assignment, now: float) -> None:
+        """Counts a request that was given to a worker."""
+        name, waited_s = flight.order.latency_class.name.lower(), now - flight.waiting_since
+        self.queue_seconds.labels(name).observe(waited_s)
+        uncached, tokens = assignment.cost.prefill_tokens, assignment.ticket.prefill_tokens
+        self.prompt_placed.labels("no").inc(uncached)
+        self.prompt_placed.labels("yes").inc(max(0, tokens - uncached))
+        if flight.attempt == 1:
+            self._predicted("queue", name, waited_s, assignment.predicted.wait_s)
+
+    def _predicted(self, what: str, name: str, actual_s: float, predicted_s: float) -> None:
+        """Times that nobody could notice are equal."""
+        if isfinite(predicted_s):
+            ratio = max(actual_s, GRAIN_S) / max(predicted_s, GRAIN_S)
+            self.prediction.labels(what, name).observe(ratio)
 
     def forget(self, worker_id: str) -> None:
         """Drops what is only told of workers that are there."""
@@ -119,7 +194,10 @@ class RouterMetrics:
         if had:
             self.token_gaps.observe(latency_class, now - last_s, made)
         else:
-            self.first_token.labels(latency_class.name.lower()).observe(now - flight.order.arrival_s)
+            name, actual_s = latency_class.name.lower(), now - flight.order.arrival_s
+            self.first_token.labels(name).observe(actual_s)
+            if flight.predicted is not None:
+                self._predicted("first_token", name, actual_s, flight.predicted.ttft_s)
 
 
 def _cumulative(counts: list[int]) -> list[tuple[str, float]]:

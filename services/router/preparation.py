@@ -6,17 +6,20 @@ import itertools
 import secrets
 import time
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from headrace.v1 import router_pb2, types_pb2
 
 from services.common import errors
 from services.common.errors import FieldViolation
+from services.common.identity import Tenant
 from services.common.scope import Keyring, ScopeKeys, TenantKeys
-from services.router import responses, validation
+from services.router import responses, scheduling, validation
 from services.router.caching import CacheClient, Lookup
+from services.router.chains import chains
 from services.router.encoding import Encoder, Source
 from services.router.models import ModelBook, ServedModel
+from services.router.policy import LatencyClass
 from services.router.policy.classify import OutputHistory
 from services.router.reception import Visit
 from services.router.relay.order import Order
@@ -73,6 +76,7 @@ class Preparation:
         try:
             ids = await self._prompt_ids(visit, model, scope, keys, context)
             encode_s = time.monotonic() - started
+            names = await chains(scope, self._workers.chain_kinds(model.name), ids)
             kept = await lookup.value() if lookup else None
         except BaseException:
             if lookup:
@@ -81,7 +85,8 @@ class Preparation:
         answer = responses.revive(kept) if kept is not None else None
         if answer is not None:
             return Prepared(model, None, answer)
-        return Prepared(model, self._order(visit, model, ids, context, keys, scope, encode_s))
+        order = self._order(visit, model, ids, context, keys, scope)
+        return Prepared(model, replace(order, encode_s=encode_s, chains=names))
 
     async def count(self, source: Source, model: ServedModel, timeout_s: float) -> int:
         """Prompt tokens of a text or conversation. Raises as `prepare`."""
@@ -139,15 +144,15 @@ class Preparation:
         context: int,
         keys: TenantKeys,
         scope: ScopeKeys | None,
-        encode_s: float,
     ) -> Order:
-        accepted, latency_class = visit.accepted, visit.latency_class
-        targets = self._settings.classes[latency_class]
+        accepted, latency_class, tenant = visit.accepted, visit.latency_class, visit.tenant
+        ttft_s, tpot_s = self.targets(latency_class, tenant)
         max_tokens = min(accepted.max_tokens, context - len(ids))
+        history = (tenant.name, model.name, latency_class)
         return Order(
             number=next(_numbers),
             request_id=accepted.request_id,
-            tenant=visit.tenant.name,
+            tenant=tenant.name,
             tenant_tag=keys.tag,
             model=model.name,
             prompt_ids=ids,
@@ -158,16 +163,27 @@ class Preparation:
             latency_class=latency_class,
             arrival_s=visit.arrival_s,
             deadline_s=visit.deadline_s,
-            ttft_target_s=targets.ttft_s,
-            tpot_target_s=targets.tpot_s,
-            expected_output=self._history.expect(visit.tenant.name, model.name, latency_class, max_tokens),
+            ttft_target_s=ttft_s,
+            tpot_target_s=tpot_s,
+            expected_output=self._history.expect(*history, max_tokens),
+            output_known=self._history.knows(*history),
             scope=scope,
             labels=accepted.labels,
             capabilities=frozenset(_needed(visit)),
             end_ids=frozenset(model.description.eos_token_ids),
-            encode_s=encode_s,
+            encode_s=0.0,
             traceparent=visit.traceparent,
+            asked_class=accepted.latency_class,
+            class_reason=visit.verdict.reason,
+            preferred_labels=accepted.preferred_labels,
+            weight=tenant.weight,
+            sheddable=tenant.sheddable if accepted.sheddable is None else accepted.sheddable,
+            wait=accepted.wait,
         )
+
+    def targets(self, latency_class: LatencyClass, tenant: Tenant) -> tuple[float | None, float | None]:
+        """Times to the first token and between tokens that a tenant's request of a class is to have."""
+        return scheduling.targets(self._settings.classes[latency_class], latency_class, tenant)
 
 
 def _scope(visit: Visit, keys: TenantKeys) -> ScopeKeys | None:

@@ -17,6 +17,7 @@ from services.router import validation
 from services.router.access import Access
 from services.router.limits import Gate, Pass
 from services.router.policy import LatencyClass, classify
+from services.router.policy.classify import Verdict
 from services.router.relay.flight import Flight
 from services.router.responses import ResponseKeys
 from services.router.settings import LimitSettings
@@ -34,7 +35,7 @@ class Visit:
     tenant: Tenant
     shares: Pass
     streaming: bool
-    latency_class: LatencyClass
+    verdict: Verdict
     arrival_s: float
     deadline_s: float | None
     traceparent: str
@@ -43,6 +44,11 @@ class Visit:
     """Where its answer may be kept."""
     complete: bool = False
     """Its final event is on its way: it ended well, also where the client hangs up before the status."""
+
+    @property
+    def latency_class(self) -> LatencyClass:
+        """The class that it runs in."""
+        return self.verdict.latency_class
 
     def remaining_s(self, limit_s: float) -> float:
         """Time that is left, at most `limit_s`. Raises DeadlineExceeded when there is none."""
@@ -86,12 +92,12 @@ class Reception:
             tenant=tenant,
             shares=self._gate.enter(tenant, accepted.request_id, request.ByteSize()),
             streaming=streaming,
-            latency_class=classify(
+            verdict=classify(
                 accepted.latency_class,
                 streaming=streaming,
                 deadline_s=left_s,
                 most_urgent=LatencyClass[tenant.max_class.upper()],
-            ).latency_class,
+            ),
             arrival_s=arrival_s,
             deadline_s=None if left_s is None else arrival_s + left_s,
             traceparent=_text(metadata_value(context, "traceparent")),

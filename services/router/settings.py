@@ -72,6 +72,43 @@ class BatchSettings(ClassSettings):
     aging_s: Aging = 600.0
 
 
+class SchedulingSettings(_Group):
+    """How requests are let in, ordered and placed; docs/operate.md says when to change what."""
+
+    prompt_weight: float = Field(default=1.0, description="weight of a computed prompt token in fairness")
+    cached_weight: float = Field(default=0.1, description="weight of a cached prompt token in fairness")
+    output_weight: float = Field(default=2.0, description="weight of an output token in fairness")
+    locality_credit_tokens: float = Field(
+        default=32_768.0, description="weighted tokens that a tenant may be ahead where its prompt is cached"
+    )
+    admission: bool = Field(default=True, description="whether load refuses requests")
+    sheddable_ramp: tuple[float, float] = Field(
+        default=(0.5, 0.8), description="head-room used where the first and the last sheddable one is refused"
+    )
+    standard_ramp: tuple[float, float] = Field(
+        default=(0.95, 1.2), description="head-room used where the first and the last STANDARD one is refused"
+    )
+    interactive_refused_at: float = Field(
+        default=3.0, description="predicted first token, in targets, at which INTERACTIVE is refused"
+    )
+    refuse_infeasible: bool = Field(
+        default=True, description="whether a deadline that cannot be met is refused at once"
+    )
+    interactive_budget: bool = Field(
+        default=True, description="whether tenants' interactive work is bounded while others want some"
+    )
+    budget_window_s: float = Field(default=60.0, description="time that a budget looks back, in seconds")
+    preemption: bool = Field(default=True, description="whether batch work gives way to interactive")
+    preempt_after_s: float = Field(
+        default=0.1, description="wait of an interactive request until batch work gives way, in seconds"
+    )
+    warm_share: float = Field(default=0.8, description="of a prompt, cached: such workers come first")
+    short_slice: float = Field(default=0.125, description="of sequence slots, kept for short requests")
+    replicate_share: float = Field(
+        default=0.01, description="of requests with a hot prefix, run where it is not yet cached"
+    )
+
+
 class LimitSettings(_Group):
     """Bounds that hold for everybody, whatever a tenant's own quotas say."""
 
@@ -148,6 +185,7 @@ class RouterSettings(ServiceSettings):
     interactive: InteractiveSettings = InteractiveSettings()
     standard: StandardSettings = StandardSettings()
     batch: BatchSettings = BatchSettings()
+    scheduling: SchedulingSettings = SchedulingSettings()
     limits: LimitSettings = LimitSettings()
     session: SessionTimes = SessionTimes()
     slow_reader: SlowReaderSettings = SlowReaderSettings()

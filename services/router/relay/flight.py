@@ -14,6 +14,7 @@ from typing import NamedTuple
 from headrace.v1 import router_pb2, session_pb2, types_pb2
 
 from services.common import errors
+from services.router.policy import Prediction
 from services.router.relay import report
 from services.router.relay.order import Order
 from services.router.relay.outlet import Outlet
@@ -60,6 +61,10 @@ class Flight:
         self.numerics: set[bytes] = set()
         """Of all workers that made a part of the output."""
         self.cached_tokens = 0
+        self.reported_cached: int | None = None
+        """Prompt tokens that the last worker found in its cache, once it has said so."""
+        self.predicted: Prediction | None = None
+        """The wait as predicted at the first queueing, the first token as predicted by its last seat."""
         self.queue_s = 0.0
         self.waiting_since = 0.0
         self.submitted_s = 0.0
@@ -81,6 +86,12 @@ class Flight:
         self.seat = seat
         self.queue_s += now - self.waiting_since
         self.submitted_s = now
+
+    def predict(self, predicted: Prediction) -> None:
+        """Notes what was predicted when it was given to a worker, until its first token."""
+        if not self.ids:
+            first = self.predicted or predicted
+            self.predicted = Prediction(first.wait_s, predicted.ttft_s)
 
     def leave_seat(self) -> None:
         """Ends the attempt; its late updates no longer count."""
@@ -167,6 +178,7 @@ class Flight:
         if end.reason == session_pb2.END_REASON_CANCELLED:
             return Progress.LOST
         self.cached_tokens = min(end.usage.cached_tokens, len(self.order.prompt_ids))
+        self.reported_cached = self.cached_tokens
         if end.reason == session_pb2.END_REASON_LENGTH:
             self._finish_text(LENGTH, end)
         elif end.reason == session_pb2.END_REASON_EOS:

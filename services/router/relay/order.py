@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from headrace.v1 import types_pb2
 
 from services.common.scope import ScopeKeys
 from services.router.policy import Cost, LatencyClass, Ticket
+from services.router.policy.classify import ClassReason
+from services.router.policy.ticket import NO_CHAINS, Digests
 
 BLOCK_TOKENS = 64
+ORDER_BYTES = 4096
+"""Of an order without its ids, in memory: a round upper bound."""
 WIRE_CLASS = {
     LatencyClass.INTERACTIVE: types_pb2.LATENCY_CLASS_INTERACTIVE,
     LatencyClass.STANDARD: types_pb2.LATENCY_CLASS_STANDARD,
@@ -47,9 +52,38 @@ class Order:
     """Ids that end a turn: delivered, but no text."""
     encode_s: float
     traceparent: str
+    asked_class: LatencyClass | None = None
+    class_reason: ClassReason = ClassReason.ASKED
+    preferred_labels: frozenset[tuple[str, str]] = frozenset()
+    weight: float = 1.0
+    """Of the tenant, against others."""
+    output_known: bool = False
+    """Whether `expected_output` comes from the tenant's history."""
+    sheddable: bool = False
+    wait: bool = True
+    chains: Mapping[bytes, Digests] = field(default_factory=lambda: NO_CHAINS, compare=False, repr=False)
+    """Names of the prompt's blocks by kind of worker."""
 
-    def ticket(self, delivered: int, barred: frozenset[str]) -> Ticket:
-        """What the scheduler needs to know, with `delivered` output tokens to compute again."""
+    def demoted(
+        self, latency_class: LatencyClass, reason: ClassReason, targets: tuple[float | None, float | None]
+    ) -> Order:
+        """The same request in another class."""
+        ttft_s, tpot_s = targets
+        return replace(
+            self,
+            latency_class=latency_class,
+            class_reason=reason,
+            ttft_target_s=ttft_s,
+            tpot_target_s=tpot_s,
+        )
+
+    def ticket(
+        self, delivered: int, barred: frozenset[str], chains: Mapping[bytes, Digests] | None = None
+    ) -> Ticket:
+        """What the scheduler needs to know, with `delivered` output tokens to compute again.
+
+        `chains` are those of the prompt with what was delivered, where they are more than the prompt's.
+        """
         again = len(self.prompt_ids) + delivered
         blocks = -(-(len(self.prompt_ids) + max(self.expected_output, delivered + 1)) // BLOCK_TOKENS)
         return Ticket(
@@ -62,6 +96,20 @@ class Order:
             arrival_s=self.arrival_s,
             deadline_s=self.deadline_s,
             labels=self.labels,
+            preferred_labels=self.preferred_labels,
             capabilities=self.capabilities,
             barred=barred,
+            weight=self.weight,
+            expected_output=max(1, self.expected_output - delivered),
+            output_known=self.output_known,
+            chains=self.chains if chains is None else chains,
+            sheddable=self.sheddable,
+            do_not_queue=not self.wait,
+            ttft_target_s=self.ttft_target_s,
+            tpot_target_s=self.tpot_target_s,
+            queued_bytes=self._bytes(),
         )
+
+    def _bytes(self) -> int:
+        """Memory that it holds while it waits."""
+        return ORDER_BYTES + 4 * len(self.prompt_ids) + sum(each.nbytes for each in self.chains.values())

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import TYPE_CHECKING
 
 from headrace.v1 import router_pb2, session_pb2, types_pb2
 
 from services.common import errors
 from services.router.policy import log2_bucket
+from services.router.policy.classify import ClassReason
 from services.router.relay.order import WIRE_CLASS
 
 if TYPE_CHECKING:
     from services.router.relay.flight import Flight
+
+_REASONS = {
+    ClassReason.ASKED: router_pb2.CLASS_REASON_ASKED,
+    ClassReason.INFERRED: router_pb2.CLASS_REASON_INFERRED,
+    ClassReason.CAPPED: router_pb2.CLASS_REASON_CAPPED,
+    ClassReason.OVER_BUDGET: router_pb2.CLASS_REASON_OVER_BUDGET,
+}
 
 
 def finished(
@@ -43,7 +52,14 @@ def finished(
         seed=order.sampling.seed,
         worker_id=flight.seat.worker_id if flight.seat else "",
         attempts=flight.attempt,
+        asked_class=WIRE_CLASS[order.asked_class] if order.asked_class else None,
+        class_reason=wire_reason(order.class_reason),
     )
+
+
+def wire_reason(reason: ClassReason) -> router_pb2.ClassReason:
+    """Why a request runs in its class, as the wire says it."""
+    return _REASONS[reason]
 
 
 def _timings(flight: Flight, end: session_pb2.SequenceEnd | None) -> types_pb2.Timings:
@@ -53,6 +69,7 @@ def _timings(flight: Flight, end: session_pb2.SequenceEnd | None) -> types_pb2.T
     first_s = flight.first_token_s or flight.submitted_s
     seen_prefill_us = max(0, _us(first_s - flight.submitted_s) - in_worker_us)
     last_s = max(flight.last_token_s, first_s)
+    predicted = flight.predicted
     return types_pb2.Timings(
         encode_us=_us(flight.order.encode_s),
         queue_us=_us(flight.queue_s) + in_worker_us,
@@ -60,6 +77,8 @@ def _timings(flight: Flight, end: session_pb2.SequenceEnd | None) -> types_pb2.T
         decode_us=end.decode_us if end and flight.attempt == 1 else _us(last_s - first_s),
         first_token_us=_us(first_s - arrival_s),
         total_us=_us(flight.last_update_s - arrival_s),
+        predicted_queue_us=_known_us(predicted.wait_s) if predicted else None,
+        predicted_first_token_us=_known_us(predicted.ttft_s) if predicted else None,
     )
 
 
@@ -77,6 +96,10 @@ def failure(
     kind = grammar.WhichOneof("kind") if grammar else None
     field = f"grammar.{kind}" if kind else "grammar"
     return errors.InvalidArgument(errors.FieldViolation(field, message))
+
+
+def _known_us(seconds: float) -> int | None:
+    return _us(seconds) if isfinite(seconds) else None
 
 
 def _us(seconds: float) -> int:

@@ -11,6 +11,8 @@ from __future__ import annotations
 from headrace.v1 import session_pb2
 
 from services.router.policy import Cost, WorkerView
+from services.router.policy.speed import StepModel
+from services.router.policy.worker import BLOCK_TOKENS
 from services.router.sessions.ledger import Booking, Ledger
 
 
@@ -48,10 +50,13 @@ class Account:
     def view(
         self,
         hello: session_pb2.Hello,
+        *,
         labels: frozenset[tuple[str, str]],
         capabilities: frozenset[str],
-        *,
         ready: bool,
+        seats: int,
+        chain: bytes,
+        step_model: StepModel | None,
     ) -> WorkerView:
         """The worker at this moment, as the scheduler sees it."""
         load, credit, spec = self.load, self.credit, hello.kv_spec
@@ -60,13 +65,17 @@ class Account:
             model=hello.model,
             ready=ready,
             credit=_left(credit, self._uncredited),
-            sequences=load.running + load.waiting + self._unreported.sequences,
+            sequences=max(load.running + load.waiting + self._unreported.sequences, seats),
             waiting_tokens=load.waiting_tokens + self._unreported.prefill_tokens,
             max_sequences=spec.max_sequences,
             max_tokens=spec.max_tokens,
             total_blocks=spec.blocks,
             labels=labels,
             capabilities=capabilities,
+            numerics=chain,
+            step_model=step_model,
+            free_blocks=load.kv_blocks_free + load.kv_blocks_cached,
+            running_context=load.kv_blocks_held * BLOCK_TOKENS,
         )
 
 

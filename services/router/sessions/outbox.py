@@ -51,6 +51,11 @@ class Outbox:
         if urgent:
             self.wake()
 
+    def want_snapshot(self) -> None:
+        """Asks for the whole content of the worker's KV cache."""
+        self._extra.kv_snapshot_wanted = True
+        self.wake()
+
     def drain(self, grace_ms: int) -> None:
         """Asks the worker to leave."""
         self._extra.drain.grace_ms = grace_ms

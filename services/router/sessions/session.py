@@ -6,6 +6,7 @@ counted and dropped, and a worker that goes on with it is closed.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,16 +15,20 @@ from headrace.v1 import admin_pb2, session_pb2
 from services.common import errors, logs
 from services.router.chains import ChainKind
 from services.router.metrics import RouterMetrics
-from services.router.policy import Cost, Waiting, WorkerView
+from services.router.policy import Cost, LatencyClass, Waiting, WorkerView
+from services.router.policy.kv_feed import KvFeed
+from services.router.policy.speed import StepModel
+from services.router.policy.worker import BLOCK_TOKENS
 from services.router.relay.flight import Flight, Progress, Seat
 from services.router.sessions import submit
 from services.router.sessions.account import Account
+from services.router.sessions.kv import hear
 from services.router.sessions.ledger import Booking
 from services.router.sessions.outbox import Outbox
+from services.router.sessions.served import ServedMeter
 from services.router.settings import SessionTimes
 
 MAX_BAD_FRAMES = 1000
-MOST_BLOCK_TOKENS = 1 << 20
 NO_CREDIT_PAUSE_S = 0.05
 _STEPS_UNTIL_HUNG = 20
 log = logs.get(__name__)
@@ -40,6 +45,15 @@ class Floor(Protocol):
 
     def lost(self, flight: Flight, *, alone: bool) -> None:
         """The flight's attempt failed under it."""
+
+    def streamed(self, flight: Flight, tokens: int, now: float) -> None:
+        """The flight got output tokens."""
+
+    def over(self, flight: Flight) -> None:
+        """The flight has ended, and its seat is free."""
+
+    def served(self, session: Session, told: Iterable[session_pb2.TenantService], now: float) -> None:
+        """What the worker has done for tenants in all."""
 
 
 @dataclass(slots=True)
@@ -74,7 +88,10 @@ class Session:
         self.chain_kind = _chain_kind(hello)
         self.outbox = Outbox(frames_sent)
         self._account = Account()
-        self.step_model: session_pb2.StepModel | None = None
+        self.meter = ServedMeter(now)
+        self.feed: KvFeed | None = None
+        """Takes what the worker tells of its KV cache; None: nothing is to be learned."""
+        self._step_model: StepModel | None = None
         self.draining = False
         self.last_frame_s = now
         self.closed = False
@@ -91,8 +108,15 @@ class Session:
 
     def view(self, now: float) -> WorkerView:
         """What the scheduler needs to know, at this moment."""
-        ready = self.takes_work(now)
-        return self._account.view(self.hello, self.labels, self.capabilities, ready=ready)
+        return self._account.view(
+            self.hello,
+            labels=self.labels,
+            capabilities=self.capabilities,
+            ready=self.takes_work(now),
+            seats=len(self._seats),
+            chain=self.chain_kind.key if self.chain_kind else b"",
+            step_model=self._step_model,
+        )
 
     def takes_work(self, now: float) -> bool:
         """Whether it may be given new requests."""
@@ -128,7 +152,7 @@ class Session:
         numerics = self.hello.digests.numerics
         flight.take_seat(Seat(self.worker_id, slot, numerics), now)
         commands = submit.commands(flight, slot, numerics, now)
-        booking = Booking(cost)
+        booking = Booking(cost, foreground=flight.order.latency_class is not LatencyClass.BATCH)
         self._account.book(booking)
         self._seats[slot] = _Occupied(flight.attempt, booking, flight)
         self.outbox.put(commands, booking)
@@ -149,7 +173,12 @@ class Session:
             return
         urgent = bool(waiting.requests) != bool(self._demand.requests)
         self._demand = waiting
-        demand = session_pb2.Demand(prefill_tokens=waiting.prefill_tokens, requests=waiting.requests)
+        demand = session_pb2.Demand(
+            prefill_tokens=waiting.prefill_tokens,
+            requests=waiting.requests,
+            foreground_prefill_tokens=waiting.foreground_prefill_tokens,
+            foreground_requests=waiting.foreground_requests,
+        )
         self.outbox.demand(demand, urgent=urgent)
 
     def drain(self, grace_ms: int) -> None:
@@ -202,14 +231,29 @@ class Session:
             self._returned(returned, now)
         if frame.HasField("progress"):
             self._progressed(frame.progress)
+        if frame.tenant_service:
+            self._floor.served(self, frame.tenant_service, now)
+        self._heard_of_blocks(frame, now)
         self._floor.changed(self)
 
     def _reported(self, frame: session_pb2.WorkerFrame) -> None:
         self._account.reported(frame)
         if frame.HasField("step_model"):
-            self.step_model = frame.step_model
+            told = frame.step_model
+            self._step_model = StepModel(told.a, told.b, told.c, told.d, told.e, told.upper_quantile)
         if frame.HasField("draining"):
             self.draining = True
+
+    def _heard_of_blocks(self, frame: session_pb2.WorkerFrame, now: float) -> None:
+        feed = self.feed
+        if feed is None:
+            return
+        faults = feed.faults.total()
+        hear(feed, frame, now)
+        if feed.faults.total() > faults:
+            self._bad("kv_news")
+        if feed.snapshot_wanted(now):
+            self.outbox.want_snapshot()
 
     def _update(self, update: session_pb2.SequenceUpdate, now: float) -> None:
         seat = self._seat(update.slot, update.attempt)
@@ -225,6 +269,7 @@ class Session:
         made = len(flight.ids) - had
         if made:
             self._metrics.tokens(flight, made, had, last_s, now)
+            self._floor.streamed(flight, made, now)
         if progress is not Progress.ONGOING:
             self._settle(flight, update.slot, progress)
 
@@ -238,6 +283,8 @@ class Session:
             self._bad("index_gap")
         if progress in (Progress.GAP, Progress.LOST):
             self._floor.lost(flight, alone=False)
+        else:
+            self._floor.over(flight)
 
     def _returned(self, returned: session_pb2.Returned, now: float) -> None:
         seat = self._seat(returned.slot, returned.attempt)
@@ -273,6 +320,10 @@ class Session:
         self._next_slot = slot % 0xFFFFFFFF + 1
         return slot if slot not in self._seats else self._free_slot()
 
+    def misbehaved(self, kind: str) -> None:
+        """Counts nonsense that the worker sent; one that goes on with it is closed."""
+        self._bad(kind)
+
     def _bad(self, kind: str) -> None:
         self._bad_frames += 1
         self._metrics.bad_frames.labels(kind).inc()
@@ -282,8 +333,8 @@ class Session:
 
 
 def _chain_kind(hello: session_pb2.Hello) -> ChainKind | None:
-    """None: it never says what it keeps."""
-    if "prefix_cache" not in hello.capabilities or not 0 < hello.kv_spec.block_tokens <= MOST_BLOCK_TOKENS:
+    """None: it never says what it keeps, or not in blocks that others have, too."""
+    if "prefix_cache" not in hello.capabilities or hello.kv_spec.block_tokens != BLOCK_TOKENS:
         return None
     return ChainKind(hello.digests.numerics, hello.kv_spec.block_tokens)
 

@@ -7,6 +7,7 @@ from headrace.v1 import session_pb2
 from services.router.relay.flight import Flight
 from services.router.relay.order import WIRE_CLASS, Order
 from services.router.sessions.outbox import Command
+from services.router.sessions.served import service_tag
 
 PIECE_IDS = 8192
 """At most 5 bytes an id: a piece stays under 64 KiB whatever the ids are."""
@@ -37,7 +38,7 @@ def _submit(flight: Flight, slot: int, numerics: bytes, now: float) -> session_p
         tpot_target_ms=_target_ms(order.tpot_target_s),
         expected_output_tokens=order.expected_output,
         kv_key=order.scope.kv_key(numerics) if order.scope else b"",
-        tenant_tag=order.tenant_tag,
+        tenant_tag=service_tag(order.tenant_tag, order.latency_class),
         traceparent=order.traceparent,
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
-from headrace.v1 import router_pb2, tokenizer_pb2, types_pb2
+from headrace.v1 import router_pb2, session_pb2, tokenizer_pb2, types_pb2
 
 from services.common.identity import create_key
 from tests.support.router_house import House, details, open_house, read, violated
@@ -144,8 +144,9 @@ async def test_a_name_that_is_in_use(tmp_path: Path) -> None:
 async def test_a_deadline_of_a_millisecond(tmp_path: Path) -> None:
     async with open_house(tmp_path) as house:
         silent = await house.worker().connect()
-        error = await refused(house, Request(text="x"), timeout=0.001)
-        assert error.code() is Code.DEADLINE_EXCEEDED
+        answer = await read(house.stub.Generate(Request(text="x"), timeout=0.001))
+        assert answer.error is not None
+        assert answer.error.code() in (Code.DEADLINE_EXCEEDED, Code.RESOURCE_EXHAUSTED)
         await silent.die()
         await house.worker(worker_id="other", script=all_at_once(IDS)).connect()
         await answers(house)
@@ -165,13 +166,35 @@ async def test_a_completion_deadline_ends_a_running_request_and_its_work(tmp_pat
 
 async def test_what_may_not_wait_is_refused_at_once(tmp_path: Path) -> None:
     async with open_house(tmp_path) as house:
-        for _ in range(2):
+        for code, reason in ((Code.UNAVAILABLE, "NO_WORKER"), (Code.RESOURCE_EXHAUSTED, "WOULD_QUEUE")):
             error = await refused(house, Request(text="x", do_not_queue=True))
-            assert error.code() is Code.RESOURCE_EXHAUSTED
-            assert details(error)["ErrorInfo"].reason == "WOULD_QUEUE"
+            assert error.code() is code
+            assert details(error)["ErrorInfo"].reason == reason
             assert "RetryInfo" in details(error)
             if not house.workers:
                 await house.worker(sequences=0).connect()
+
+
+async def test_a_deadline_that_cannot_be_met_is_refused_at_once(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house:
+        slow = session_pb2.StepModel(a=0.5, b=0.1, upper_quantile=1.0)
+        worker = await house.worker().connect()
+        worker.say(step_model=slow)
+        views = house.router._dispatcher.scheduler.fleet("tiny")
+        await eventually(lambda: any(each.step_model for each in views), "it told how slow it is")
+        request = Request(token_ids={"ids": [7] * 60})
+        request.completion_deadline.FromMilliseconds(3000)
+        error = await refused(house, request)
+        assert error.code() is Code.RESOURCE_EXHAUSTED
+        assert details(error)["ErrorInfo"].reason == "DEADLINE_INFEASIBLE"
+        assert "RetryInfo" in details(error)
+        assert not worker.submits
+        assert (
+            house.metric(
+                "headrace_admissions_total", **{"class": "interactive"}, verdict="deadline_infeasible"
+            )
+            == 1
+        )
 
 
 async def test_patience_with_no_worker_ends_unavailable(tmp_path: Path) -> None:

@@ -37,6 +37,15 @@ class Floor:
     def lost(self, it: Flight, *, alone: bool) -> None:
         self.gone.append((it, alone))
 
+    def streamed(self, it: Flight, tokens: int, now: float) -> None:
+        pass
+
+    def over(self, it: Flight) -> None:
+        pass
+
+    def served(self, session: Session, told: object, now: float) -> None:
+        pass
+
 
 class Bench:
     """A session and a worker's pen."""
