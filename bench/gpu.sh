@@ -4,5 +4,6 @@
 # PYTHON names another interpreter, HEADRACE_COMMIT the commit where the tree is no checkout.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export COLUMNS="${COLUMNS:-160}"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 exec "${PYTHON:-python3}" -m bench.gpu "$@"

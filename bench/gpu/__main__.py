@@ -5,8 +5,9 @@
     engine     production's scheduler and runner with random weights, against rooflines and aims
     peers      continuous batching of transformers on the same shapes, ours beside it
 
-Each takes at most `--minutes`, runs alone and writes `gpu-PART.json` by the results contract. Needed are torch
->= 2.11, triton and numpy, for peers also transformers; nothing is downloaded, nothing of the card is changed.
+Each takes at most `--minutes`, runs alone and writes `gpu-PART.json` by the results contract. Needed are
+torch >= 2.11, triton and numpy, for peers also transformers; nothing is downloaded, and the card's settings
+stay as they are.
 `--dry` runs everything on the CPU with tiny sizes.
 """
 
@@ -18,6 +19,8 @@ import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+
+import torch
 
 from bench.gpu.place import Place
 from bench.results_contract import RESULTS, Row, record
@@ -32,10 +35,11 @@ def run(part: str, place: Place, results: Path) -> list[Row]:
     try:
         for each in _rows(part, place):
             rows.append(each)
-            print(f"    {each.case}: {each.metric} {each.value:.4g} {each.unit}", flush=True)
+            if part != "check":  # it tells more itself
+                print(f"    {each.case}: {each.metric} {each.value:.4g} {each.unit}", flush=True)
     finally:
         if rows:
-            record(f"gpu-{part}", rows, _installed(), results)
+            record(f"gpu-{part}", rows, _installed(), results, quiet=part == "check")
     return rows
 
 
@@ -71,10 +75,14 @@ def main() -> int:
         options.error(f"unknown parts {', '.join(sorted(wrong))}; there are {', '.join(PARTS)}")
     if given.dry and given.results is None:
         options.error("figures of a dry run mean nothing: name a directory of their own with --results")
-    failed = False
+    if given.dry:
+        torch.set_num_threads(1)
+    failed: list[str] = []
     for part in given.parts or PARTS:
         rows = run(part, Place.make(dry=given.dry, minutes=given.minutes), given.results or RESULTS)
-        failed |= part == "check" and any(row.met is False for row in rows)
+        if part == "check":
+            failed = [each.case for each in rows if each.met is False]
+            print(f"{len(rows)} checks, {len(failed)} failed", *failed, sep="\n  ", flush=True)
     return 1 if failed else 0
 
 

@@ -17,7 +17,10 @@ class Window:
     @classmethod
     def of_decoding(cls, tracks: Sequence[Track]) -> Window:
         """From when the last one has its first token until the first one has its last."""
-        return cls(max(track.token_s[0] for track in tracks), min(track.token_s[-1] for track in tracks))
+        begins_s, ends_s = max(each.token_s[0] for each in tracks), min(each.token_s[-1] for each in tracks)
+        if begins_s >= ends_s:
+            raise ValueError("one had its last token before another had its first: ask for longer outputs")
+        return cls(begins_s, ends_s)
 
     @property
     def seconds(self) -> float:

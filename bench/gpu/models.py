@@ -67,7 +67,7 @@ CONFIGS = {
         max_position_embeddings=131_072, rope_theta=500_000.0, rope_scaling=_LLAMA_ROPE,
     ),
     "Qwen3-32B": _qwen3(5120, 64, 64, 8, 25_600, 151_936),
-    "tiny Llama": _llama(128, 2, 6, 2, 256, 2048, head_dim=64, max_position_embeddings=2048, rope_theta=1e4),
+    "tiny Llama": _llama(192, 2, 6, 2, 256, 2048, head_dim=64, max_position_embeddings=2048, rope_theta=1e4),
     "tiny Qwen3": _qwen3(128, 2, 4, 4, 256, 2048, head_dim=64, max_position_embeddings=2048),
 }  # fmt: skip
 

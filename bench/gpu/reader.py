@@ -21,7 +21,7 @@ def read(source: torch.Tensor, out: torch.Tensor) -> None:
 
 
 @triton.jit
-def _read(source, out, count, BLOCK: tl.constexpr, TURNS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _read(source, out, count, BLOCK: tl.constexpr, TURNS: tl.constexpr):
     program = tl.program_id(0).to(tl.int64)
     total = tl.zeros((BLOCK,), tl.float32)
     for turn in range(TURNS):
