@@ -14,6 +14,7 @@ from services.router.policy.speed import StepModel
 from services.worker.session.credits import Room
 
 MODEL = "model"
+BLOCK_TOKENS = 64
 PAUSE_S = 0.05  # after a worker had no credit after all
 
 
@@ -95,7 +96,7 @@ class Account:
             numerics=NUMERICS,
             step_model=StepModel(*frame.step_model.coefficients, frame.step_model.quantile),
             free_blocks=max(0, load.blocks_free + load.blocks_cached - self._all.kv_blocks),
-            running_context=frame.running_context,
+            running_context=load.blocks_held * BLOCK_TOKENS,
         )
 
     def _count(self, open_: _Open, sign: int) -> None:

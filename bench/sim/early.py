@@ -26,7 +26,7 @@ def class_of(request: SimRequest) -> LatencyClass:
         streaming=request.streaming,
         deadline_s=request.deadline_after_s,
         most_urgent=LatencyClass.INTERACTIVE,
-    )
+    ).latency_class
 
 
 @dataclass(slots=True)

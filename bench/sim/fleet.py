@@ -10,6 +10,7 @@ from bench.sim.kernel import Kernel
 from bench.sim.loads import Load
 from bench.sim.request import Story
 from bench.sim.worker import Listener, SimWorker
+from services.worker.scheduler.policy import SchedulerSettings
 
 DELAY_S = 0.0005  # of a message
 _RUN_OUT_S = 7200.0  # after the last arrival
@@ -48,6 +49,7 @@ class Fleet:
     max_seqs: int = 256
     loss: Loss | None = None
     leaps: bool = True
+    scheduler: SchedulerSettings = SchedulerSettings()
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ def run(fleet: Fleet, load: Load, make_router: RouterMaker, *, credited: bool) -
             credited=credited,
             max_seqs=fleet.max_seqs,
             leaps=fleet.leaps,
+            settings=fleet.scheduler,
         )
         for index, name in enumerate(fleet.devices)
     ]

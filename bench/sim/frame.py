@@ -35,7 +35,6 @@ class Frame(NamedTuple):
     number: int
     acknowledged_command: int
     load: Load
-    running_context: int  # tokens that its decodes read
     credit: Grant
     step_model: StepModelState
     first: list[int]  # attempts of this router that have their first token

@@ -138,7 +138,7 @@ class HeadraceRouter:
             arrival_s=request.arrival_s,
             deadline_s=None if deadline_s is None else request.arrival_s + deadline_s,
             expected_output=expected,
-            output_known=(request.tenant, MODEL, latency_class) in self._history._mean,
+            output_known=self._history.knows(request.tenant, MODEL, latency_class),
             chains={NUMERICS: chain} if len(chain) else NO_CHAINS,
             sheddable=request.sheddable,
             ttft_target_s=request.ttft_target_s,

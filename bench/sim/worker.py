@@ -325,7 +325,6 @@ class SimWorker:
             number=session.sent,
             acknowledged_command=session.reported,
             load=self.scheduler.load(),
-            running_context=self._context(),
             credit=self._grant(index, session, now),
             step_model=self.scheduler.model.state(),
             first=session.first,
@@ -339,11 +338,6 @@ class SimWorker:
         if counts:
             session.made, session.served, session.counted_s = Counter(), {}, now
         session.router.post(self.index, frame)
-
-    def _context(self) -> int:
-        if self.books is None:
-            return 0
-        return sum([each.computed for each in self.scheduler._residents.decoding.values()])
 
     def _grant(self, index: int, session: _Session, now: float) -> Grant:
         if self.books is None:
