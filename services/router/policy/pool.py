@@ -188,7 +188,7 @@ class Pool:
 
     def _consider_clearing(self, entry: Entry, choice: Choice, now: float) -> None:
         """Long after it was overdue, a request that finds no room has one worker emptied for it."""
-        if self._clearing is not None or not self.settings.clear_for_starving or entry.lane != Lane.AGED:
+        if self._clearing is not None or not self.settings.clear_for_starving or not entry.overdue:
             return
         bound_s = entry.overdue_s - entry.ticket.arrival_s
         if choice.wait_until_s is not None or now - entry.overdue_s < bound_s:
@@ -218,7 +218,7 @@ class Pool:
         cost = self.placement.book(choice, ticket, self.fleet, now)
         waited_s = max(0.0, now - ticket.arrival_s)
         prediction = Prediction(
-            entry.raw_wait_s * predictor.wait_factor(ticket),
+            predictor.corrected_wait_s(ticket, entry.raw_wait_s),
             waited_s + predictor.corrected_first_s(ticket, raw_first_s),
         )
         self.queue.take(entry, estimate.total_s, uncached, ticket.prefill_tokens - uncached)

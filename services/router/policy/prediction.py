@@ -63,15 +63,23 @@ class Correction:
         """What to multiply a prediction with."""
         return exp(self.log_factor)
 
+    def apply(self, predicted_s: float) -> float:
+        """A prediction, corrected."""
+        return max(0.0, self.factor * (predicted_s + _GRAIN_S) - _GRAIN_S)
+
     def learn(self, predicted_s: float, actual_s: float) -> None:
         """Takes one outcome into account; `predicted_s` is before the correction."""
-        if not (isfinite(predicted_s) and isfinite(actual_s)) or actual_s < 0:
+        if (
+            not (isfinite(predicted_s) and isfinite(actual_s))
+            or actual_s < 0
+            or max(predicted_s, actual_s) <= 0
+        ):
             return
         ratio = (actual_s + _GRAIN_S) / (max(predicted_s, 0.0) + _GRAIN_S)
-        limit = log(_LARGEST_FACTOR)
-        step = max(_LEARNING, 1.0 / (self.seen + 1)) if self.seen < 1 / _LEARNING else _LEARNING
+        ratio = min(max(ratio, 1 / _LARGEST_FACTOR), _LARGEST_FACTOR)
+        step = max(_LEARNING, 1.0 / (self.seen + 1))
         self.error += step * (abs(ratio - self.factor) / ratio - self.error)
-        self.log_factor += step * (min(max(log(ratio), -limit), limit) - self.log_factor)
+        self.log_factor += step * (log(ratio) - self.log_factor)
         self.seen += 1
 
 
@@ -123,9 +131,10 @@ class Predictor:
         suited = self.fleet.suited(ticket)
         if not suited.any():
             return None
-        wait_s = self.raw_wait_s(ticket) * self._factor(self.waits, ticket)
+        wait_s = self.corrected_wait_s(ticket, self.raw_wait_s(ticket))
         waited_s = max(0.0, now - ticket.arrival_s)
-        return Prediction(wait_s, waited_s + wait_s + self._first_s(ticket, uncached))
+        first_s = self.corrected_first_s(ticket, self.raw_first_s(ticket, uncached))
+        return Prediction(wait_s, waited_s + wait_s + first_s)
 
     def raw_wait_s(self, ticket: Ticket) -> float:
         """Wait before the correction: what is ahead in its class, at its class's share of the pool."""
@@ -157,7 +166,11 @@ class Predictor:
 
     def corrected_first_s(self, ticket: Ticket, raw_s: float) -> float:
         """A time from dispatch to first token, corrected."""
-        return raw_s * self._factor(self.firsts, ticket)
+        return self._corrected(self.firsts, ticket, raw_s)
+
+    def corrected_wait_s(self, ticket: Ticket, raw_s: float) -> float:
+        """A wait, corrected."""
+        return self._corrected(self.waits, ticket, raw_s)
 
     def lone_s(self, ticket: Ticket, uncached: int) -> float:
         """The least that the request can take on an idle pool: to its end where its length is known."""
@@ -202,9 +215,6 @@ class Predictor:
         """A request was queued that takes so long alone."""
         self.typical_prefill_s += _LEARNING * (min(prefill_s, _LONGEST_GAP_S) - self.typical_prefill_s)
 
-    def _first_s(self, ticket: Ticket, uncached: int) -> float:
-        return self.raw_first_s(ticket, uncached) * self._factor(self.firsts, ticket)
-
     def _alone_s(self, ticket: Ticket, uncached: int) -> float:
         model = self.reference
         return model.upper_quantile * model.prefill_s(uncached, ticket.prefill_tokens - uncached)
@@ -225,12 +235,8 @@ class Predictor:
             return 1.0
         return max(shares[latency_class], 1e-6) / max(sum(shares[each] for each in waiting), 1e-6)
 
-    def wait_factor(self, ticket: Ticket) -> float:
-        """By what waits of the request's class are corrected."""
-        return self._factor(self.waits, ticket)
-
-    def _factor(self, corrections: dict[LatencyClass, Correction], ticket: Ticket) -> float:
-        return corrections[ticket.latency_class].factor if self.settings.learn_errors else 1.0
+    def _corrected(self, corrections: dict[LatencyClass, Correction], ticket: Ticket, raw_s: float) -> float:
+        return corrections[ticket.latency_class].apply(raw_s) if self.settings.learn_errors else raw_s
 
     def _kv_used(self) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
         fleet = self.fleet

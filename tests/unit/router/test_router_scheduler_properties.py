@@ -241,7 +241,7 @@ def test_shares_hold_while_clocks_jump_and_workers_talk_nonsense(
     by_class = {each: went[each, "a"] + went[each, "b"] for each in LatencyClass}
     assert by_class[I] / total == pytest.approx(0.70, abs=0.05)
     assert by_class[S] / total == pytest.approx(0.25, abs=0.04)
-    assert by_class[B] / total == pytest.approx(0.05, abs=0.03)
+    assert 0.04 <= by_class[B] / total <= 0.11, "its own share, and what the overdue have of 5 in 105"
     for each in LatencyClass:
         assert abs(went[each, "a"] - went[each, "b"]) <= 0.05 * by_class[each] + 2
 

@@ -49,6 +49,9 @@ class Entry:
     restore_s: float | None = None
     """When a relegated request gets its place back; None: it is never relegated."""
     lane: int = 0
+    """Whose turn it was when it was looked at last; charged when it goes."""
+    overdue: bool = False
+    """Whether it is also in the lane of overdue requests."""
     place: Place = Place.DUE
     queued_s: float = 0.0
     """When it was queued, this time."""
@@ -125,3 +128,34 @@ class TenantOrder:
         self._ranks[entry.place].remove(self._key(entry))
         entry.place = place
         self._ranks[place].add(self._key(entry))
+
+
+class OverdueOrder:
+    """One tenant's overdue requests, the longest overdue first; they keep their place in their class too."""
+
+    __slots__ = ("_entries", "_rank")
+
+    def __init__(self) -> None:
+        self._entries: dict[int, Entry] = {}
+        self._rank: Ranked[tuple[float, int]] = Ranked()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def add(self, entry: Entry) -> None:
+        """Puts a request in its place."""
+        self._entries[entry.ticket.number] = entry
+        self._rank.add((entry.overdue_s, entry.ticket.number))
+
+    def remove(self, entry: Entry) -> None:
+        """Takes a request out."""
+        del self._entries[entry.ticket.number]
+        self._rank.remove((entry.overdue_s, entry.ticket.number))
+
+    def first(self) -> Entry:
+        """The next to go. Raises StopIteration when nothing waits."""
+        return next(self.in_order(0.0))
+
+    def in_order(self, now: float) -> Iterator[Entry]:
+        """The requests, the next to go first. Change nothing while walking."""
+        return (self._entries[number] for _, number in self._rank)

@@ -1,15 +1,15 @@
 """What waits for one model: lanes by deficit round robin, tenants by counter, a tenant's own by deadline.
 
-    lane AGED         overdue requests of all classes, beside their classes' shares
     lanes of classes  INTERACTIVE, STANDARD, BATCH
+    lane AGED         overdue requests of all classes, a second chance beside their classes' shares
 
-A request's class decides what it is charged to; the lane only when its turn comes.
+A request's class decides which of its tenant's counters is charged; the lane only when its turn comes.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from heapq import heappop, heappush
@@ -18,7 +18,7 @@ from math import inf
 
 from services.router.policy.classify import LatencyClass
 from services.router.policy.queue.counters import Counters, Prices
-from services.router.policy.queue.order import Entry, TenantOrder
+from services.router.policy.queue.order import Entry, OverdueOrder, TenantOrder
 from services.router.policy.queue.shares import Shares, bounded
 from services.router.policy.settings import PolicySettings
 from services.router.policy.ticket import Ticket
@@ -56,20 +56,24 @@ class Held:
         self.cost_s = max(0.0, self.cost_s + sign * entry.cost_s) if self.requests else 0.0
 
 
+Order = TenantOrder | OverdueOrder
+
+
 class _Lane:
     """The tenants of one lane."""
 
-    __slots__ = ("chained", "counters", "orders", "size")
+    __slots__ = ("_order", "chained", "counters", "orders", "size")
 
-    def __init__(self, prices: Prices, *, lift: bool) -> None:
-        self.counters = Counters(prices, lift=lift)
-        self.orders: dict[str, TenantOrder] = {}
+    def __init__(self, order: Callable[[], Order], counters: Counters) -> None:
+        self._order = order
+        self.counters = counters
+        self.orders: dict[str, Order] = {}
         self.size = 0
         self.chained = 0
         """Requests that may be warm somewhere."""
 
     def add(self, entry: Entry, tenant: str) -> None:
-        self.orders.setdefault(tenant, TenantOrder()).add(entry)
+        self.orders.setdefault(tenant, self._order()).add(entry)
         self.size += 1
         self.chained += bool(entry.ticket.chains)
 
@@ -81,7 +85,7 @@ class _Lane:
         if not order:
             del self.orders[tenant]
 
-    def tenants(self) -> Iterator[TenantOrder]:
+    def tenants(self) -> Iterator[Order]:
         """The tenants that have something here, the least served first."""
         for tenant in self.counters.tenants():
             order = self.orders.get(tenant)
@@ -103,7 +107,10 @@ class ModelQueue:
         aged = settings.aging_share / whole if settings.aging else 0.0
         self._shares = Shares([aged, *(shares[each] for each in LatencyClass)], settings.round_s)
         prices = Prices(settings.prompt_weight, settings.cached_weight, settings.output_weight)
-        self._lanes = [_Lane(prices, lift=settings.lift) for _ in Lane]
+        self._lanes = [
+            _Lane(OverdueOrder if lane is Lane.AGED else TenantOrder, Counters(prices, lift=settings.lift))
+            for lane in Lane
+        ]
         self._competing: list[Counter[str]] = [Counter() for _ in Lane]
         self._entries: dict[int, Entry] = {}
         self._overdue: list[tuple[float, int]] = []
@@ -125,7 +132,7 @@ class ModelQueue:
         entry.queued_s = now
         self._entries[ticket.number] = entry
         self._arrive(entry)
-        self._lanes[entry.lane].add(entry, self._tenant(ticket))
+        self._lanes[ticket.latency_class].add(entry, self._tenant(ticket))
         if self._settings.aging and entry.overdue_s < inf:
             heappush(self._overdue, (entry.overdue_s, ticket.number))
         self._count(entry, 1)
@@ -135,7 +142,10 @@ class ModelQueue:
         """Takes a request out; None when it does not wait here."""
         entry = self._entries.pop(number, None)
         if entry is not None:
-            self._lanes[entry.lane].remove(entry, self._tenant(entry.ticket))
+            tenant = self._tenant(entry.ticket)
+            self._lanes[entry.ticket.latency_class].remove(entry, tenant)
+            if entry.overdue:
+                self._lanes[Lane.AGED].remove(entry, tenant)
             self._depart(entry)
             self._count(entry, -1)
         return entry
@@ -146,9 +156,10 @@ class ModelQueue:
         settings = self._settings
         self._blocked.clear()
         for lane in self._order():
-            yield from islice(
-                self._lanes[lane].in_order(now, settings.tenant_look_ahead), settings.look_ahead
-            )
+            in_lane = self._lanes[lane].in_order(now, settings.tenant_look_ahead)
+            for entry in islice(in_lane, settings.look_ahead):
+                entry.lane = lane
+                yield entry
             self._blocked.add(lane)
 
     def take(self, entry: Entry, cost_s: float, prompt: int, cached: int) -> None:
@@ -191,7 +202,10 @@ class ModelQueue:
 
     def heads(self, lane: int, most: int) -> Iterator[Entry]:
         """The first requests of the tenants of a lane, the least served tenants first."""
-        return (order.first() for order in islice(self._lanes[lane].tenants(), most))
+        for order in islice(self._lanes[lane].tenants(), most):
+            entry = order.first()
+            entry.lane = lane
+            yield entry
 
     def gap(self, entry: Entry, before: Entry) -> float:
         """Weighted tokens by which a request's tenant is ahead of the one of another request of its lane."""
@@ -199,7 +213,7 @@ class ModelQueue:
         return counters.counter(self._tenant(entry.ticket)) - counters.counter(self._tenant(before.ticket))
 
     def _arrive(self, entry: Entry) -> None:
-        """A tenant competes in a class while it waits there, overdue or not, and for the overdue lane too."""
+        """A tenant competes in a class while it waits there, and in the lane of overdue requests too."""
         ticket, tenant = entry.ticket, self._tenant(entry.ticket)
         for lane in (ticket.latency_class, Lane.AGED):
             self._competing[lane][tenant] += 1
@@ -234,17 +248,15 @@ class ModelQueue:
             del tenants[ticket.tenant]
 
     def _age(self, now: float) -> None:
-        """Moves what is overdue into its own lane."""
+        """Gives what is overdue its second chance."""
         for _ in range(_MOVES):
             if not self._overdue or self._overdue[0][0] > now:
                 return
             _, number = heappop(self._overdue)
             entry = self._entries.get(number)
-            if entry is not None and entry.lane != Lane.AGED and entry.overdue_s <= now:
-                tenant = self._tenant(entry.ticket)
-                self._lanes[entry.lane].remove(entry, tenant)
-                entry.lane, entry.due_s, entry.restore_s = Lane.AGED, entry.overdue_s, None
-                self._lanes[Lane.AGED].add(entry, tenant)
+            if entry is not None and not entry.overdue and entry.overdue_s <= now:
+                entry.overdue = True
+                self._lanes[Lane.AGED].add(entry, self._tenant(entry.ticket))
 
     def _entry(self, ticket: Ticket, prefill_s: float, cost_s: float) -> Entry:
         overdue_s = self._overdue_s(ticket)
