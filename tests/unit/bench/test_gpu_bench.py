@@ -1,0 +1,286 @@
+"""`bench/gpu.sh` without a GPU: every part runs dry, alone, with little installed, and tells failures."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from bench.gpu import __main__ as command
+from bench.gpu import check
+from bench.gpu.check_kernels import Kernels
+from bench.gpu.compare import CheckFailed, agreement, error_of, expect_close, expect_equal
+from bench.gpu.drive import Engine, Track, prompt_of
+from bench.gpu.gaps import Window
+from bench.gpu.models import CONFIGS, RandomWeights
+from bench.gpu.place import OutOfTime, Place
+from bench.gpu.profiling import Span, of_spans
+from bench.gpu.rooflines import Ceilings, Roofline
+from bench.results_contract import Result, read, row
+from services.worker.engine.torch.config import parse_config
+from services.worker.engine.torch.cuda import reference
+from services.worker.scheduler.step import Capabilities
+from tests.support.engines import SPEC
+from tests.support.fake_runner import FakeRunner
+
+ABSENT = (
+    "pydantic", "structlog", "grpc", "numba", "llguidance", "typer", "prometheus_client", "redis", "rich",
+)  # fmt: skip
+BARE = f"""
+import importlib.abc, sys
+
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {ABSENT!r}:
+            raise ModuleNotFoundError(f"{{name}} is not on this host", name=name)
+
+sys.meta_path.insert(0, Absent())
+"""
+
+
+Done = subprocess.CompletedProcess[str]
+
+
+def dry(project_root: Path, results: Path, part: str, *, bare: bool = True) -> Done:
+    """A part as `bench/gpu.sh` starts it, on a host that has torch and little else."""
+    script = (BARE if bare else "import sys\n") + "from bench.gpu.__main__ import main; sys.exit(main())"
+    return subprocess.run(
+        [sys.executable, "-c", script, part, "--dry", "--results", str(results)],
+        cwd=project_root,
+        env={**os.environ, "HEADRACE_COMMIT": "abc1234"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+def result_of(done: Done, results: Path, part: str) -> Result:
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return read(results / f"gpu-{part}.json")
+
+
+def test_check_passes_with_the_kernels_own_references(project_root: Path, tmp_path: Path) -> None:
+    done = dry(project_root, tmp_path, "check")
+    result = result_of(done, tmp_path, "check")
+    assert not result.missed
+    assert len(result.rows) > 40
+    assert f"{len(result.rows)} checks, 0 failed" in done.stdout
+
+
+def test_kernels_stand_beside_their_ceilings_and_alternatives(project_root: Path, tmp_path: Path) -> None:
+    result = result_of(dry(project_root, tmp_path, "kernels"), tmp_path, "kernels")
+    cases = {row.case for row in result.rows}
+    for kind in (
+        "decode attention",
+        "prefill attention",
+        "sampling",
+        "log-prob",
+        "product",
+        "add_norm",
+        "rotate",
+    ):
+        assert any(case.startswith(kind) for case in cases), kind
+    assert any("SDPA" in case for case in cases)
+    assert {row.peer for row in result.rows if row.metric == "rate"} <= {"read ceiling", "product ceiling"}
+
+
+def test_engine_figures_have_roofline_aim_and_profile(project_root: Path, tmp_path: Path) -> None:
+    result = result_of(dry(project_root, tmp_path, "engine"), tmp_path, "engine")
+    decodes = [row for row in result.rows if row.metric == "output"]
+    assert decodes
+    assert all(row.peer_value is not None for row in decodes)
+    assert {row.metric for row in result.missed} >= {"output"}  # one aim of the dry plan cannot be met
+    assert any("profile" in row.case for row in result.rows)
+    assert {"host", "ITL p99 beside / idle", "prompt tokens"} <= {row.metric for row in result.rows}
+
+
+def test_peers_run_the_same_prompts_in_the_same_call(project_root: Path, tmp_path: Path) -> None:
+    result = result_of(dry(project_root, tmp_path, "peers", bare=False), tmp_path, "peers")
+    ratio = next(row for row in result.rows if row.metric == "ours / theirs, decode")
+    assert ratio.repeats == 3
+    assert ratio.peer is not None
+    assert ratio.peer.startswith("transformers 5.")
+
+
+def test_the_script_runs_from_any_directory_and_asks_where_dry_figures_go(
+    project_root: Path, tmp_path: Path
+) -> None:
+    script = [str(project_root / "bench" / "gpu.sh"), "check", "--dry"]
+    done = subprocess.run(
+        ["bash", *script], cwd=tmp_path, env={**os.environ, "PYTHON": sys.executable}, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "--results" in done.stderr
+
+
+def test_without_a_gpu_only_a_dry_run_is_possible(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RuntimeError, match="--dry"):
+        Place.make(dry=False, minutes=1)
+
+
+def test_nothing_of_the_gpu_path_needs_what_a_gpu_host_lacks(project_root: Path) -> None:
+    """Not even what a dry run does not reach: Triton's kernels, the card's own device, weights of files."""
+    script = (
+        BARE
+        + """
+import importlib, pkgutil
+for folder in ("bench/gpu", "services/worker/engine/torch/cuda", "services/worker/scheduler"):
+    for module in pkgutil.iter_modules([folder]):
+        if module.name != "__main__":
+            importlib.import_module(f"{folder.replace('/', '.')}.{module.name}")
+            print(module.name)
+"""
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=project_root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert {"reader", "kernels", "product_kernels", "device", "runner", "peers"} <= set(done.stdout.split())
+
+
+def broken(**functions: Any) -> Any:
+    """The references, some of them wrong."""
+    return SimpleNamespace(**{**vars(reference), **functions})
+
+
+def forgets_the_last_token(query: Any, pool: Any, rows: Any, *others: Any, **more: Any) -> None:
+    reference.attend(
+        query, pool, rows._replace(contexts=rows.contexts - (rows.contexts > 60).int()), *others, **more
+    )
+
+
+def leaves_a_row_unwritten(merged: torch.Tensor, out: torch.Tensor) -> None:
+    reference.gate(merged[:-1], out[:-1])
+
+
+def always_the_second(logits: torch.Tensor, *others: Any, **more: Any) -> None:
+    reference.sample(logits.roll(1, -1), *others, **more)
+
+
+@pytest.mark.parametrize(
+    ("functions", "failing"),
+    [
+        ({"attend": forgets_the_last_token}, "attention"),
+        ({"gate": leaves_a_row_unwritten}, "gate"),
+        ({"sample": always_the_second}, "sampling"),
+    ],
+    ids=["attend", "gate", "sample"],
+)
+def test_a_wrong_kernel_is_found_and_named(functions: dict[str, Any], failing: str) -> None:
+    place = Place.make(dry=True, minutes=1)
+    checks = {
+        name: work
+        for name, work in Kernels(place, broken(**functions)).checks(seed=1)
+        if failing in name or name.startswith(("gate", "grammar", "log"))
+    }
+    outcomes = {name: check._run(work) for name, work in checks.items()}
+    failed = {name for name, (_, passed) in outcomes.items() if not passed}
+    assert failed
+    assert all(failing in name or name == "grammar masks" for name in failed)
+    assert len(failed) < len(outcomes)  # what is right passes beside it
+
+
+def test_a_crash_of_one_check_is_its_failure_alone() -> None:
+    def crash() -> str:
+        raise RuntimeError("CUDA error: an illegal memory access\nand more")
+
+    assert check._run(crash) == ("RuntimeError: CUDA error: an illegal memory access", False)
+
+
+def test_errors_are_relative_and_nan_never_passes() -> None:
+    wanted = torch.tensor([3.0, 4.0])
+    assert error_of(torch.tensor([3.0, 4.5]), wanted) == pytest.approx(0.1)
+    for poison in (torch.nan, torch.inf):
+        with pytest.raises(CheckFailed, match="inf"):
+            expect_close("it", torch.tensor([3.0, poison]), wanted)
+    with pytest.raises(CheckFailed, match=r"ids: \[1\], expected \[2\]"):
+        expect_equal("ids", [1], [2])
+    assert agreement([[1, 2, 3, 4], [5]], [[1, 2, 9, 4], [5]]) == pytest.approx(3 / 5)
+
+
+def test_busy_time_counts_streams_side_by_side_once() -> None:
+    found = of_spans([Span("a", 0, 10), Span("copy", 5, 8), Span("b", 20, 30), Span("a", 30, 40)])
+    assert found is not None
+    assert found.busy == pytest.approx(30 / 40)
+    assert list(found.by_name) == ["a", "b", "copy"]
+    assert found.by_name["a"] == pytest.approx(20 / 33)
+    assert of_spans([]) is None
+
+
+def test_rooflines_are_those_of_the_study() -> None:
+    """8B at 4.3 TB/s and 788 TFLOP/s: 285 tok/s alone, 11.8k at 64, 20.2k at 256, 52k of prompts."""
+    found = Roofline.of(CONFIGS["Llama-3.1-8B"], Ceilings(4.3e12, 4.3e12, 788e12, None), "none")
+    assert found.decode_rate(1, 512) == pytest.approx(285, rel=0.03)
+    assert found.decode_rate(64, 1024) == pytest.approx(11_800, rel=0.03)
+    assert found.decode_rate(256, 1024) == pytest.approx(20_200, rel=0.03)
+    assert found.prefill_rate(2048) == pytest.approx(52_000, rel=0.08)
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"), [("Qwen3-0.6B", 0.6), ("Llama-3.1-8B", 8.0), ("Qwen3-32B", 32.8)]
+)
+def test_shapes_are_those_of_the_models_they_are_named_after(name: str, billions: float) -> None:
+    config = parse_config(CONFIGS[name])
+    attention = config.hidden * (config.qkv_rows + config.heads * config.head_dim)
+    layer = attention + 3 * config.hidden * config.ffn
+    parameters = config.layers * layer + (1 if config.tied else 2) * config.vocab_size * config.hidden
+    assert parameters / 1e9 == pytest.approx(billions, rel=0.01)
+
+
+def test_random_weights_depend_on_name_and_shape_alone() -> None:
+    cpu = torch.device("cpu")
+    weights = RandomWeights(cpu, torch.float32)
+    merged = weights.merge({"a.weight": 3, "b.weight": 2}, 8)
+    assert torch.equal(merged[3:], weights.take("b.weight", 2, 8))
+    rounded = RandomWeights(cpu, torch.bfloat16, drawn_as=torch.float32).take("b.weight", 2, 8)
+    assert torch.equal(rounded, merged[3:].bfloat16())
+
+
+def test_a_window_counts_what_all_do_at_once() -> None:
+    tracks = [track(1.0, 2.0, 3.0, 4.0), track(2.5, 3.5, 4.5)]
+    window = Window.of_decoding(tracks)
+    assert (window.begins_s, window.ends_s) == (2.5, 4.0)
+    assert window.rate(tracks) == pytest.approx(3 / 1.5)
+    assert window.gaps_s(tracks) == [1.0, 1.0, 1.0]
+    with pytest.raises(ValueError, match="longer outputs"):
+        Window.of_decoding([track(1.0, 2.0), track(3.0, 4.0)])
+
+
+def track(*token_s: float) -> Track:
+    return Track(1, None, list(range(len(token_s))), list(token_s))  # type: ignore[arg-type]
+
+
+def test_the_driver_settles_one_step_behind_and_ends_every_request() -> None:
+
+    engine = Engine(FakeRunner(SPEC, Capabilities(run_ahead=1)), 50)
+    tracks = [engine.submit(prompt_of(70, 50, seed), 20) for seed in range(5)]
+    engine.until(lambda: len(tracks[0].ids) > 2)
+    assert engine.runner.steps[-1].number == len(engine.turns) + 1  # type: ignore[attr-defined]
+    engine.abort(tracks[1])
+    engine.finish(tracks)
+    assert all(len(each.ids) == 20 for each in tracks if each is not tracks[1])
+    engine.scheduler.check()
+
+
+def test_a_part_that_has_no_time_left_keeps_what_it_has(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def measured(part: str, place: Place) -> Iterator[Any]:
+        yield row("first", "rate", "tok/s", [1.0])
+        place.need(1e9)
+
+    monkeypatch.setattr(command, "_rows", measured)
+    with pytest.raises(OutOfTime):
+        command.run("engine", Place.make(dry=True, minutes=1), tmp_path)
+    assert json.loads((tmp_path / "gpu-engine.json").read_text())["rows"][0]["case"] == "first"
