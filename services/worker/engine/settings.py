@@ -14,6 +14,7 @@ EngineKind = Literal["torch", "simulated"]
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "bfloat16", "float32"]
 Quantization = Literal["none", "int8", "fp8"]
+AttentionKind = Literal["auto", "triton", "flashinfer", "varlen", "sdpa"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +38,13 @@ class EngineSettings:
         bool,
         Field(description="ids never depend on what runs beside; the start fails where that cannot be had"),
     ] = False
+    attention: Annotated[
+        AttentionKind,
+        Field(
+            description="CUDA; auto: the quickest as measured at the start; flashinfer: it compiles at the "
+            "first start, for minutes, which auto does not wait for"
+        ),
+    ] = "auto"
     max_context: Annotated[
         int | None,
         Field(gt=0, description="tokens of one sequence; unset: the model's own, as far as KV memory allows"),
