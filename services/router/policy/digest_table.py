@@ -56,7 +56,9 @@ class _Slots:
         """Slots of digests; -1 for those that are not here."""
         places = self._all_places(low, high)
         here = self.low.take(places[:2]) == low
-        slots: Slots = np.where(here[0], places[0], np.where(here[1], places[1], places[2]))
+        slots: Slots = places[2]
+        np.copyto(slots, places[1], where=here[1])
+        np.copyto(slots, places[0], where=here[0])
         same = (self.low.take(slots) == low) & (self.high.take(slots) == high)
         if np.count_nonzero(same) < len(same):
             self._search_again((~same).nonzero()[0], slots, low, high)

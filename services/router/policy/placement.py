@@ -174,7 +174,7 @@ class Placement:
         able = fleet.suited(ticket)
         settings = self.settings
         least_kv = ticket.prefill_tokens / settings.long_prompt_share if settings.long_prompt_share else 0.0
-        if settings.long_prompts and fleet.traits[0] < least_kv:
+        if settings.long_prompts and fleet.least[0] < least_kv:
             able = _preferring(able, fleet.kv_tokens >= least_kv)
         return able
 

@@ -64,7 +64,7 @@ class Speeds(NamedTuple):
 def believed(claimed: Floats) -> Speeds:
     """Speeds from claims [6, positions]; a column with anything but finite numbers >= 0 claims nothing."""
     with np.errstate(invalid="ignore", over="ignore"):
-        sane: Mask = (np.isfinite(claimed) & (claimed >= 0)).all(axis=0)
+        sane: Mask = np.logical_and.reduce(np.isfinite(claimed) & (claimed >= 0), axis=0)
         for seconds in (_token_s(claimed), _decode_s(claimed)):
             sane &= (seconds > 0) & (seconds < _MOST_SECONDS)
             median = _upper_median(seconds[sane])
