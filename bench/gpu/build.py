@@ -13,9 +13,11 @@ from bench.gpu.models import RandomWeights
 from bench.gpu.place import Place
 from services.worker.engine.base import Runner
 from services.worker.engine.torch.config import parse_config
+from services.worker.engine.torch.cuda.attention import AttentionShape
 from services.worker.engine.torch.cuda.build import CudaParts, Wish, build_runner, plain_linear
 from services.worker.engine.torch.cuda.device import CudaDevice, Device
 from services.worker.engine.torch.cuda.products import Fp8Linear, Int8Linear, Products, choose_products
+from services.worker.engine.torch.memory import BLOCK_TOKENS, longest_context
 
 
 class Built(NamedTuple):
@@ -64,12 +66,17 @@ def build(
     timed = _Timed(weights or RandomWeights(place.device, dtype), place)
     began_s = time.perf_counter()
     device = device_of(place)
-    parts = parts_of(place, device, quantization=quantization, deterministic=deterministic)
+    wish = Wish(max_seqs=place.size(max_seqs, min(max_seqs, 8)), kv_blocks=128 if place.dry else None)
+    width = -(-longest_context(wish, parsed) // BLOCK_TOKENS)
+    shape = AttentionShape(
+        parsed.heads, parsed.kv_heads, parsed.head_dim, BLOCK_TOKENS, width, dtype, place.device
+    )
+    parts = parts_of(place, device, shape, quantization=quantization, deterministic=deterministic)
     runner = build_runner(
         parsed,
         timed,
         parts,
-        Wish(max_seqs=place.size(max_seqs, min(max_seqs, 8)), kv_blocks=128 if place.dry else None),
+        wish,
         device=device,
         dtype=dtype,
         step_tokens=place.size(8192, 512),
@@ -79,14 +86,21 @@ def build(
     return Built(runner, parsed.vocab_size, timed.seconds, ready_s)
 
 
-def parts_of(place: Place, device: Device, *, quantization: str, deterministic: bool) -> CudaParts:
+def parts_of(
+    place: Place, device: Device, shape: AttentionShape, *, quantization: str, deterministic: bool
+) -> CudaParts:
     """What production chooses on this device. Raises EngineLoadError."""
     products = products_of(place, quantization, deterministic=deterministic)
-    name = f"own{products.name and f', {products.name}'}"
+    kernels = kernels_of(place, device)
+    if place.dry:  # nothing to choose from, and nothing to time it with
+        return CudaParts("dry", kernels, products.make_linear, deterministic=deterministic)
+    choice = choose_attention(shape, kernels, deterministic=deterministic)
+    print(choice, flush=True)
     return CudaParts(
-        name,
-        kernels_of(place, device),
+        f"{choice.attention.name} {products.name}",
+        kernels,
         products.make_linear,
+        choice.attention,
         deterministic=deterministic and products.deterministic,
     )
 

@@ -18,13 +18,15 @@ from torch.nn import functional
 
 from bench.gpu.build import products_of
 from bench.gpu.ceilings import Ceilings, measure_ceilings
-from bench.gpu.paged import Heads, Paged
+from bench.gpu.paged import BLOCK, Heads, Paged
 from bench.gpu.place import OutOfTime, Place
 from bench.gpu.sampling import WAYS, drawn
 from bench.gpu.timing import Timer
 from bench.results_contract import Row, row
 from services.worker.engine.errors import EngineLoadError
 from services.worker.engine.torch.cuda.arguments import LogprobsOut
+from services.worker.engine.torch.cuda.attention import AttentionShape
+from services.worker.engine.torch.cuda.attention_choice import Left, available
 
 LLAMA_8B = Heads(queries=32, keys=8, dim=128)
 _HIDDEN, _FFN, _VOCAB = 4096, 14_336, 128_256
@@ -111,20 +113,31 @@ def _attention(bench: Bench, kernels: ModuleType, case: str, paged: Paged) -> It
     fixed = paged.workspace(kernels, deterministic=True)
     work = partial(paged.attend, kernels.attend, fixed, deterministic=True)
     yield from bench.rows(f"{case}, deterministic", work, amount)
-    for name, other in _alternatives(bench.place, paged):
+    for name, other, captures in _alternatives(paged):
         try:
-            yield from bench.rows(f"{case}, {name}", other, amount, graph=False)
-        except (RuntimeError, NotImplementedError, torch.OutOfMemoryError) as error:
-            print(f"{case}, {name}: {str(error).splitlines()[0]}", flush=True)
+            yield from bench.rows(f"{case}, {name}", other, amount, graph=captures)
+        except Exception as error:  # others' code: what it raises says why it has no row
+            print(f"{case}, {name}: {type(error).__name__} {str(error)[:100]}", flush=True)
 
 
-def _alternatives(place: Place, paged: Paged) -> Iterator[tuple[str, Callable[[], object]]]:
-    """SDPA over contiguous KV as a yardstick."""
-    query, keys, values = paged.contiguous()
+def _alternatives(paged: Paged) -> Iterator[tuple[str, Callable[[], object], bool]]:
+    """Those of production that are to be had here, and whether they can be captured; SDPA as a yardstick."""
+    heads, width = paged.heads, paged.tables.shape[1]
+    shape = AttentionShape(
+        heads.queries, heads.keys, heads.dim, BLOCK, width, paged.dtype, paged.query.device
+    )
+    nothing = torch.empty(0, device=paged.query.device)
+    for each in available(shape):
+        if isinstance(each, Left):
+            print(f"{each.name}: {each.reason}", flush=True)
+            continue
+        each.plan(paged.on_host, paged.tables)
+        yield each.name, partial(paged.attend, each, nothing), each.captures
     if paged.queries[0] in (1, paged.contexts[0]):  # else the last queries of a context: SDPA masks the first
-        causal = paged.queries[0] > 1
-        sdpa = partial(functional.scaled_dot_product_attention, is_causal=causal, enable_gqa=True)
-        yield "SDPA on contiguous KV", partial(sdpa, query, keys, values)
+        sdpa = partial(
+            functional.scaled_dot_product_attention, is_causal=paged.queries[0] > 1, enable_gqa=True
+        )
+        yield "SDPA on contiguous KV", partial(sdpa, *paged.contiguous()), True
 
 
 def _sampling(bench: Bench, kernels: ModuleType) -> Iterator[Row]:

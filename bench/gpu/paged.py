@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 
 from bench.gpu.place import Place
 from services.worker.engine.torch.cuda.arguments import AttentionRows
+from services.worker.engine.torch.cuda.attention import HostRows
 
 BLOCK = 64
 
@@ -67,6 +69,13 @@ class Paged:
     def scale(self) -> float:
         """Of scores."""
         return float(self.heads.dim**-0.5)
+
+    @property
+    def on_host(self) -> HostRows:
+        """The rows as the host knows them."""
+        starts = np.cumsum([0, *self.queries], dtype=np.int32)
+        slots = np.arange(len(self.contexts), dtype=np.int32)
+        return HostRows(slots, starts, np.array(self.contexts, np.int32))
 
     @property
     def kv_bytes(self) -> float:
