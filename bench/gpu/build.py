@@ -14,6 +14,7 @@ from bench.gpu.place import Place
 from services.worker.engine.base import Runner
 from services.worker.engine.torch.config import parse_config
 from services.worker.engine.torch.cuda.attention import AttentionShape
+from services.worker.engine.torch.cuda.attention_choice import choose_attention
 from services.worker.engine.torch.cuda.build import CudaParts, Wish, build_runner, plain_linear
 from services.worker.engine.torch.cuda.device import CudaDevice, Device
 from services.worker.engine.torch.cuda.products import Fp8Linear, Int8Linear, Products, choose_products
