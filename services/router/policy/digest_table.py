@@ -19,7 +19,7 @@ Numbers = npt.NDArray[np.uint32]
 Slots = npt.NDArray[np.int64]
 
 LEAST_SLOTS = 1 << 10
-FULL = 0.75
+FULL = 0.85
 SPARSE = 0.15
 MOVED_AT_ONCE = 1024
 _MOVED_PER_CHANGE = 4
@@ -40,9 +40,10 @@ class _Slots:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.low: Words = np.zeros(size, np.uint64)
-        self.high: Words = np.zeros(size, np.uint64)
-        self.numbers: Numbers = np.zeros(size, np.uint32)
+        self.low: Words = np.zeros(size + 1, np.uint64)
+        self.high: Words = np.zeros(size + 1, np.uint64)
+        self.numbers: Numbers = np.zeros(size + 1, np.uint32)
+        """The last slot stays empty: -1 has number 0."""
         self.count = 0
         self._lows, self._highs = self.low.data, self.high.data
         self._numbers = self.numbers.data
@@ -180,9 +181,10 @@ class DigestTable:
         """The number of each digest."""
         slots = self._new.find(low, high)
         found = self._new.numbers.take(slots)
-        missing = slots < 0
-        if np.count_nonzero(missing):
-            found[missing] = self._old_numbers(low[missing], high[missing])
+        if self._old is not None:
+            missing = (slots < 0).nonzero()[0]
+            slots = self._old.find(low[missing], high[missing])
+            found[missing] = self._old.numbers.take(slots)
         return found
 
     def number(self, low: int, high: int) -> int:
@@ -253,12 +255,6 @@ class DigestTable:
         if self._moved >= old.size:
             self._old = None
         self._settle(self._new.insert(low, high, numbers))
-
-    def _old_numbers(self, low: Words, high: Words) -> Numbers:
-        if self._old is None:
-            return np.zeros(len(low), np.uint32)
-        slots = self._old.find(low, high)
-        return np.where(slots < 0, np.uint32(0), self._old.numbers.take(slots))
 
     def _owe(self, changes: int) -> None:
         self._resize()

@@ -124,7 +124,7 @@ class Pool:
         return Outlook(
             workers=bool(suited.any()),
             opening=opening and not self._ahead(ticket.latency_class),
-            headroom=self.predictor.headroom(ticket.latency_class),
+            headroom=self.predictor.headroom(ticket.latency_class, now),
             prediction=self.predictor.predict(ticket, uncached, now),
             lone_s=self.predictor.lone_s(ticket, uncached),
             lone_first_s=self.predictor.lone_first_s(ticket, uncached),

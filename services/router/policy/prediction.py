@@ -3,7 +3,8 @@
     GPU seconds  uncached prefill + expected output x (marginal decode + its part of a step's fixed cost)
     wait         GPU seconds ahead of it / (workers x its class's share), plus the time until a worker opens
     first token  wait + prefill that is queued there + its own
-    head-room x  mean over workers of max(queued prefill / TTFT, decode step / TPOT, KV in use / 1.05)
+    head-room x  mean over workers of max(queued prefill / TTFT, decode step / (1 - prefill share) / TPOT,
+                 KV in use / 1.05)
 
 Predictions are compared with what happened, and corrected by the ratio that came out lately. A target that a
 worker could not keep even for a lone request is stretched to what it can: a slow machine is not overloaded.
@@ -19,6 +20,7 @@ import numpy as np
 
 from services.router.policy.classify import LatencyClass
 from services.router.policy.fleet import Fleet
+from services.router.policy.occupancy import PrefillRate
 from services.router.policy.queue import ModelQueue
 from services.router.policy.settings import PolicySettings
 from services.router.policy.speed import PRIOR, StepModel
@@ -26,6 +28,7 @@ from services.router.policy.ticket import Ticket
 from services.router.policy.worker import BLOCK_TOKENS
 
 _LEARNING = 0.05
+_MOST_PREFILL = 0.8
 _GRAIN_S = 0.02
 """Waits below this count as none when predictions are compared."""
 _LARGEST_FACTOR = 16.0
@@ -98,6 +101,7 @@ class Predictor:
     firsts: dict[LatencyClass, Correction] = field(default_factory=_corrections)
     typical_prefill_s: float = 0.0
     """Moving mean of what a prompt takes alone."""
+    prefilled: PrefillRate = field(default_factory=PrefillRate)
     gap_s: float = 0.0
     """Moving mean of the time between two dispatches while requests wait."""
     _last_dispatch_s: float = -inf
@@ -183,8 +187,10 @@ class Predictor:
         """Time to the first token on an idle pool."""
         return self._alone_s(ticket, uncached)
 
-    def headroom(self, latency_class: LatencyClass) -> float:
+    def headroom(self, latency_class: LatencyClass, now: float | None = None) -> float:
         """How much of the room for a class's targets is used: 0 idle, 1 at the targets."""
+        if now is not None:
+            self.prefilled.look(now)
         fleet, policy = self.fleet, self.settings.classes[latency_class]
         ready = fleet.ready
         workers = int(ready.sum())
@@ -196,7 +202,8 @@ class Predictor:
             target_s = max(policy.ttft_s, 2 * self.typical_prefill_s)
             used = np.maximum(used, (fleet.waiting_tokens * fleet.speeds.token_s + queued_s) / target_s)
         if policy.tpot_s is not None:
-            used = np.maximum(used, self._steps_s() / np.maximum(policy.tpot_s, 2 * self._steps_s(lone=True)))
+            steps_s = self._steps_s() / (1.0 - self._prefill_share())
+            used = np.maximum(used, steps_s / np.maximum(policy.tpot_s, 2 * self._steps_s(lone=True)))
         return float(used[ready].mean())
 
     def dispatched(self, ticket: Ticket, predicted_s: float, waited_s: float, now: float) -> None:
@@ -237,6 +244,14 @@ class Predictor:
 
     def _corrected(self, corrections: dict[LatencyClass, Correction], ticket: Ticket, raw_s: float) -> float:
         return corrections[ticket.latency_class].apply(raw_s) if self.settings.learn_errors else raw_s
+
+    def _prefill_share(self) -> float:
+        """Part of the workers' time that goes into prompts: decodes have the rest."""
+        if not self.settings.shared_steps:
+            return 0.0
+        token_s = self.fleet.speeds.token_s[self.fleet.ready]
+        capacity = float((1.0 / np.maximum(token_s, 1e-9)).sum())
+        return min(self.prefilled.tokens_per_s / max(capacity, 1e-9), _MOST_PREFILL)
 
     def _kv_used(self) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
         fleet = self.fleet

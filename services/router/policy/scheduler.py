@@ -90,7 +90,7 @@ class Scheduler:
             return True
         cost_s = pool.predictor.estimate(ticket, pool.uncached(ticket)).total_s
         return pool.budget.allows(
-            ticket, cost_s, pool.predictor.headroom(LatencyClass.INTERACTIVE), len(pool.fleet), now
+            ticket, cost_s, pool.predictor.headroom(LatencyClass.INTERACTIVE, now), len(pool.fleet), now
         )
 
     def admit(self, ticket: Ticket, now: float, limits: QueueLimits | None = None) -> Refusal | None:
@@ -134,7 +134,9 @@ class Scheduler:
         self, model: str, tenant: str, latency_class: LatencyClass, prompt_tokens: int, output_tokens: int
     ) -> None:
         """What a worker did for a tenant since it last told, for all routers together."""
-        self._pool(model).queue.served(tenant, latency_class, prompt_tokens, output_tokens)
+        pool = self._pool(model)
+        pool.predictor.prefilled.computed(prompt_tokens)
+        pool.queue.served(tenant, latency_class, prompt_tokens, output_tokens)
 
     def worker_changed(self, worker: WorkerView) -> None:
         """Takes over what a worker reports; also how a new one becomes known."""

@@ -86,6 +86,9 @@ class PolicySettings:
     """Predicted time to the first token, in targets, beyond which an INTERACTIVE request is refused."""
     refuse_infeasible: bool = True
 
+    shared_steps: bool = True
+    """Whether the time that prompts take of decodes' steps counts as used head-room."""
+
     interactive_budget: bool = True
     budget_pressure: float = 0.5
     """Head-room used, of INTERACTIVE, beyond which budgets hold."""
