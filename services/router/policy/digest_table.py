@@ -19,11 +19,11 @@ Numbers = npt.NDArray[np.uint32]
 Slots = npt.NDArray[np.int64]
 
 LEAST_SLOTS = 1 << 10
-FULL = 0.85
+FULL = 0.8
 SPARSE = 0.15
 MOVED_AT_ONCE = 1024
 _MOVED_PER_CHANGE = 4
-_MOST_KICKS = 200
+_MOST_KICKS = 500
 _ALL_ONES = (1 << 64) - 1
 
 
@@ -112,8 +112,8 @@ class _Slots:
                     lows[slot], highs[slot], numbers[slot] = low, high, number
                     self.count += 1
                     return None
-            self._kick = (self._kick * 5 + 1) & 0xFFFF
-            slot = places[self._kick % 3]
+            self._kick = (self._kick * 69069 + 1) & 0xFFFFFFFF
+            slot = places[(self._kick >> 16) % 3]
             pushed = lows[slot], highs[slot], numbers[slot]
             lows[slot], highs[slot], numbers[slot] = low, high, number
             low, high, number = pushed

@@ -60,6 +60,11 @@ class PrefixIndex:
         """Bytes of the packed table; sets of workers and expectations are a small part on top."""
         return self._table.nbytes
 
+    @property
+    def settled(self) -> bool:
+        """Whether no growth or tidying is under way, which `expire` goes on with."""
+        return not (self._table.moving or self._sets.dead)
+
     def join(self, key: str, blocks: int) -> int:
         """A worker that can keep so many blocks is there, or now says so; returns its position."""
         position = self.positions.get(key)
