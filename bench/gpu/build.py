@@ -93,7 +93,7 @@ def parts_of(
     """What production chooses on this device. Raises EngineLoadError."""
     products = products_of(place, quantization, deterministic=deterministic)
     kernels = kernels_of(place, device)
-    if place.dry:  # nothing to choose from, and nothing to time it with
+    if not place.on_card:  # nothing to choose from, and nothing to time it with
         return CudaParts("dry", kernels, products.make_linear, deterministic=deterministic)
     choice = choose_attention(shape, kernels, deterministic=deterministic)
     print(choice, flush=True)
@@ -108,11 +108,11 @@ def parts_of(
 
 def products_of(place: Place, quantization: str, *, deterministic: bool = False) -> Products:
     """Production's; a dry run has those in 8 bits without asking whether there is a card for them."""
-    if place.dry and not deterministic:
+    if not (place.on_card or deterministic):
         made = {"fp8": Fp8Linear, "int8": Int8Linear}.get(quantization)
         linear = plain_linear if made is None else partial(_dry_linear, made)
         return Products("", linear, deterministic=False)
-    name = "product_reference" if place.dry else "product_kernels"
+    name = "product_kernels" if place.on_card else "product_reference"
     kernels = importlib.import_module(f"services.worker.engine.torch.cuda.{name}")
     return choose_products(quantization, deterministic=deterministic, device=place.device, kernels=kernels)  # type: ignore[arg-type]
 
@@ -125,7 +125,7 @@ def _dry_linear(
 
 def device_of(place: Place) -> Device:
     """The card; of a dry run the tests' device, which puts work off as long as it may."""
-    if not place.dry:
+    if place.on_card:
         return CudaDevice(place.device)
     device: Device = importlib.import_module("tests.support.fake_device").FakeDevice()
     return device
@@ -133,4 +133,4 @@ def device_of(place: Place) -> Device:
 
 def kernels_of(place: Place, device: Any) -> Any:
     """The kernels; of a dry run the references, each one launch for the tests' device."""
-    return device.kernels(place.kernels()) if place.dry else place.kernels()
+    return place.kernels() if place.on_card else device.kernels(place.kernels())

@@ -194,7 +194,7 @@ class Runners:
         return ", ".join(f"{name} {count}" for name, count in after.items())
 
     def _allocations(self) -> dict[str, int]:
-        if self._place.dry:
+        if not self._place.on_card:
             return {"allocations": 0}
         said = torch.cuda.memory_stats(self._place.device)
         names = {"allocations": "allocation.all.allocated", "reserved": "reserved_bytes.all.current"}

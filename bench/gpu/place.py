@@ -27,7 +27,8 @@ class Place:
     """A device and a time limit."""
 
     device: torch.device
-    dry: bool
+    dry: bool  # tiny sizes
+    on_card: bool  # the device has events, graphs and Triton
     ends_s: float  # of time.monotonic
 
     @classmethod
@@ -36,7 +37,7 @@ class Place:
         if not dry and not torch.cuda.is_available():
             raise RuntimeError("there is no CUDA device; --dry runs everything on the CPU, with tiny sizes")
         where = torch.device("cpu") if dry else torch.device("cuda", 0)
-        return cls(device=where, dry=dry, ends_s=time.monotonic() + minutes * MINUTE_S)
+        return cls(device=where, dry=dry, on_card=not dry, ends_s=time.monotonic() + minutes * MINUTE_S)
 
     @property
     def left_s(self) -> float:
@@ -54,13 +55,13 @@ class Place:
 
     def synchronize(self) -> None:
         """Waits for the device."""
-        if not self.dry:
+        if self.on_card:
             torch.cuda.synchronize(self.device)
 
     def release(self) -> None:
         """Gives memory that nothing holds any more back to the driver."""
         gc.collect()
-        if not self.dry:
+        if self.on_card:
             torch.cuda.empty_cache()
 
     def generator(self, seed: int) -> torch.Generator:
@@ -73,12 +74,12 @@ class Place:
 
     def kernels(self) -> ModuleType:
         """The kernels; of a dry run their references in plain torch."""
-        name = "reference" if self.dry else "kernels"
+        name = "kernels" if self.on_card else "reference"
         return importlib.import_module(f"services.worker.engine.torch.cuda.{name}")
 
     def card(self) -> dict[str, Any]:
         """What the device says of itself."""
-        if self.dry:
+        if not self.on_card:
             return {"name": "dry run on the CPU"}
         found = torch.cuda.get_device_properties(self.device)
         free, total = torch.cuda.mem_get_info(self.device)

@@ -40,7 +40,7 @@ class Profile(NamedTuple):
 
 def profiled(place: Place, work: Callable[[], object]) -> Profile | None:
     """Profiles what `work` does; None where the profiler saw no device work."""
-    activities = [ProfilerActivity.CPU] if place.dry else [ProfilerActivity.CUDA]
+    activities = [ProfilerActivity.CUDA if place.on_card else ProfilerActivity.CPU]
     with profile(activities=activities) as profiler:
         work()
         place.synchronize()
@@ -64,7 +64,7 @@ def of_spans(spans: Iterable[Span]) -> Profile | None:
 
 
 def _spans(profiler: profile, place: Place) -> Iterable[Span]:
-    wanted = "CPU" if place.dry else "CUDA"
+    wanted = "CUDA" if place.on_card else "CPU"
     for event in profiler.events() or ():  # type: ignore[no-untyped-call]
         if event.device_type.name == wanted and not event.name.startswith("ProfilerStep"):
             yield Span(event.name, event.time_range.start, event.time_range.end)

@@ -32,7 +32,7 @@ class Timer:
         """Of each of many runs. `graph=False` for work that cannot be captured."""
         once_s = self._warm_up(work)
         count = min(_MOST, max(_LEAST, int(_TIMED_S / max(once_s, 1e-6))))
-        if self._place.dry:
+        if not self._place.on_card:
             return [_on_host(work) for _ in range(2)]
         captured = self._captured(work) if graph else None
         return self._by_events(captured.replay if captured else work, count)

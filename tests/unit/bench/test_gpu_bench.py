@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
 from bench.gpu import __main__ as command
-from bench.gpu import check
+from bench.gpu import build, check, reader, timing
+from bench.gpu.ceilings import measure_ceilings
 from bench.gpu.check_kernels import Kernels
+from bench.gpu.check_runner import Runners
 from bench.gpu.compare import CheckFailed, agreement, error_of, expect_close, expect_equal
 from bench.gpu.drive import Engine, Track, prompt_of
 from bench.gpu.gaps import Window
@@ -24,11 +28,13 @@ from bench.gpu.models import CONFIGS, RandomWeights
 from bench.gpu.place import OutOfTime, Place
 from bench.gpu.profiling import Span, of_spans
 from bench.gpu.rooflines import Ceilings, Roofline
+from bench.gpu.timing import Timer
 from bench.results_contract import Result, read, row
 from services.worker.engine.torch.config import parse_config
 from services.worker.engine.torch.cuda import reference
 from services.worker.scheduler.step import Capabilities
 from tests.support.engines import SPEC
+from tests.support.fake_device import FakeDevice
 from tests.support.fake_runner import FakeRunner
 
 ABSENT = (
@@ -284,3 +290,92 @@ def test_a_part_that_has_no_time_left_keeps_what_it_has(
     with pytest.raises(OutOfTime):
         command.run("engine", Place.make(dry=True, minutes=1), tmp_path)
     assert json.loads((tmp_path / "gpu-engine.json").read_text())["rows"][0]["case"] == "first"
+
+
+class FakeEvent:
+    """Of a card that takes a millisecond between any two marks."""
+
+    marks = 0
+
+    def __init__(self, **options: bool) -> None:
+        self.at = 0
+
+    def record(self, stream: object = None) -> None:
+        FakeEvent.marks += 1
+        self.at = FakeEvent.marks
+
+    def elapsed_time(self, end: FakeEvent) -> float:
+        return float(end.at - self.at)
+
+
+class FakeGraph:
+    """Runs what was captured again."""
+
+    captures: ClassVar[list[FakeGraph]] = []
+
+    def replay(self) -> None:
+        FakeGraph.captures.append(self)
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> Place:
+    """A place that believes to be on a card, with tiny sizes; Triton's kernels are interpreted."""
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: None)
+    monkeypatch.setattr(timing, "_TIMED_S", 0.0)
+    monkeypatch.setattr(timing, "_WARM_S", 0.0)
+    return Place(device=torch.device("cpu"), dry=True, on_card=True, ends_s=time.monotonic() + 600)
+
+
+def test_times_on_a_card_are_those_of_events_around_replays(card: Place) -> None:
+    FakeGraph.captures.clear()
+    assert Timer(card).seconds(lambda: None) == [0.001] * 5
+    assert len(FakeGraph.captures) == 5
+    assert Timer(card).median_s(lambda: None, graph=False) == 0.001
+    assert len(FakeGraph.captures) == 5
+
+
+def test_the_reading_kernel_reads_everything_once(card: Place) -> None:
+    source = card.random(300_000, dtype=torch.float32)
+    out = torch.full((reader.programs(source),), torch.nan)
+    reader.read(source, out)
+    assert float(out.sum()) == pytest.approx(float(source.sum()), rel=1e-3)
+    ceilings, rows = measure_ceilings(card, Timer(card))
+    assert ceilings.read > 0
+    assert len(rows) >= 3
+
+
+def test_checks_fit_tritons_kernels_as_they_are(card: Place) -> None:
+    """By the interpreter, and few of them: the kernels have tests of their own."""
+    wanted = ("add_norm, float32", "gate, bfloat16", "place, 4/4", "sampling, top-k", "grammar", "log-prob")
+    checks = [
+        (name, work)
+        for name, work in Kernels(card, card.kernels()).checks(seed=3)
+        if name.startswith(wanted) and "bfloat16" not in name.replace("gate, bfloat16", "")
+    ]
+    assert len(checks) == len(wanted)
+    assert [
+        (name, said) for name, (said, passed) in ((n, check._run(w)) for n, w in checks) if not passed
+    ] == []
+
+
+def test_memory_of_a_card_is_counted_by_its_allocator(card: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    stats = {"allocation.all.allocated": 5, "reserved_bytes.all.current": 1 << 20}
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: stats)
+    assert Runners(card)._allocations() == {"allocations": 5, "reserved": 1 << 20}
+
+
+def test_an_engine_on_a_card_has_what_production_chooses(
+    card: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Place, "kernels", lambda self: reference)
+    monkeypatch.setattr(build, "device_of", lambda place: FakeDevice())
+    monkeypatch.setattr(build, "kernels_of", lambda place, device: device.kernels(reference))
+    built = build.build(card, CONFIGS["tiny Llama"], dtype=torch.float32)
+    engine = Engine(built.runner, built.vocab)
+    track = engine.submit(prompt_of(20, built.vocab, 1), 3)
+    engine.finish([track])
+    assert len(track.ids) == 3
+    assert built.ready_s > 0
