@@ -28,7 +28,8 @@ class Trial:
         rows: Sequence[tuple[int, int]],
         seed: int = 0,
     ) -> None:
-        queries, contexts = np.minimum(np.array(rows, np.int32), shape.width * shape.block_size).T
+        sizes = np.minimum(np.array(rows, np.int32), shape.width * shape.block_size)
+        queries, contexts = np.ascontiguousarray(sizes.T)
         starts = np.concatenate([[0], np.cumsum(queries)]).astype(np.int32)
         slots = np.arange(len(rows), dtype=np.int32)[::-1].copy()
         count, needed = int(starts[-1]), -(-contexts // shape.block_size)
