@@ -45,8 +45,8 @@ class Intake:
         message = next(iter(self._faults(request)), None)
         return None if message is None else Rejected(request.handle, RejectReason.INVALID, message)
 
-    def sequence(self, request: Request, model: StepModel, pool: BlockPool) -> Sequence:
-        """The sequence of a request without fault, ready to wait."""
+    def sequence(self, request: Request, model: StepModel, pool: BlockPool, now: float) -> Sequence:
+        """The sequence of a request without fault that comes now, ready to wait."""
         chain = Chain(
             request, self._facts.numerics_id, self._block_size, reuse=self._capabilities.prefix_reuse
         )
@@ -60,7 +60,7 @@ class Intake:
         found = len(pool.find(sequence.reusable_links())) * self._block_size
         sequence.backlog = sequence.length - found
         cost = StepCost(1.0, sequence.backlog, sequence.backlog * (found + sequence.backlog / 2.0), 0.0, 0.0)
-        sequence.place = place_of(request, self._settings, model.predict(cost))
+        sequence.place = place_of(request, self._settings, model.predict(cost), now)
         return sequence
 
     def _stop_ids(self, request: Request) -> frozenset[int]:

@@ -51,6 +51,8 @@ class Planner:
         self._chunked = chunked
         self._free_slots_kept = min(settings.batch_free_slots, residents.free_slots // 4)
         self._foreground_seen_s = float("-inf")
+        self.prompt_room_s = settings.idle_step_s
+        """What a step has for prompts beside the foreground decodes of the last draft, in seconds."""
 
     def draft(self, now: float) -> Draft:
         """The rows of the next step; none when nothing may or can run now."""
@@ -60,7 +62,9 @@ class Planner:
         decode_s = self._model.predict(draft.cost)
         target_s = min({s.tpot_s for s in foreground if s.tpot_s is not None}, default=None)
         until_s = self._until_s(target_s, decode_s)
-        self._add_prompts(draft, max(until_s, self._settings.stretch * decode_s), now, background=False)
+        prompts_until_s = max(until_s, self._settings.stretch * decode_s)
+        self.prompt_room_s = prompts_until_s - decode_s
+        self._add_prompts(draft, prompts_until_s, now, background=False)
         if foreground or draft:
             self._foreground_seen_s = now
         if draft.chunk_tokens == 0:

@@ -49,14 +49,14 @@ class SchedulerSettings:
     standard_ageing_s: float = 10.0  # STANDARD rises one tier after so long without progress
     batch_ageing_s: float = 600.0  # BATCH rises after max(this, a quarter of the time to its deadline)
     max_preemptions: int = 3  # a victim is spared after so many
-    credit_window_s: float = 0.25  # prompt work that sessions may have waiting here
+    credit_steps: float = 3.0  # prompt work that sessions may have waiting here, in the room of steps
 
 
 class Place(NamedTuple):
     """Where a request stands in line; smaller goes first. Kept through preemption."""
 
     tier: int  # 0 interactive and probes, 1 standard, 2 batch; ageing lowers it
-    due_s: float  # when its first token is due less the time to compute it; without a target: arrival
+    due_s: float  # when its first token is due, counted from when it came here; without a target: then
     handle: int
 
 
@@ -68,10 +68,12 @@ _TIERS = {
 }
 
 
-def place_of(request: Request, settings: SchedulerSettings, prefill_s: float) -> Place:
-    """The place of a new request whose uncached prompt takes `prefill_s` to compute."""
-    ttft_s = ttft_target_s(request, settings)
-    due_s = request.arrival_s + (ttft_s - prefill_s if ttft_s is not None else 0.0)
+def place_of(request: Request, settings: SchedulerSettings, prefill_s: float, now: float) -> Place:
+    """The place of a request that comes now and whose uncached prompt takes `prefill_s` to compute.
+
+    Routers have put requests in an order that knows of tenants: who waited there does not overtake here.
+    """
+    due_s = now + (ttft_target_s(request, settings) or 0.0)
     if request.deadline_s is not None:
         due_s = min(due_s, request.deadline_s - prefill_s)
     return Place(_TIERS[request.latency_class], due_s, request.handle)

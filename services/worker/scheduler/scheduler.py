@@ -117,7 +117,7 @@ class Scheduler:
         if rejected is not None:
             self._ledger.rejected(rejected)
             return False
-        sequence = self._intake.sequence(request, self.model, self._pool)
+        sequence = self._intake.sequence(request, self.model, self._pool, now)
         if not self._ends_at_once(sequence, now):
             self._sequences[request.handle] = sequence
             self._batch += request.latency_class is LatencyClass.BATCH
@@ -185,7 +185,8 @@ class Scheduler:
 
     def credits(self) -> Credits:
         """What could be started beyond all that is there."""
-        tokens = self.model.tokens_within(self._settings.credit_window_s, 0) - self._uncached_tokens
+        window_s = self._settings.credit_steps * self._planner.prompt_room_s
+        tokens = self.model.tokens_within(window_s, 0) - self._uncached_tokens
         slots = self._residents.free_slots - len(self._waiting)
         blocks = self._pool.available - self._residents.blocks_for(self._waiting.uncached_tokens)
         held = self._held_by_batch()
