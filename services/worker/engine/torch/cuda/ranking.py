@@ -74,9 +74,11 @@ def logprobs(
         [count * parts * k, count * parts * k, count * parts, count * parts]
     )
     ids = ids.view(torch.int32)
-    _rank[count, parts](logits, rows, values, ids, peaks, sums, vocab, K=k, num_warps=8)
+    _rank[count, parts](
+        logits, rows, values, ids, peaks, sums, vocab, K=k, num_warps=8, enable_fp_fusion=True
+    )
     _merge[count,](
         logits, rows, tokens, values, ids, peaks, sums, out.chosen, out.top, out.top_ids, vocab,
         K=k, PARTS=parts, PARTS_BLOCK=triton.next_power_of_2(parts),
-        BLOCK=triton.next_power_of_2(max(1, parts * k)), num_warps=4,
+        BLOCK=triton.next_power_of_2(max(1, parts * k)), num_warps=4, enable_fp_fusion=True,
     )  # fmt: skip

@@ -88,7 +88,7 @@ def add_norm(
     block = triton.next_power_of_2(width)
     _add_norm[tokens,](
         hidden, hidden if delta is None else delta, weight, out, eps,
-        WIDTH=width, BLOCK=block, ADD=delta is not None, num_warps=_warps(block),
+        WIDTH=width, BLOCK=block, ADD=delta is not None, num_warps=_warps(block), enable_fp_fusion=True,
     )  # fmt: skip
 
 
@@ -114,7 +114,7 @@ def place(
         merged, cos if query_norm is None else query_norm, cos if key_norm is None else key_norm,
         cos, sin, positions, places, keys, values, query_out, eps,
         HEADS=heads, KV_HEADS=kv_heads, HALF=half, BLOCK=triton.next_power_of_2(half),
-        HEADS_AT_ONCE=at_once, NORMS=query_norm is not None, num_warps=4,
+        HEADS_AT_ONCE=at_once, NORMS=query_norm is not None, num_warps=4, enable_fp_fusion=True,
     )  # fmt: skip
 
 
@@ -122,7 +122,9 @@ def gate(merged: torch.Tensor, out: torch.Tensor) -> None:
     """See `reference.gate`."""
     tokens, ffn = out.shape
     block = min(1024, triton.next_power_of_2(ffn))
-    _gate[tokens, triton.cdiv(ffn, block)](merged, out, FFN=ffn, BLOCK=block, num_warps=4)
+    _gate[tokens, triton.cdiv(ffn, block)](
+        merged, out, FFN=ffn, BLOCK=block, num_warps=4, enable_fp_fusion=True
+    )
 
 
 def _warps(block: int) -> int:

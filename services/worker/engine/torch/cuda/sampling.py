@@ -23,6 +23,7 @@ _STRIP = tl.constexpr(512)  # of them it weighs at once
 _LEVELS = tl.constexpr(16)  # thresholds that mass is weighed at
 _GUMBEL_MAX = tl.constexpr(22.870856)  # philox.GUMBEL_MAX, rounded up
 _SLACK = tl.constexpr(2e-4)  # above the error of noise in fp32, 1e-5
+_NOWHERE = tl.constexpr(0x7F800000)  # infinitely far behind, as bits
 _MOST_COUNTED = tl.constexpr(0x7FFF)
 
 
@@ -191,25 +192,38 @@ def _keep(
 
 
 @triton.jit
-def _count_within(kept, length, bound, BLOCK: tl.constexpr):
-    count = tl.zeros([BLOCK], tl.int32)
+def _measure(kept, length, middle, less, MASS: tl.constexpr, BLOCK: tl.constexpr):
+    """Of the scores at `middle` or better: their number, or sum of exp(score - less), each in fp64 of a
+    difference in fp32, as the sampler takes it. And the last score within, and the first one beyond.
+    """
+    amount = tl.zeros([BLOCK], tl.float64 if MASS else tl.int32)
+    last = tl.zeros([BLOCK], tl.int32)
+    following = tl.full([BLOCK], _NOWHERE, tl.int32)
     for begin in range(0, length, BLOCK):
-        places = begin + tl.arange(0, BLOCK)
-        behind = tl.load(kept + places, mask=places < length, other=float("nan")).to(tl.int32, bitcast=True)
-        count += ((behind <= bound) & (places < length)).to(tl.int32)
-    return tl.sum(count, 0)
+        inside = begin + tl.arange(0, BLOCK) < length
+        behind = tl.load(kept + begin + tl.arange(0, BLOCK), mask=inside, other=float("inf"))
+        place = behind.to(tl.int32, bitcast=True)
+        within = inside & (place <= middle)
+        if MASS:
+            amount += tl.where(within, tl.exp((-behind - less).to(tl.float64)), 0.0)
+        else:
+            amount += within.to(tl.int32)
+        last = tl.maximum(last, tl.where(within, place, 0))
+        following = tl.minimum(following, tl.where(within, _NOWHERE, place))
+    return tl.sum(amount, 0), tl.max(last, 0), tl.min(following, 0)
 
 
 @triton.jit
-def _mass_within(kept, length, bound, less, BLOCK: tl.constexpr):
-    """Sum of exp(score - less), each in fp64 of a difference in fp32, as the sampler takes it."""
-    mass = tl.zeros([BLOCK], tl.float64)
-    for begin in range(0, length, BLOCK):
-        places = begin + tl.arange(0, BLOCK)
-        behind = tl.load(kept + places, mask=places < length, other=0.0)
-        within = (behind.to(tl.int32, bitcast=True) <= bound) & (places < length)
-        mass += tl.where(within, tl.exp((-behind - less).to(tl.float64)), 0.0)
-    return tl.sum(mass, 0)
+def _smallest(kept, length, bound, wanted, less, MASS: tl.constexpr, BLOCK: tl.constexpr):
+    """How far one must go for so many, or so much, but not beyond `bound`; by bisection between scores."""
+    low = 0
+    while low < bound:
+        amount, last, following = _measure(kept, length, low + (bound - low) // 2, less, MASS, BLOCK)
+        if amount >= wanted:
+            bound = last
+        else:
+            low = following
+    return bound
 
 
 @triton.jit
@@ -221,28 +235,17 @@ def _search(
     slot = tl.load(slots + row).to(tl.int64)
     if tl.load(temperature + slot) > 0:
         limited, nuclear = _filtered(top_k, top_p, slot, vocab)
-        bound = 0x7F800000  # of infinity
+        bound = _NOWHERE + 0 * tl.load(lengths + row)
         kept += row * vocab
         if limited | nuclear:
             length = tl.load(lengths + row)
             less = tl.log(tl.load(totals + row))
             if limited:
-                low = 0
-                while low < bound:
-                    middle = low + (bound - low) // 2
-                    if _count_within(kept, length, middle, BLOCK) >= tl.load(top_k + slot):
-                        bound = middle
-                    else:
-                        low = middle + 1
-                less = tl.log(_mass_within(kept, length, bound, 0.0, BLOCK)).to(tl.float32)
+                bound = _smallest(kept, length, bound, tl.load(top_k + slot), 0.0, False, BLOCK)
+                mass, _, _ = _measure(kept, length, bound, 0.0, True, BLOCK)
+                less = tl.log(mass).to(tl.float32)
             if nuclear:
-                low = 0
-                while low < bound:
-                    middle = low + (bound - low) // 2
-                    if _mass_within(kept, length, middle, less, BLOCK) >= tl.load(top_p + slot):
-                        bound = middle
-                    else:
-                        low = middle + 1
+                bound = _smallest(kept, length, bound, tl.load(top_p + slot), less, True, BLOCK)
         floor = -(bound + tl.zeros([1], tl.int32)).to(tl.float32, bitcast=True)
         floor = tl.maximum(floor, tl.load(log_min_p + slot))
         tl.store(floors + row + tl.arange(0, 1), floor)
@@ -358,7 +361,12 @@ def sample(
     rows, vocab = logits.shape
     room = _sampling_parts(workspace, rows, vocab)
     parts = room.best.shape[1]
-    shape = {"PARTS": parts, "PARTS_BLOCK": triton.next_power_of_2(parts), "num_warps": 8}
+    shape = {
+        "PARTS": parts,
+        "PARTS_BLOCK": triton.next_power_of_2(parts),
+        "num_warps": 8,
+        "enable_fp_fusion": True,
+    }
     which, bits = (slots, state.unstopped) if masks is None else masks
     penalties = (state.repetition, state.presence, state.frequency)
     filtering = (state.top_k, state.top_p)
@@ -378,7 +386,7 @@ def sample(
         )  # fmt: skip
         _search[rows,](
             slots, state.temperature, *filtering, state.log_min_p, room.kept, room.lengths, room.totals,
-            room.floors, vocab, BLOCK=2048, num_warps=8,
+            room.floors, vocab, BLOCK=2048, num_warps=8, enable_fp_fusion=True,
         )  # fmt: skip
     if draws:
         _draw[rows, parts](
