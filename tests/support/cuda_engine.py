@@ -9,9 +9,9 @@ import torch
 
 from services.worker.engine.torch.config import parse_config
 from services.worker.engine.torch.cuda import reference
-from services.worker.engine.torch.cuda.build import CudaParts, Wish, build_runner, plain_linear
+from services.worker.engine.torch.cuda.build import CudaParts, Wish, plain_linear
+from services.worker.engine.torch.cuda.load import load_cuda_runner
 from services.worker.engine.torch.cuda.runner import CudaRunner
-from services.worker.engine.torch.weights import open_weights
 from services.worker.scheduler.intake import ModelFacts
 from services.worker.scheduler.policy import SchedulerSettings
 from tests.support.drive import Drive
@@ -29,22 +29,21 @@ def cuda_runner(
     step_tokens: int = 512,
     grammar: bool = False,
     dtype: torch.dtype = torch.float32,
+    piece_bytes: int = 100_000,
 ) -> CudaRunner:
     """A runner of a model directory."""
     config = parse_config(json.loads((model / "config.json").read_text()))
-    parts = CudaParts("reference", device.kernels(reference), plain_linear)
-    files = tuple(sorted(model.glob("*.safetensors")))
-    with torch.inference_mode(), open_weights(files, dtype=dtype, device=device.where) as weights:
-        return build_runner(
-            config,
-            weights,
-            parts,
-            wish,
-            device=device,
-            dtype=dtype,
-            step_tokens=step_tokens,
-            grammar=grammar,
-        )
+    return load_cuda_runner(
+        tuple(sorted(model.glob("*.safetensors"))),
+        config,
+        CudaParts("reference", device.kernels(reference), plain_linear),
+        wish,
+        device=device,
+        dtype=dtype,
+        step_tokens=step_tokens,
+        grammar=grammar,
+        piece_bytes=piece_bytes,
+    )
 
 
 def cuda_drive(runner: CudaRunner, settings: SchedulerSettings | None = None) -> Drive:

@@ -14,6 +14,8 @@ from services.worker.engine.torch.cuda.operators import CudaOperators
 from services.worker.engine.torch.cuda.slots import DeviceSlots
 from services.worker.engine.torch.model import Llama
 
+_TILE = 64  # tokens of a chunk that need as much workspace as one more
+
 
 class Limits(NamedTuple):
     """What a runner is made for."""
@@ -93,19 +95,27 @@ class Forward:
         return self._logits[:rows].copy_(scores)
 
     def _reserve(self, limits: Limits) -> None:
-        """Workspaces, each for the largest step."""
-        config, kernels = self._config, self._kernels
-        rows, vocab = limits.max_seqs, config.vocab_size
-        heads = (config.heads, config.kv_heads, config.head_dim, self.slots.width)
-        deterministic = self._operators.deterministic
-        attention = max(
-            kernels.attention_workspace(rows, tokens, *heads, deterministic=deterministic)
-            for tokens in (rows, limits.step_tokens)
-        )
+        """Workspaces, each for the step that needs most."""
+        kernels, rows, vocab = self._kernels, limits.max_seqs, self._config.vocab_size
         self._sampling = self._numbers(kernels.sampling_workspace(rows, vocab))
         self._logprobs = self._numbers(kernels.logprobs_workspace(rows, vocab, limits.max_logprobs))
-        self._operators.workspace = self._numbers(attention)
+        self._operators.workspace = self._numbers(self._attention_numbers(limits))
         self._operators.tables = self.slots.tables
+
+    def _attention_numbers(self, limits: Limits) -> int:
+        """Few rows may be split more than many: the most of any, for rows of one query and for tokens of
+        chunks, which one step may have both."""
+        config, operators = self._config, self._operators
+        heads = (config.heads, config.kv_heads, config.head_dim, self.slots.width)
+        rows = [(count, 1) for count in range(1, limits.max_seqs + 1)]
+        tokens = [(1, count) for count in range(_TILE, limits.step_tokens + _TILE, _TILE)]
+        return sum(
+            max(
+                self._kernels.attention_workspace(*shape, *heads, deterministic=operators.deterministic)
+                for shape in shapes
+            )
+            for shapes in (rows, tokens)
+        )
 
     def _numbers(self, count: int) -> torch.Tensor:
         return self._device.zeros((count,), torch.float32)

@@ -54,7 +54,7 @@ class CudaOperators:
         self.block_size = block_size
         self.kernels = kernels
         self.deterministic = deterministic
-        self.attend: Attend = attend or kernels.attend
+        self.attend: Attend | None = attend
         self.scale = config.head_dim**-0.5
 
     def on(self, batch: StepBatch, /) -> CudaStep:
@@ -100,7 +100,8 @@ class CudaStep:
     def attend(self, query: torch.Tensor, pool: torch.Tensor) -> torch.Tensor:
         operators = self._operators
         out = torch.empty_like(query)
-        operators.attend(
+        attend: Attend = operators.attend or self._kernels.attend
+        attend(
             query,
             pool,
             self._batch.rows,
