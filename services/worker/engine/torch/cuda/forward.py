@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from services.worker.engine.torch.config import ModelConfig
 from services.worker.engine.torch.cuda.arguments import GrammarMasks, LogprobsOut
+from services.worker.engine.torch.cuda.attention import HostRows
 from services.worker.engine.torch.cuda.device import Device
 from services.worker.engine.torch.cuda.inputs import Bucket, Inputs, StepBatch, expand
 from services.worker.engine.torch.cuda.operators import CudaOperators
 from services.worker.engine.torch.cuda.slots import DeviceSlots
 from services.worker.engine.torch.model import Llama
 
+NO_ROWS = HostRows(np.zeros(0, np.int32), np.zeros(1, np.int32), np.zeros(0, np.int32))
 _TILE = 64  # tokens of a chunk that need as much workspace as one more
 
 
@@ -57,11 +60,9 @@ class Forward:
         self.give_blocks(0)
 
     @property
-    def block_bytes(self) -> int:
-        """KV bytes of one block over all layers."""
-        config = self._config
-        numbers = 2 * config.layers * self._block_size * config.kv_heads * config.head_dim
-        return numbers * self._dtype.itemsize
+    def captures(self) -> bool:
+        """Whether steps can be captured."""
+        return self._operators.captures
 
     def give_blocks(self, blocks: int) -> None:
         """Memory for so many blocks and the scratch block, in one piece, instead of what was there."""
@@ -81,14 +82,20 @@ class Forward:
             logits, inputs.samplers, inputs.indices, masks, self.slots.state, chosen, self._sampling
         )
 
+    def compute_planned(self, bucket: Bucket, inputs: Inputs, rows: HostRows) -> None:
+        """The same for a step that no graph holds."""
+        with self._operators.planned(rows):
+            self.compute(bucket, inputs)
+
     def logprobs(self, rows: torch.Tensor, out: LogprobsOut) -> None:
         """Of these rows of the step that was computed last."""
         self._kernels.logprobs(self._logits, rows, self.chosen, out, self._logprobs)
 
-    def hold_logits(self, bucket: Bucket, inputs: Inputs, rows: int) -> None:
+    def hold_logits(self, inputs: Inputs, rows: int) -> None:
         """Make room for logits of `rows` rows, of the type that the model's last product has."""
         batch = expand(inputs, self.slots.tables, self.slots.state.last_token, self._block_size)
-        scores = self._model.scores(batch, self)
+        with self._operators.planned(NO_ROWS):
+            scores = self._model.scores(batch, self)
         self._logits = self._device.zeros((rows, scores.shape[1]), scores.dtype)
 
     def _logits_of(self, scores: torch.Tensor, rows: int) -> torch.Tensor:

@@ -23,16 +23,19 @@ Capture = Callable[[Bucket], Graph]
 
 
 class Graphs:
-    """Graphs by bucket. The largest come first: the smaller ones then live in the same memory."""
+    """Graphs by bucket. The largest come first: the smaller ones then live in the same memory.
 
-    def __init__(self, capture: Capture, max_seqs: int, step_tokens: int) -> None:
+    capture: None where steps cannot be captured: none ever fits then.
+    """
+
+    def __init__(self, capture: Capture | None, max_seqs: int, step_tokens: int) -> None:
         self._capture = capture
         self._graphs: dict[Bucket, Graph] = {}
         self._sizes: dict[bool, list[int]] = {True: [], False: []}  # of captured tokens; True: decodes
         self._max_seqs = max_seqs
         mixed = [self._mixed(tokens) for tokens in _MIXED if tokens <= step_tokens]
         decodes = [self._decodes(rows) for rows in decode_sizes(max_seqs)]
-        self._later = deque([*mixed, *sorted(decodes, key=_by_use)])
+        self._later = deque([] if capture is None else [*mixed, *sorted(decodes, key=_by_use)])
 
     def capture_first(self) -> None:
         """Capture the few that any step needs."""
@@ -69,6 +72,7 @@ class Graphs:
         return self._graphs.keys()
 
     def _add(self, bucket: Bucket) -> None:
+        assert self._capture is not None
         self._graphs[bucket] = self._capture(bucket)
         sizes = self._sizes[bucket.decodes]
         sizes.insert(bisect_left(sizes, bucket.tokens), bucket.tokens)

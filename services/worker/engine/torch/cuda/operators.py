@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from services.worker.engine.torch.config import ModelConfig
 from services.worker.engine.torch.cuda.arguments import AttentionRows
+from services.worker.engine.torch.cuda.attention import HostRows
 from services.worker.engine.torch.cuda.inputs import StepBatch
 from services.worker.engine.torch.operators import HeadNorms
 from services.worker.engine.torch.rope import Rope
@@ -33,6 +35,18 @@ class Attend(Protocol):
     ) -> None: ...
 
 
+@runtime_checkable
+class Plans(Protocol):
+    """An `Attend` that must know the rows of a step that no graph holds."""
+
+    @property
+    def captures(self) -> bool:
+        """Whether steps can be captured."""
+
+    def planned(self, rows: HostRows, tables: torch.Tensor) -> AbstractContextManager[None]:
+        """Around a step that no graph holds."""
+
+
 class CudaOperators:
     """Operators of a model; `tables` and `workspace` are the runner's, which puts them here before a step."""
 
@@ -56,6 +70,17 @@ class CudaOperators:
         self.deterministic = deterministic
         self.attend: Attend | None = attend
         self.scale = config.head_dim**-0.5
+
+    @property
+    def captures(self) -> bool:
+        """Whether steps can be captured."""
+        return not isinstance(self.attend, Plans) or self.attend.captures
+
+    def planned(self, rows: HostRows) -> AbstractContextManager[None]:
+        """Around a step that no graph holds."""
+        if isinstance(self.attend, Plans):
+            return self.attend.planned(rows, self.tables)
+        return nullcontext()
 
     def on(self, batch: StepBatch, /) -> CudaStep:
         """Bind to a batch."""

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from services.worker.engine.torch.cuda.device import Device, Graph
-from services.worker.engine.torch.cuda.forward import Forward, Limits
+from services.worker.engine.torch.cuda.attention import HostRows
+from services.worker.engine.torch.cuda.device import Device, Graph, Work
+from services.worker.engine.torch.cuda.forward import NO_ROWS, Forward, Limits
 from services.worker.engine.torch.cuda.graphs import Graphs
 from services.worker.engine.torch.cuda.inputs import (
     Bucket,
@@ -25,6 +26,7 @@ from services.worker.engine.torch.cuda.inputs import (
     empty_step,
     inputs_of,
 )
+from services.worker.engine.torch.cuda.ranges import step_marks
 from services.worker.engine.torch.cuda.results import Asked, CudaPending, Result, Results
 from services.worker.engine.torch.cuda.sizing import kv_budget
 from services.worker.engine.torch.cuda.slots import SlotChanges
@@ -59,6 +61,7 @@ class CudaRunner:
         self._forward = forward
         self._limits = limits
         self._compute = device.stream()
+        self._marked = step_marks(device.where)
         depth = capabilities.run_ahead + 1
         slots = forward.slots
         geometry = Geometry(slots.scratch, slots.width, block_size)
@@ -66,7 +69,9 @@ class CudaRunner:
         self._changes = SlotChanges(slots, limits.max_seqs, vocab, block_size)
         self._uploads = Uploads(device, self._compute, slots, forward.masks, limits, geometry, depth)
         self._results = Results(device, limits.max_seqs, limits.max_logprobs, depth)
-        self._graphs = Graphs(self._capture, limits.max_seqs, limits.step_tokens)
+        self._graphs = Graphs(
+            self._capture if forward.captures else None, limits.max_seqs, limits.step_tokens
+        )
         self.spec = self._make_room(fit)
         self._graphs.capture_first()
 
@@ -78,6 +83,10 @@ class CudaRunner:
     @torch.inference_mode()
     def launch(self, step: Step) -> CudaPending:
         """Start a step; see `Runner`."""
+        with self._marked(step):
+            return self._enqueue(step)
+
+    def _enqueue(self, step: Step) -> CudaPending:
         rows, tokens = len(step.slots), len(step.tokens)
         fitting = self._graphs.fitting(rows, tokens)
         bucket = Bucket(rows, tokens, int(step.query_lens.max())) if fitting is None else fitting[0]
@@ -86,7 +95,8 @@ class CudaRunner:
         asked = self._asked(step)
         result = self._results.begin(rows, asked)
         upload = self._uploads.send(step, bucket, changes, histories, None if asked is None else asked.rows)
-        self._compute.run(partial(self._run, bucket, None if fitting is None else fitting[1], upload, result))
+        work = self._eager(step, bucket) if fitting is None else fitting[1].replay
+        self._compute.run(partial(self._run, work, upload, result))
         self._results.send(result, self._compute)
         return CudaPending(result, step.samples, asked)
 
@@ -100,16 +110,18 @@ class CudaRunner:
         self._device.synchronize()
         self._forward.layers.clear()
 
-    def _run(self, bucket: Bucket, graph: Graph | None, upload: Upload, result: Result) -> None:
+    def _run(self, work: Work, upload: Upload, result: Result) -> None:
         """On the device: everything but copies."""
         upload.apply(self._forward.slots)
-        if graph is None:
-            self._forward.compute(bucket, inputs_of(self._uploads.words, bucket))
-        else:
-            graph.replay()
+        work()
         result.tokens.copy_(self._forward.chosen[: len(result.tokens)])
         if upload.asked is not None:
             self._forward.logprobs(upload.asked, result.logprobs)
+
+    def _eager(self, step: Step, bucket: Bucket) -> Work:
+        starts = np.concatenate((np.zeros(1, np.int32), np.cumsum(step.query_lens, dtype=np.int32)))
+        rows = HostRows(step.slots, starts, step.context_lens + step.query_lens)
+        return partial(self._forward.compute_planned, bucket, inputs_of(self._uploads.words, bucket), rows)
 
     def _asked(self, step: Step) -> Asked | None:
         wanted = np.where(step.samples, self._changes.logprobs[step.slots], -1)
@@ -131,7 +143,7 @@ class CudaRunner:
         """Measure the largest steps with logits of all rows, then take KV memory for good."""
         limits, forward = self._limits, self._forward
         self._pad(one := Bucket(1, 1, 1))
-        hold = partial(forward.hold_logits, one, inputs_of(self._uploads.words, one), limits.max_seqs)
+        hold = partial(forward.hold_logits, inputs_of(self._uploads.words, one), limits.max_seqs)
         self._compute.run(hold)
         self._device.synchronize()
         largest = self._peak(min(limits.max_seqs, limits.step_tokens), limits.step_tokens)
@@ -147,7 +159,10 @@ class CudaRunner:
         bucket = Bucket(rows, tokens, tokens)
         self._pad(bucket)
         inputs = inputs_of(self._uploads.words, bucket)
-        return self._device.measure(self._compute, partial(self._forward.compute, bucket, inputs))
+        compute = self._forward.compute
+        if not self._forward.captures:
+            compute = partial(self._forward.compute_planned, rows=NO_ROWS)
+        return self._device.measure(self._compute, partial(compute, bucket, inputs))
 
     def _pad(self, bucket: Bucket) -> None:
         self._uploads.send(empty_step(), bucket, [], [], None)
