@@ -13,12 +13,11 @@ from bench.gpu.models import RandomWeights
 from bench.gpu.place import Place
 from services.worker.engine.base import Runner
 from services.worker.engine.torch.config import parse_config
-from services.worker.engine.torch.cuda.attention import AttentionShape
-from services.worker.engine.torch.cuda.attention_choice import choose_attention
 from services.worker.engine.torch.cuda.build import CudaParts, Wish, build_runner, plain_linear
+from services.worker.engine.torch.cuda.choice import Wanted, choose_cuda_parts
 from services.worker.engine.torch.cuda.device import CudaDevice, Device
 from services.worker.engine.torch.cuda.products import Fp8Linear, Int8Linear, Products, choose_products
-from services.worker.engine.torch.memory import BLOCK_TOKENS, longest_context
+from services.worker.engine.torch.memory import longest_context
 
 
 class Built(NamedTuple):
@@ -68,11 +67,11 @@ def build(
     began_s = time.perf_counter()
     device = device_of(place)
     wish = Wish(max_seqs=place.size(max_seqs, min(max_seqs, 8)), kv_blocks=128 if place.dry else None)
-    width = -(-longest_context(wish, parsed) // BLOCK_TOKENS)
-    shape = AttentionShape(
-        parsed.heads, parsed.kv_heads, parsed.head_dim, BLOCK_TOKENS, width, dtype, place.device
-    )
-    parts = parts_of(place, device, shape, quantization=quantization, deterministic=deterministic)
+    wanted = Wanted(quantization=quantization, deterministic=deterministic)  # type: ignore[arg-type]
+    if place.on_card:
+        parts = choose_cuda_parts(parsed, longest_context(wish, parsed), dtype, place.device, wanted)
+    else:
+        parts = dry_parts(device, wanted)
     runner = build_runner(
         parsed,
         timed,
@@ -87,34 +86,27 @@ def build(
     return Built(runner, parsed.vocab_size, timed.seconds, ready_s)
 
 
-def parts_of(
-    place: Place, device: Device, shape: AttentionShape, *, quantization: str, deterministic: bool
-) -> CudaParts:
-    """What production chooses on this device. Raises EngineLoadError."""
-    products = products_of(place, quantization, deterministic=deterministic)
-    kernels = kernels_of(place, device)
-    if not place.on_card:  # nothing to choose from, and nothing to time it with
-        return CudaParts("dry", kernels, products.make_linear, deterministic=deterministic)
-    choice = choose_attention(shape, kernels, deterministic=deterministic)
-    print(choice, flush=True)
-    return CudaParts(
-        f"{choice.attention.name} {products.name}",
-        kernels,
-        products.make_linear,
-        choice.attention,
-        deterministic=deterministic and products.deterministic,
-    )
+def dry_parts(device: Any, wanted: Wanted) -> CudaParts:
+    """References in plain torch, each one launch for the tests' device; any quantisation."""
+    reference = importlib.import_module("services.worker.engine.torch.cuda.reference")
+    linear = dry_products(wanted.quantization).make_linear
+    return CudaParts("dry", device.kernels(reference), linear, deterministic=wanted.deterministic)
 
 
-def products_of(place: Place, quantization: str, *, deterministic: bool = False) -> Products:
-    """Production's; a dry run has those in 8 bits without asking whether there is a card for them."""
+def products_of(place: Place, quantization: Any, *, deterministic: bool = False) -> Products:
+    """Production's. Raises EngineLoadError."""
     if not (place.on_card or deterministic):
-        made = {"fp8": Fp8Linear, "int8": Int8Linear}.get(quantization)
-        linear = plain_linear if made is None else partial(_dry_linear, made)
-        return Products("", linear, deterministic=False)
+        return dry_products(quantization)
     name = "product_kernels" if place.on_card else "product_reference"
     kernels = importlib.import_module(f"services.worker.engine.torch.cuda.{name}")
-    return choose_products(quantization, deterministic=deterministic, device=place.device, kernels=kernels)  # type: ignore[arg-type]
+    return choose_products(quantization, deterministic=deterministic, device=place.device, kernels=kernels)
+
+
+def dry_products(quantization: str) -> Products:
+    """Without asking whether there is a card for them."""
+    made = {"fp8": Fp8Linear, "int8": Int8Linear}.get(quantization)
+    linear = plain_linear if made is None else partial(_dry_linear, made)
+    return Products("", linear, deterministic=False)
 
 
 def _dry_linear(
@@ -129,8 +121,3 @@ def device_of(place: Place) -> Device:
         return CudaDevice(place.device)
     device: Device = importlib.import_module("tests.support.fake_device").FakeDevice()
     return device
-
-
-def kernels_of(place: Place, device: Any) -> Any:
-    """The kernels; of a dry run the references, each one launch for the tests' device."""
-    return place.kernels() if place.on_card else device.kernels(place.kernels())

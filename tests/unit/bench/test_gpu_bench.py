@@ -370,12 +370,18 @@ def test_memory_of_a_card_is_counted_by_its_allocator(card: Place, monkeypatch: 
 def test_an_engine_on_a_card_has_what_production_chooses(
     card: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Place, "kernels", lambda self: reference)
-    monkeypatch.setattr(build, "device_of", lambda place: FakeDevice())
-    monkeypatch.setattr(build, "kernels_of", lambda place, device: device.kernels(reference))
-    built = build.build(card, CONFIGS["tiny Llama"], dtype=torch.float32)
+    device, asked = FakeDevice(), list[Any]()
+
+    def chosen(config: Any, context: int, dtype: Any, where: Any, wanted: Any) -> Any:
+        asked.append((context, dtype, where, wanted.quantization))
+        return build.dry_parts(device, wanted)
+
+    monkeypatch.setattr(build, "device_of", lambda place: device)
+    monkeypatch.setattr(build, "choose_cuda_parts", chosen)
+    built = build.build(card, CONFIGS["tiny Llama"], dtype=torch.float32, quantization="fp8")
     engine = Engine(built.runner, built.vocab)
     track = engine.submit(prompt_of(20, built.vocab, 1), 3)
     engine.finish([track])
     assert len(track.ids) == 3
     assert built.ready_s > 0
+    assert asked == [(2048, torch.float32, card.device, "fp8")]
