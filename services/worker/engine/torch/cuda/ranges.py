@@ -21,11 +21,11 @@ def step_marks(device: torch.device) -> Mark:
 
 @contextlib.contextmanager
 def _nvtx(step: Step) -> Iterator[None]:
-    torch.cuda.nvtx.range_push(f"step {step.number}: {len(step.slots)} rows, {len(step.tokens)} tokens")
+    torch.cuda.nvtx.range_push(f"step {step.number}: {len(step.slots)} rows, {len(step.tokens)} tokens")  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
-        torch.cuda.nvtx.range_pop()
+        torch.cuda.nvtx.range_pop()  # type: ignore[no-untyped-call]
 
 
 def _nothing(step: Step) -> AbstractContextManager[None]:
