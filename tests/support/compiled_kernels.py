@@ -31,7 +31,8 @@ from services.worker.engine.torch.cuda.arguments import (
 HOPPER = GPUTarget("cuda", 90, 32)
 TYPES = {
     torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.int16: "i16",
-    torch.int32: "i32", torch.int64: "i64",
+    torch.int32: "i32", torch.int64: "i64", torch.int8: "i8", torch.float16: "fp16",
+    torch.float8_e4m3fn: "fp8e4nv",
 }  # fmt: skip
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 
@@ -66,7 +67,8 @@ def source(launch: Launch) -> ASTSource:
             signature[parameter.name], constants[parameter.name] = "constexpr", value
         elif isinstance(value, torch.Tensor):
             signature[parameter.name] = f"*{TYPES[value.dtype]}"
-            attributes[(place,)] = [["tt.divisibility", 16]]
+            if not parameter.do_not_specialize_on_alignment:
+                attributes[(place,)] = [["tt.divisibility", 16]]
         else:
             signature[parameter.name] = "fp32" if isinstance(value, float) else "i32"
             if isinstance(value, int) and value % 16 == 0 and not parameter.do_not_specialize:

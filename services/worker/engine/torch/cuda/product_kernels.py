@@ -132,7 +132,8 @@ def multiply(
         x, weight, out if scales is None else scales, out if weight_scales is None else weight_scales,
         out if bias is None else bias, out, rows,
         OUTPUTS=outputs, INPUTS=weight.shape[1], BLOCK_M=_ROWS, BLOCK_N=tiles.outputs, BLOCK_K=tiles.inputs,
-        SCALED=scales is not None, BIASED=bias is not None, num_warps=4, num_stages=4,
+        SCALED=scales is not None, BIASED=bias is not None,
+        num_warps=4, num_stages=4 if scales is None else 3,
     )  # fmt: skip
 
 
