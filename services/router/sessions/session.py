@@ -30,6 +30,8 @@ from services.router.settings import SessionTimes
 
 MAX_BAD_FRAMES = 1000
 NO_CREDIT_PAUSE_S = 0.05
+SUSPECT_S = 2.0
+"""Silence of a request after a frame was lost, until it is moved."""
 _STEPS_UNTIL_HUNG = 20
 log = logs.get(__name__)
 
@@ -101,6 +103,8 @@ class Session:
         self._metrics = metrics
         self._frames_received = frames_received
         self._seats: dict[int, _Occupied] = {}
+        self._suspects: dict[int, float] = {}
+        """Slots of which a lost frame may have told the end, and since when."""
         self._next_slot = 1
         self._paused_until = 0.0
         self._bad_frames = 0
@@ -193,6 +197,8 @@ class Session:
             self.close(errors.Unavailable(f"no frame for {now - self.last_frame_s:.1f} s", reason="STALE"))
         elif self.outbox.acknowledge > self.outbox.acknowledged:
             self.outbox.wake()
+        if self._suspects:
+            self._lose_suspects(now)
 
     def close(self, error: errors.HeadraceError | None = None) -> None:
         """Ends the session; its requests are given up by who holds it."""
@@ -222,6 +228,7 @@ class Session:
             return
         if frame.number > self._frames_received + 1:
             self._bad("frame_gap")
+            self._suspects.update(dict.fromkeys(self._seats, now))
         self._frames_received = self.outbox.acknowledge = frame.number
         self.last_frame_s = now
         self._reported(frame)
@@ -300,6 +307,18 @@ class Session:
                 flight.barred |= {self.worker_id}
             self._metrics.returned.labels(_reason(returned.reason)).inc()
             self._floor.again(flight)
+
+    def _lose_suspects(self, now: float) -> None:
+        """The end of a request may have been in a lost frame: one that stays silent after it is moved."""
+        for slot, since_s in list(self._suspects.items()):
+            seat = self._seats.get(slot)
+            flight = seat.flight if seat is not None else None
+            if flight is None or flight.last_update_s > since_s:
+                del self._suspects[slot]
+            elif now - since_s > SUSPECT_S:
+                del self._suspects[slot]
+                self.cancel(flight)
+                self._floor.lost(flight, alone=False)
 
     def _progressed(self, progress: session_pb2.Progress) -> None:
         stuck_s = progress.since_last_step_us / 1e6 if progress.has_work else 0.0

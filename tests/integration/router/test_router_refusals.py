@@ -193,7 +193,7 @@ async def test_a_deadline_that_cannot_be_met_is_refused_at_once(tmp_path: Path) 
             house.metric(
                 "headrace_admissions_total", **{"class": "interactive"}, verdict="deadline_infeasible"
             )
-            == 1
+            == 2
         )
 
 
