@@ -338,7 +338,7 @@ class Returned(_message.Message):
     def __init__(self, slot: _Optional[int] = ..., attempt: _Optional[int] = ..., reason: _Optional[_Union[ReturnReason, str]] = ..., next_index: _Optional[int] = ..., retry_ms: _Optional[int] = ..., message: _Optional[str] = ...) -> None: ...
 
 class Load(_message.Message):
-    __slots__ = ("running", "waiting", "waiting_tokens", "kv_blocks_free", "kv_blocks_cached", "kv_blocks_held", "batch_size", "step_tokens", "step_us")
+    __slots__ = ("running", "waiting", "waiting_tokens", "kv_blocks_free", "kv_blocks_cached", "kv_blocks_held", "batch_size", "step_tokens", "step_us", "batch_sequences", "batch_waiting_tokens")
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     WAITING_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -348,6 +348,8 @@ class Load(_message.Message):
     BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     STEP_TOKENS_FIELD_NUMBER: _ClassVar[int]
     STEP_US_FIELD_NUMBER: _ClassVar[int]
+    BATCH_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    BATCH_WAITING_TOKENS_FIELD_NUMBER: _ClassVar[int]
     running: int
     waiting: int
     waiting_tokens: int
@@ -357,7 +359,9 @@ class Load(_message.Message):
     batch_size: int
     step_tokens: int
     step_us: int
-    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., waiting_tokens: _Optional[int] = ..., kv_blocks_free: _Optional[int] = ..., kv_blocks_cached: _Optional[int] = ..., kv_blocks_held: _Optional[int] = ..., batch_size: _Optional[int] = ..., step_tokens: _Optional[int] = ..., step_us: _Optional[int] = ...) -> None: ...
+    batch_sequences: int
+    batch_waiting_tokens: int
+    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., waiting_tokens: _Optional[int] = ..., kv_blocks_free: _Optional[int] = ..., kv_blocks_cached: _Optional[int] = ..., kv_blocks_held: _Optional[int] = ..., batch_size: _Optional[int] = ..., step_tokens: _Optional[int] = ..., step_us: _Optional[int] = ..., batch_sequences: _Optional[int] = ..., batch_waiting_tokens: _Optional[int] = ...) -> None: ...
 
 class Credit(_message.Message):
     __slots__ = ("prefill_tokens", "sequences", "kv_blocks")

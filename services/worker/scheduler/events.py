@@ -180,6 +180,8 @@ class Load(NamedTuple):
     blocks_cached: int  # reusable, and free when needed
     blocks_held: int
     blocks_total: int
+    batch_requests: int = 0  # of running and waiting, batch work that gives way to others
+    batch_uncached_tokens: int = 0  # of waiting_uncached_tokens, theirs
 
 
 class Room(NamedTuple):

@@ -181,7 +181,9 @@ class Scheduler:
     def load(self) -> Load:
         """How full it is."""
         running, waiting = len(self._residents), len(self._waiting)
-        return Load(running, waiting, self._uncached_tokens, *self._pool.statistics())
+        batch = self._held_by_batch()
+        tokens = self._uncached_tokens
+        return Load(running, waiting, tokens, *self._pool.statistics(), batch.slots, batch.prefill_tokens)
 
     def credits(self) -> Credits:
         """What could be started beyond all that is there."""
@@ -203,7 +205,7 @@ class Scheduler:
         )
 
     def _held_by_batch(self) -> Room:
-        """What foreground requests could have at the cost of batch work, waiting or resident."""
+        """What batch work has, waiting or resident, that gives way to foreground requests."""
         if not self._batch:
             return _NOTHING
         behind = [each for each in self._sequences.values() if self._gives_way(each)]

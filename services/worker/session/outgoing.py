@@ -208,6 +208,8 @@ def to_load(report: StepReport) -> session_pb2.Load:
         batch_size=progress.batch_size,
         step_tokens=progress.step_tokens,
         step_us=int(progress.step_s * 1e6),
+        batch_sequences=load.batch_requests,
+        batch_waiting_tokens=load.batch_uncached_tokens,
     )
 
 

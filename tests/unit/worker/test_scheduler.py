@@ -348,6 +348,9 @@ def test_foreground_credit_has_what_batch_work_holds() -> None:
     assert filled.slots < 4
     assert filled.foreground.slots == empty.slots == 4
     assert filled.foreground.blocks == empty.blocks
+    load = drive.scheduler.load()
+    assert (load.batch_requests, load.running + load.waiting) == (3, 3)
+    assert load.batch_uncached_tokens == load.waiting_uncached_tokens
     drive.add(request(4, length=100))
     assert drive.scheduler.credits().foreground.slots == 3
 
