@@ -22,6 +22,8 @@ _LOG2_E = 1.4426950408889634
 _MULTIPROCESSORS = 132  # of a Hopper card: grids are made to fill them, on others they are as correct
 _LEAST_BLOCKS = 4  # of a piece of context
 _FIXED_BLOCKS = 8  # of a piece in deterministic attention
+_SIZES = ("rows", "width", "splits")  # of a bucket: all share one compiled kernel
+_ROWS = ("slots", "starts", "contexts")  # parts of the inputs of a step, wherever they begin
 
 
 @triton.jit
@@ -95,9 +97,9 @@ def _combine(total, peak, mass, more, more_peak, more_mass):
 
 
 @triton.jit
-def _piece_length(limit, SPLITS: tl.constexpr, BLOCK: tl.constexpr, LEAST: tl.constexpr, FIXED: tl.constexpr):
+def _piece_length(limit, splits, BLOCK: tl.constexpr, LEAST: tl.constexpr, FIXED: tl.constexpr):
     """Tokens that a program reads of `limit`: whole blocks."""
-    blocks = FIXED if FIXED > 0 else tl.maximum(tl.cdiv(tl.cdiv(limit, SPLITS), BLOCK), LEAST)
+    blocks = FIXED if FIXED > 0 else tl.maximum(tl.cdiv(tl.cdiv(limit, splits), BLOCK), LEAST)
     return blocks * BLOCK
 
 
@@ -114,12 +116,12 @@ def _row_of(starts, rows, block, BLOCK_Q: tl.constexpr):
     return low
 
 
-@triton.jit(do_not_specialize=["rows", "width"])
+@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_ROWS)
 def _attend(
-    query, keys, values, slots, starts, contexts, tables, out, pieces, stats, rows, width, scale,
+    query, keys, values, slots, starts, contexts, tables, out, pieces, stats, rows, width, splits, scale,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, TILE: tl.constexpr, BLOCK_SIZE: tl.constexpr, CHUNKS: tl.constexpr,
-    SPLITS: tl.constexpr, LEAST: tl.constexpr, FIXED: tl.constexpr,
+    SPLIT: tl.constexpr, LEAST: tl.constexpr, FIXED: tl.constexpr,
 ):  # fmt: skip
     GROUP: tl.constexpr = HEADS // KV_HEADS
     BLOCK_Q: tl.constexpr = BLOCK_M // GROUP if CHUNKS else 1
@@ -136,7 +138,7 @@ def _attend(
     context = tl.load(contexts + row)
     before = context - queries + first  # position of the first query
     limit = tl.minimum(before + BLOCK_Q, context)
-    length = _piece_length(limit, SPLITS, BLOCK_SIZE, LEAST, FIXED)
+    length = _piece_length(limit, splits, BLOCK_SIZE, LEAST, FIXED)
     split = tl.program_id(2)
     if split * length >= limit:
         return
@@ -159,33 +161,33 @@ def _attend(
         q, table, keys, values, begin, tl.minimum(begin + length, limit), sure, positions, context, scale,
         BLOCK_M, ROW, HEAD_DIM, BLOCK_D, TILE, BLOCK_SIZE,
     )  # fmt: skip
-    if FIXED > 0 and SPLITS == 1:
+    if FIXED > 0 and not SPLIT:
         for begin in range(length, limit, length):
             more, more_peak, more_mass = _piece(
                 q, table, keys, values, begin, tl.minimum(begin + length, limit), sure, positions, context,
                 scale, BLOCK_M, ROW, HEAD_DIM, BLOCK_D, TILE, BLOCK_SIZE,
             )  # fmt: skip
             total, peak, mass = _combine(total, peak, mass, more, more_peak, more_mass)
-    if SPLITS == 1:
+    if not SPLIT:
         tl.store(out + places, (total / mass[:, None]).to(out.dtype.element_ty), mask=wanted)
     else:
         token_head = head if CHUNKS else row.to(tl.int64) * HEADS + kv_head * GROUP + lane % GROUP
-        part = token_head * SPLITS + split
+        part = token_head * splits + split
         tl.store(pieces + part[:, None] * HEAD_DIM + dims[None, :], total, mask=wanted)
         tl.store(stats + part * 2, peak, mask=valid)
         tl.store(stats + part * 2 + 1, mass, mask=valid)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_ROWS)
 def _reduce(
-    starts, contexts, out, pieces, stats, rows,
+    starts, contexts, out, pieces, stats, rows, splits,
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    BLOCK_Q: tl.constexpr, CHUNKS: tl.constexpr, SPLITS: tl.constexpr, LEAST: tl.constexpr,
+    BLOCK_Q: tl.constexpr, CHUNKS: tl.constexpr, LEAST: tl.constexpr,
     FIXED: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """Pieces of one head of one query, in order."""
     row = tl.program_id(0)
-    source = (tl.program_id(0).to(tl.int64) * HEADS + tl.program_id(1)) * SPLITS
+    source = (tl.program_id(0).to(tl.int64) * HEADS + tl.program_id(1)) * splits
     token = row
     if CHUNKS:
         row = _row_with(starts, rows, token)
@@ -198,7 +200,7 @@ def _reduce(
     context = tl.load(contexts + row)
     block_end = (token - start) // BLOCK_Q * BLOCK_Q + BLOCK_Q
     limit = tl.minimum(context - queries + block_end, context)
-    count = tl.cdiv(limit, _piece_length(limit, SPLITS, BLOCK_SIZE, LEAST, FIXED))
+    count = tl.cdiv(limit, _piece_length(limit, splits, BLOCK_SIZE, LEAST, FIXED))
     dims = tl.arange(0, BLOCK_D)
     total = tl.zeros([BLOCK_D], tl.float32)
     peak = tl.full([1], float("-inf"), tl.float32)
@@ -253,8 +255,8 @@ def attention_workspace(
     """See `reference.attention_workspace`."""
     decode = _decode_splits(rows, kv_heads, width, deterministic)
     chunk = 1 if deterministic else _chunk_splits(tokens, heads, kv_heads)
-    units = (rows * decode if decode > 1 else 0) + (tokens * chunk if chunk > 1 else 0)
-    return heads * (head_dim + 2) * units
+    units = rows * decode if decode > 1 else 0, tokens * chunk if chunk > 1 else 0
+    return sum(_aligned(heads * (head_dim + 2) * each) for each in units)
 
 
 def attend(
@@ -303,22 +305,22 @@ def _attend_rows(
     pieces, stats = workspace[: units * (head_dim + 2)].split([units * head_dim, units * 2])
     common = {
         "HEADS": heads, "HEAD_DIM": head_dim, "BLOCK_D": max(16, triton.next_power_of_2(head_dim)),
-        "BLOCK_SIZE": block_size, "CHUNKS": chunks, "SPLITS": shape.splits, "LEAST": _LEAST_BLOCKS,
+        "BLOCK_SIZE": block_size, "CHUNKS": chunks, "LEAST": _LEAST_BLOCKS,
         "FIXED": shape.fixed, "enable_fp_fusion": not shape.fixed,
     }  # fmt: skip
     keys, values = pool.unbind(0)
     _attend[blocks, kv_heads, shape.splits](
         query, keys, values, rows.slots, rows.starts, rows.contexts, tables, out, pieces, stats,
-        sequences, tables.shape[1], scale * _LOG2_E, KV_HEADS=kv_heads, BLOCK_M=shape.block_m,
-        TILE=min(block_size, 128 // query.element_size()), num_warps=shape.warps, num_stages=shape.stages,
-        **common,
+        sequences, tables.shape[1], shape.splits, scale * _LOG2_E, KV_HEADS=kv_heads, BLOCK_M=shape.block_m,
+        SPLIT=shape.splits > 1, TILE=min(block_size, 128 // query.element_size()), num_warps=shape.warps,
+        num_stages=shape.stages, **common,
     )  # fmt: skip
     if shape.splits > 1:
         _reduce[tokens if chunks else sequences, heads](
-            rows.starts, rows.contexts, out, pieces, stats, sequences,
+            rows.starts, rows.contexts, out, pieces, stats, sequences, shape.splits,
             BLOCK_Q=block_q, UNROLL=8, num_warps=1, **common,
         )  # fmt: skip
-    return units * (head_dim + 2)
+    return _aligned(units * (head_dim + 2))
 
 
 def _decode_splits(rows: int, kv_heads: int, width: int, deterministic: bool) -> int:
@@ -365,6 +367,10 @@ def _wide_rows(group: int, head_dim: int) -> int:
 def _stages(head_dim: int, itemsize: int) -> int:
     """Tiles in flight, in 227 KB of shared memory."""
     return 3 if triton.next_power_of_2(head_dim) * itemsize <= 256 else 2
+
+
+def _aligned(numbers: int) -> int:
+    return -(-numbers // 32) * 32
 
 
 def _ceil(whole: int, part: int) -> int:

@@ -8,10 +8,21 @@ import triton.language as tl
 
 from services.worker.engine.torch.cuda.arguments import LogprobsOut
 
+_ROWS = (
+    "rows",
+    "tokens",
+    "values",
+    "ids",
+    "peaks",
+    "sums",
+    "chosen",
+    "top",
+    "top_ids",
+)  # wherever they begin
 _PART = tl.constexpr(4096)  # tokens of the vocabulary a program takes
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=_ROWS)
 def _rank(logits, rows, values, ids, peaks, sums, vocab, K: tl.constexpr):
     """The K best of a part, its peak and its mass."""
     row, part, parts = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
@@ -30,7 +41,7 @@ def _rank(logits, rows, values, ids, peaks, sums, vocab, K: tl.constexpr):
         x = tl.where(tokens == part * _PART + lane, float("-inf"), x)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=_ROWS)
 def _merge(
     logits, rows, tokens, values, ids, peaks, sums, chosen, top, top_ids, vocab,
     K: tl.constexpr, PARTS: tl.constexpr, PARTS_BLOCK: tl.constexpr, BLOCK: tl.constexpr,

@@ -10,6 +10,7 @@ Greedy rows leave all but the first and the last at once.
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ import triton.language as tl
 
 from services.worker.engine.torch.cuda.arguments import GrammarMasks, SamplingState
 
+_ROWS = ("slots", "indices", "which", "tokens_out")  # parts of the inputs of a step, wherever they begin
 _PART = tl.constexpr(4096)  # tokens of the vocabulary a program of `sample` takes
 _STRIP = tl.constexpr(512)  # of them it weighs at once
 _LEVELS = tl.constexpr(16)  # thresholds that mass is weighed at
@@ -89,7 +91,7 @@ def _filtered(top_k, top_p, slot, vocab):
     return (limit > 0) & (limit < vocab), tl.load(top_p + slot) < 1.0
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=_ROWS)
 def _prepare(
     logits, slots, indices, which, bits, mask_words, temperature, repetition, presence, frequency, min_tokens,
     unstopped, history, scores, best, first, vocab, words, MASKED: tl.constexpr, DRAWS: tl.constexpr,
@@ -128,7 +130,7 @@ def _prepare(
             tl.store(scores + row * vocab + tokens, x, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=_ROWS)
 def _weigh(
     slots, temperature, top_k, top_p, scores, best, counts, masses, vocab,
     PARTS: tl.constexpr, PARTS_BLOCK: tl.constexpr,
@@ -156,7 +158,7 @@ def _weigh(
         tl.store(masses + target, tl.sum(mass, 1))
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=_ROWS)
 def _keep(
     slots, temperature, top_k, top_p, scores, best, counts, masses, kept, lengths, totals, vocab,
     PARTS: tl.constexpr, PARTS_BLOCK: tl.constexpr,
@@ -226,7 +228,7 @@ def _smallest(kept, length, bound, wanted, less, MASS: tl.constexpr, BLOCK: tl.c
     return bound
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=_ROWS)
 def _search(
     slots, temperature, top_k, top_p, log_min_p, kept, lengths, totals, floors, vocab, BLOCK: tl.constexpr
 ):
@@ -251,7 +253,7 @@ def _search(
         tl.store(floors + row + tl.arange(0, 1), floor)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=_ROWS)
 def _draw(
     slots, indices, temperature, log_min_p, seed, scores, best, first, floors, winners, vocab,
     PARTS: tl.constexpr, PARTS_BLOCK: tl.constexpr, FILTERS: tl.constexpr,
@@ -291,7 +293,7 @@ def _draw(
         tl.store(winners + row * PARTS + part, winner)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=_ROWS)
 def _pick(
     slots, indices, temperature, repetition, presence, frequency, seed, history, last_token, scores, best,
     first, winners, tokens_out, vocab, PARTS: tl.constexpr, PARTS_BLOCK: tl.constexpr, DRAWS: tl.constexpr,
@@ -342,7 +344,8 @@ def sampling_workspace(rows: int, vocab: int) -> int:
     """fp32 numbers that `sample` needs for a bucket."""
     parts: int = -(-vocab // _PART.value)
     levels: int = _LEVELS.value
-    return rows * (2 * vocab + parts * (2 * levels + 3) + 3)
+    sizes = (rows * vocab, rows * parts * levels, rows * parts, rows)
+    return sum(count * _aligned(size) for count, size in zip((2, 2, 3, 3), sizes, strict=True))
 
 
 def sample(
@@ -407,7 +410,13 @@ def _sampling_parts(workspace: torch.Tensor, rows: int, vocab: int) -> _Sampling
         (rows, parts), (rows, parts), (rows, parts), (rows,), (rows,), (rows,),
     )  # fmt: skip
     sizes = [torch.Size(shape).numel() for shape in shapes]
-    pieces = workspace[: sum(sizes)].split(sizes)
+    begins = [0, *accumulate(map(_aligned, sizes))]
+    pieces = (workspace[begin : begin + size] for begin, size in zip(begins, sizes, strict=False))
     room = _Sampling(*(piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)))
     integer = ("counts", "first", "winners", "lengths")
     return room._replace(**{name: getattr(room, name).view(torch.int32) for name in integer})
+
+
+def _aligned(numbers: int) -> int:
+    """Parts begin where wide loads may: whatever the vocabulary's size, one compiled kernel serves all."""
+    return -(-numbers // 32) * 32
