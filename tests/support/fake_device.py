@@ -106,7 +106,8 @@ class FakeDevice:
         self.captures = 0
         self.replays = 0
         self.pinned_bytes = 0
-        self.used = 0
+        self.used = 0  # bytes
+        self.measured = 0  # the most that work took at once while it was measured
         self._total = total
         self._eager = eager
         self._random = random.Random(seed)
@@ -129,9 +130,14 @@ class FakeDevice:
     def zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         self.allocations += 1
         memory = torch.zeros(shape, dtype=dtype)
-        self.used += memory.nbytes
-        assert self.used <= self._total, "out of memory"
+        self._take(memory.nbytes)
+        weakref.finalize(memory.untyped_storage(), self._take, -memory.nbytes)
         return memory
+
+    def _take(self, size: int) -> None:
+        self.used += size
+        if self.used > self._total:
+            raise torch.OutOfMemoryError("out of memory")
 
     def capture(self, stream: Stream, work: Work) -> FakeGraph:
         self.captures += 1
@@ -150,6 +156,7 @@ class FakeDevice:
         meter = _Meter()
         stream.run(lambda: meter.run(work))
         self.synchronize()
+        self.measured = max(self.measured, meter.peak)
         return meter.peak
 
     def memory(self) -> DeviceMemory:

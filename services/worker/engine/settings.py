@@ -57,7 +57,7 @@ class EngineSettings:
         Field(
             gt=0,
             description="memory of KV blocks; unset: CPU 1/4 of what is available, at most 4 GiB; "
-            "CUDA 85 % of what is free",
+            "CUDA what the largest step, measured, leaves of the card",
         ),
     ] = None
     max_seqs: Annotated[int, Field(ge=1, le=4096, description="sequences that run at once")] = 256

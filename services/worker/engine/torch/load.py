@@ -10,21 +10,22 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from services.common.models import ModelDirectory, ModelError
-from services.worker.engine.base import EngineDescription, LoadedEngine
+from services.worker.engine.base import EngineDescription, LoadedEngine, Runner
 from services.worker.engine.errors import EngineLoadError, ModelFormatError, NotEnoughMemory
 from services.worker.engine.grammar import Vocabulary
 from services.worker.engine.settings import EngineSettings
 from services.worker.engine.torch.config import ModelConfig, parse_config
-from services.worker.engine.torch.memory import choose_spec, usable_cpus
+from services.worker.engine.torch.memory import choose_spec, longest_context, usable_cpus
 from services.worker.engine.torch.model import Llama
-from services.worker.engine.torch.parts import Parts, choose_parts
+from services.worker.engine.torch.parts import choose_parts
 from services.worker.engine.torch.runner import TorchRunner
 from services.worker.engine.torch.weights import open_weights
-from services.worker.scheduler.step import Capabilities, KVSpec
+from services.worker.scheduler.step import Capabilities
 
 _DTYPES = {"auto": torch.bfloat16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -40,14 +41,11 @@ def load_torch_engine(settings: EngineSettings) -> LoadedEngine:
         config = parse_config(directory.config)
         if not directory.weight_files:
             raise ModelFormatError(f"{settings.model} has no *.safetensors; weights are loaded from there")
-        spec = choose_spec(settings, config, dtype, device)
         digest = _beside(lambda: directory.weights_digest)
         vocabulary = vocabulary_of(directory, config)
-        parts = choose_parts(
-            config, spec, dtype, device, settings.quantization, deterministic=settings.deterministic
-        )
-        runner = _runner(
-            directory.weight_files, config, spec, dtype, device, parts, grammar=vocabulary is not None
+        make = _on_cuda if device.type == "cuda" else _on_cpu
+        runner, operators = make(
+            settings, directory.weight_files, config, dtype, device, grammar=vocabulary is not None
         )
         weights_digest = digest.result()
     except ModelError as error:
@@ -64,12 +62,12 @@ def load_torch_engine(settings: EngineSettings) -> LoadedEngine:
         dtype=dtype_name(dtype) if settings.quantization == "none" else settings.quantization,
         vocab_size=config.vocab_size,
         eos_ids=directory.eos_ids,
-        context_length=spec.max_len,
+        context_length=runner.spec.max_len,
         parameters=parameters,
         weights_bytes=weights_bytes(config, dtype, settings.quantization),
         weights_digest=weights_digest,
-        numerics_id=numerics_id(weights_digest, dtype, device, settings.quantization, parts.name),
-        spec=spec,
+        numerics_id=numerics_id(weights_digest, dtype, device, settings.quantization, operators),
+        spec=runner.spec,
         capabilities=runner.capabilities,
         load_seconds=time.monotonic() - started,
     )
@@ -144,24 +142,57 @@ def weights_bytes(config: ModelConfig, dtype: torch.dtype, quantization: str) ->
     return embedding * dtype.itemsize + (parameters if config.tied else parameters - embedding)
 
 
-def _runner(
+class _Made(NamedTuple):
+    runner: Runner
+    operators: str  # their name
+
+
+def _on_cpu(
+    settings: EngineSettings,
     paths: tuple[Path, ...],
     config: ModelConfig,
-    spec: KVSpec,
     dtype: torch.dtype,
     device: torch.device,
-    parts: Parts,
     *,
     grammar: bool,
-) -> TorchRunner:
-    capabilities = Capabilities(
-        run_ahead=1 if device.type == "cuda" else 0,
-        deterministic=parts.deterministic,
-        grammar=grammar,
+) -> _Made:
+    spec = choose_spec(settings, config, dtype)
+    parts = choose_parts(
+        config, spec, dtype, device, settings.quantization, deterministic=settings.deterministic
     )
+    capabilities = Capabilities(deterministic=parts.deterministic, grammar=grammar)
     with torch.inference_mode(), open_weights(paths, dtype=dtype, device=device) as weights:
         model = Llama(config, weights, parts.operators, parts.make_linear)
-    return TorchRunner(model, config, spec, capabilities, dtype=dtype, device=device)
+    return _Made(TorchRunner(model, config, spec, capabilities, dtype=dtype, device=device), parts.name)
+
+
+def _on_cuda(
+    settings: EngineSettings,
+    paths: tuple[Path, ...],
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    grammar: bool,
+) -> _Made:
+    from services.worker.engine.torch.cuda.choice import Wanted, choose_cuda_parts
+    from services.worker.engine.torch.cuda.device import CudaDevice
+    from services.worker.engine.torch.cuda.load import load_cuda_runner
+
+    wanted = Wanted(settings.quantization, settings.attention, settings.deterministic)
+    card = CudaDevice(device)
+    parts = choose_cuda_parts(config, longest_context(settings, config), dtype, device, wanted)
+    runner = load_cuda_runner(
+        paths,
+        config,
+        parts,
+        settings,
+        device=card,
+        dtype=dtype,
+        step_tokens=settings.scheduler.max_chunk,
+        grammar=grammar,
+    )
+    return _Made(runner, parts.name)
 
 
 def _beside(work: Callable[[], bytes]) -> Future[bytes]:

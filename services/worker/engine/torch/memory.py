@@ -16,7 +16,6 @@ from services.worker.scheduler.step import KVSpec
 BLOCK_TOKENS = 64
 _CPU_SHARE = 0.25
 _CPU_MOST = 4 << 30
-_CUDA_SHARE = 0.85
 
 
 class MemoryWish(Protocol):
@@ -35,9 +34,10 @@ class MemoryWish(Protocol):
     def max_seqs(self) -> int: ...
 
 
-def choose_spec(wish: MemoryWish, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> KVSpec:
-    """Blocks and context that fit. Raises NotEnoughMemory when what was asked for does not."""
-    return fit_spec(wish, config, dtype, _budget_bytes(device))
+def choose_spec(wish: MemoryWish, config: ModelConfig, dtype: torch.dtype) -> KVSpec:
+    """Blocks and context that fit into this machine's memory. Raises NotEnoughMemory when what was asked for
+    does not."""
+    return fit_spec(wish, config, dtype, min(int(available_bytes() * _CPU_SHARE), _CPU_MOST))
 
 
 def fit_spec(wish: MemoryWish, config: ModelConfig, dtype: torch.dtype, free_bytes: int) -> KVSpec:
@@ -72,13 +72,6 @@ def usable_cpus() -> int:
 def available_bytes() -> int:
     """Memory that this process can still take without swapping: the machine's, and its cgroup's."""
     return min(_machine_bytes(), _cgroup_bytes())
-
-
-def _budget_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free * _CUDA_SHARE)
-    return min(int(available_bytes() * _CPU_SHARE), _CPU_MOST)
 
 
 def _machine_bytes() -> int:
