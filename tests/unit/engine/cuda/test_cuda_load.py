@@ -29,6 +29,7 @@ from tests.support.offline import offline, prompt_of, request_of
 from tests.support.tiny_llama import TinyLlama, write_tiny_llama
 
 MIB = 1 << 20
+SCHEDULER = SchedulerSettings(max_chunk=256)
 
 
 class Card:
@@ -44,9 +45,8 @@ class Card:
         monkeypatch.setattr(choice, "choose_cuda_parts", lambda *_: parts)
 
     def load(self, model: Path, **settings: Any) -> LoadedEngine:
-        scheduler = SchedulerSettings(max_chunk=256)
         return load_engine(
-            EngineSettings(model=model, dtype="float32", max_seqs=8, scheduler=scheduler, **settings)
+            EngineSettings(model=model, dtype="float32", max_seqs=8, scheduler=SCHEDULER, **settings)
         )
 
 
@@ -56,7 +56,7 @@ def test_a_loaded_engine_answers_as_the_cpu_does(tiny_llama: Path, monkeypatch: 
     assert (told.device, told.device_uuid, told.capabilities.run_ahead) == ("a card", "GPU-0", 1)
     assert told.spec == engine.runner.spec
     facts = ModelFacts(told.vocab_size, told.eos_ids, told.numerics_id)
-    drives = [Drive(engine.runner, facts=facts), offline(tiny_llama)]
+    drives = [Drive(engine.runner, SCHEDULER, facts), offline(tiny_llama, SCHEDULER)]
     for drive in drives:
         drive.add(*(request_of(handle, prompt_of(40 * handle + 9, handle)) for handle in range(6)))
         drive.run()
@@ -77,7 +77,7 @@ def test_a_card_too_small_for_the_context_asked_for(
     tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(NotEnoughMemory, match=r"a context of 2048 tokens needs \d+ MiB of KV memory"):
-        Card(monkeypatch, total=50 * MIB).load(tiny_llama, max_context=2048)
+        Card(monkeypatch, total=30 * MIB).load(tiny_llama, max_context=2048)
 
 
 def test_kv_memory_is_what_the_largest_step_leaves(tiny_llama: Path) -> None:

@@ -88,6 +88,8 @@ class CudaRunner:
 
     def _enqueue(self, step: Step) -> CudaPending:
         rows, tokens = len(step.slots), len(step.tokens)
+        assert rows <= self._limits.max_seqs, "more rows than slots"
+        assert tokens <= self._limits.step_tokens, "a larger step than there is memory for"
         fitting = self._graphs.fitting(rows, tokens)
         bucket = Bucket(rows, tokens, int(step.query_lens.max())) if fitting is None else fitting[0]
         changes = [*self._changes.of(step)]
