@@ -55,6 +55,8 @@ class PlacementSettings:
     patience: bool = True
     patience_factor: float = 2.0
     """Wait for a closed warm worker, in recent waits."""
+    patience_saved: float = 2.0
+    """The same in seconds of prefill that it saves; the longer wait counts."""
     patience_s: tuple[float, float] = (0.25, 60.0)
     """Bounds of that wait."""
 
@@ -150,11 +152,14 @@ class Placement:
             warm_takers = warm & takers
             if np.count_nonzero(warm_takers):
                 return self._among(self._or_replica(ticket, warm_takers, takers, now), cached, ticket, fleet)
-            until = self._patient_until(ticket, fleet, now, head_wait_s)
-            if now < until:
-                return Choice(None, wait_until_s=until)
         if not np.count_nonzero(takers):
-            return NOBODY
+            return NOBODY if warm is None else self._waits(ticket, fleet, now, head_wait_s, 0.0) or NOBODY
+        if warm is not None:
+            own_s = self._own_s(cached, prompt, fleet)
+            saved_s = float(own_s[takers].min() - own_s[able].min())
+            waits = self._waits(ticket, fleet, now, head_wait_s, saved_s)
+            if waits is not None:
+                return waits
         return self._among(takers, cached, ticket, fleet)
 
     def book(self, choice: Choice, ticket: Ticket, fleet: Fleet, now: float) -> Cost:
@@ -202,14 +207,24 @@ class Placement:
         warm &= fleet.queue_s <= settings.warm_queue_s
         return warm if np.count_nonzero(warm) else None
 
-    def _patient_until(self, ticket: Ticket, fleet: Fleet, now: float, head_wait_s: float | None) -> float:
+    def _waits(
+        self, ticket: Ticket, fleet: Fleet, now: float, head_wait_s: float | None, saved_s: float
+    ) -> Choice | None:
+        until = self._patient_until(ticket, fleet, now, head_wait_s, saved_s)
+        return Choice(None, wait_until_s=until) if now < until else None
+
+    def _patient_until(
+        self, ticket: Ticket, fleet: Fleet, now: float, head_wait_s: float | None, saved_s: float
+    ) -> float:
         """Until when a request waits for a closed warm worker: never past its own slack."""
         settings = self.settings
         if not settings.patience:
             return -inf
         least, most = settings.patience_s
         recent_s = self.recent_wait_s if head_wait_s is None else max(head_wait_s, self.recent_wait_s)
-        until = ticket.arrival_s + min(max(settings.patience_factor * recent_s, least), most)
+        until = ticket.arrival_s + min(
+            max(settings.patience_factor * recent_s, settings.patience_saved * saved_s, least), most
+        )
         alone_s = ticket.prefill_tokens * float(fleet.speeds.token_s.min())
         if ticket.deadline_s is not None:
             until = min(until, ticket.deadline_s - alone_s)
@@ -250,15 +265,20 @@ class Placement:
         settings, speeds = self.settings, fleet.speeds
         if not settings.calibrated:
             return self._uncalibrated(cached, prompt, fleet)
-        own = prompt - cached
-        token_s = speeds.token_s
-        if settings.attention_term:
-            token_s = token_s + speeds.attention_s * (prompt - own / 2)
-        seconds: Floats = own * token_s
+        seconds = self._own_s(cached, prompt, fleet)
         if settings.queue_term:
             seconds += fleet.queue_s
         if settings.in_flight_term:
             seconds *= fleet.load + speeds.slowness
+        return seconds
+
+    def _own_s(self, cached: Hits, prompt: int, fleet: Fleet) -> Floats:
+        """Seconds of the prompt's own prefill."""
+        own = prompt - cached
+        token_s = fleet.speeds.token_s
+        if self.settings.attention_term:
+            token_s = token_s + fleet.speeds.attention_s * (prompt - own / 2)
+        seconds: Floats = own * token_s
         return seconds
 
     def _uncalibrated(self, cached: Hits, prompt: int, fleet: Fleet) -> Floats:

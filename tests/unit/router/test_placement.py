@@ -103,18 +103,30 @@ def test_a_request_waits_for_a_closed_warm_worker_only_so_long() -> None:
     fleet = fleet_of(closed("warm"), worker("idle"))
     digests = chain(100)
     fleet.index.stored("warm", digests)
-    placement, it = Placement(), ticket(6400, digests, arrival_s=10.0)
+    placement = Placement(PlacementSettings(patience_saved=0.0))
+    it = ticket(6400, digests, arrival_s=10.0)
     waits = chosen(placement, it, fleet, 10.0)
     assert (waits.worker, waits.wait_until_s) == (None, 10.25)
     assert chosen(placement, it, fleet, 10.25).worker == "idle"
     assert chosen(placement, it, fleet, 12.0, head_wait_s=3.0).wait_until_s == 16.0
 
 
+def test_the_more_a_closed_warm_worker_saves_the_longer_it_is_waited_for() -> None:
+    fleet = fleet_of(closed("warm"), worker("idle"))
+    until = []
+    for blocks in (100, 200, 400):
+        digests = chain(blocks, blocks)
+        fleet.index.stored("warm", digests)
+        until.append(chosen(Placement(), ticket(blocks * 64, digests), fleet).wait_until_s or 0.0)
+    assert until[0] == pytest.approx(2 * PRIOR.prefill_s(6400), rel=0.02)
+    assert until[0] < until[1] / 2 < until[2] / 4
+
+
 def test_patience_follows_recent_waits_and_ends_at_the_requests_own_slack() -> None:
     fleet = fleet_of(closed("warm"), worker("idle", credit=Cost(1 << 30, 1 << 30, 1 << 30)))
     digests = chain(100)
     fleet.index.stored("warm", digests)
-    placement = Placement()
+    placement = Placement(PlacementSettings(patience_saved=0.0))
     for now in range(50):
         cold = ticket(64, arrival_s=now - 2.0)
         placement.book(chosen(placement, cold, fleet, float(now)), cold, fleet, float(now))
