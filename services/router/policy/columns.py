@@ -29,8 +29,9 @@ class _Row(IntEnum):
     MAX_SEQUENCES = 7
     MAX_TOKENS = 8
     KV_TOKENS = 9
-    LOAD = 10
-    QUEUE_S = 11
+    FOREGROUND_BLOCKS = 10
+    LOAD = 11
+    QUEUE_S = 12
 
 
 class Columns:
@@ -38,7 +39,7 @@ class Columns:
 
     def __init__(self, width: int) -> None:
         self._reserve = 0.0
-        self._bind(np.zeros((len(_Row), width)), np.full((6, width), np.nan), np.zeros((5, width), np.bool_))
+        self._bind(np.zeros((len(_Row), width)), np.full((6, width), np.nan), np.zeros((6, width), np.bool_))
 
     @property
     def width(self) -> int:
@@ -95,6 +96,7 @@ class Columns:
             _amount(view.max_sequences),
             _amount(view.max_tokens),
             _amount(view.total_blocks) * BLOCK_TOKENS,
+            _bounded(view.credit_for(True).kv_blocks),
         )
         self.there[position] = True
         self.ready[position] = view.ready
@@ -109,6 +111,7 @@ class Columns:
         self.credit_tokens[position] = _bounded(view.credit.prefill_tokens)
         self.credit_sequences[position] = _bounded(view.credit.sequences)
         self.credit_blocks[position] = _bounded(view.credit.kv_blocks)
+        self.foreground_blocks[position] = _bounded(view.credit_for(True).kv_blocks)
         self.sequences[position] = _amount(view.sequences)
         self.waiting_tokens[position] = _amount(view.waiting_tokens)
         self._follow(position, view)
@@ -122,6 +125,7 @@ class Columns:
     def _follow(self, position: int, view: WorkerView) -> None:
         """What follows from a column's values."""
         self.open[position] = view.open()
+        self.foreground_open[position] = view.open(foreground=True)
         self._idle[position] = view.sequences <= 0
         usable = view.max_sequences - floor(view.max_sequences * self._reserve)
         self._unreserved[position] = view.sequences < usable
@@ -152,6 +156,8 @@ class Columns:
         """Is ready and has credit for something."""
         self._idle: Mask = flags[3]
         self._unreserved: Mask = flags[4]
+        self.foreground_open: Mask = flags[5]
+        """The same for requests of other classes than BATCH."""
         self.credit_tokens: Floats = values[_Row.CREDIT_TOKENS]
         self.credit_sequences: Floats = values[_Row.CREDIT_SEQUENCES]
         self.credit_blocks: Floats = values[_Row.CREDIT_BLOCKS]
@@ -162,6 +168,7 @@ class Columns:
         self.max_sequences: Floats = values[_Row.MAX_SEQUENCES]
         self.max_tokens: Floats = values[_Row.MAX_TOKENS]
         self.kv_tokens: Floats = values[_Row.KV_TOKENS]
+        self.foreground_blocks: Floats = values[_Row.FOREGROUND_BLOCKS]
         self._load: Floats = values[_Row.LOAD]
         self._queue_s: Floats = values[_Row.QUEUE_S]
 

@@ -78,10 +78,10 @@ class Fleet(Columns):
         self.last_cold[position] = self.last_given[position] = 0
         self._masks.clear()
 
-    def book(self, position: int, cost: Cost, *, cold: bool) -> None:
+    def book(self, position: int, cost: Cost, *, cold: bool, foreground: bool = True) -> None:
         """Takes a request off a worker's credit and onto its load. `cold`: little of it was cached there."""
         view = self.at(position)
-        view.book(cost)
+        view.book(cost, foreground)
         self._booked(position, view)
         self._given += 1
         self.last_given[position] = self._given
@@ -100,7 +100,7 @@ class Fleet(Columns):
     @property
     def any_open(self) -> bool:
         """Whether some worker would take some request now."""
-        return bool(np.count_nonzero(self.open))
+        return bool(np.count_nonzero(self.open) or np.count_nonzero(self.foreground_open))
 
     def model_of(self, position: int) -> StepModel:
         """What is believed of a worker's steps."""
@@ -135,10 +135,13 @@ class Fleet(Columns):
             able[barred] = False
         return able
 
-    def affordable(self, cost: Cost) -> Mask:
+    def affordable(self, cost: Cost, foreground: bool = False) -> Mask:
         """Workers whose credit covers a request, by the rule of `WorkerView.affords`."""
-        enough: Mask = (self.credit_blocks >= cost.kv_blocks) | self._idle
-        return self.open & enough
+        blocks, opened = self.credit_blocks, self.open
+        if foreground:
+            blocks, opened = self.foreground_blocks, self.foreground_open
+        enough: Mask = (blocks >= cost.kv_blocks) | self._idle
+        return opened & enough
 
     def _positions(self, keys: Iterable[str]) -> list[int]:
         positions = self.index.positions

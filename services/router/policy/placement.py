@@ -141,7 +141,7 @@ class Placement:
             head_wait_s: how long the first request of the queue has waited, when this one is not the first.
         """
         able = self._able(ticket, fleet)
-        takers = able & fleet.affordable(ticket.cost) & self._unreserved(ticket, fleet)
+        takers = able & fleet.affordable(ticket.cost, ticket.foreground) & self._unreserved(ticket, fleet)
         if self.settings.preferred_labels and ticket.preferred_labels:
             takers = _preferring(takers, fleet.labelled(ticket.preferred_labels, frozenset()))
             able = able & takers if np.count_nonzero(takers) else able
@@ -166,7 +166,7 @@ class Placement:
         """Takes the request off the chosen worker's credit; returns what it costs there."""
         cost = choice.cost(ticket.cost)
         view = fleet.at(choice.position)
-        fleet.book(choice.position, cost, cold=choice.cold)
+        fleet.book(choice.position, cost, cold=choice.cold, foreground=ticket.foreground)
         digests = ticket.chains.get(view.numerics)
         if digests is not None:
             fleet.index.expect(view.key, digests[-(-choice.cached_tokens // BLOCK_TOKENS) :], now)

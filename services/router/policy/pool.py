@@ -101,7 +101,7 @@ class Pool:
             entry.ticket
             for entry in self.queue.heads(Lane.INTERACTIVE, most)
             if now - entry.queued_s >= after_s
-            and not (self.fleet.suited(entry.ticket) & self.fleet.affordable(entry.ticket.cost)).any()
+            and not (self.fleet.suited(entry.ticket) & self.fleet.affordable(entry.ticket.cost, True)).any()
         ]
 
     def news(self) -> None:
@@ -120,7 +120,7 @@ class Pool:
         fleet, held = self.fleet, [each.get(ticket.tenant) for each in self.queue.tenants.values()]
         suited = fleet.suited(ticket)
         uncached = self.uncached(ticket)
-        opening = bool((suited & fleet.affordable(ticket.cost)).any())
+        opening = bool((suited & fleet.affordable(ticket.cost, ticket.foreground)).any())
         return Outlook(
             workers=bool(suited.any()),
             opening=opening and not self._ahead(ticket.latency_class),
@@ -176,7 +176,7 @@ class Pool:
         """Whether it still waits for a closed warm worker."""
         if entry.hold_until_s <= now or entry.warm is None:
             return False
-        open_now = self.fleet.open
+        open_now = self.fleet.foreground_open if entry.ticket.foreground else self.fleet.open
         return len(entry.warm) == len(open_now) and not bool((entry.warm & open_now).any())
 
     def _allowed(self, entry: Entry) -> Ticket:

@@ -148,7 +148,9 @@ class Predictor:
         if not workers:
             return inf
         if not held.requests:
-            return 0.0 if (takers & self.fleet.affordable(ticket.cost)).any() else self.gap_s
+            return (
+                0.0 if (takers & self.fleet.affordable(ticket.cost, ticket.foreground)).any() else self.gap_s
+            )
         tenants = self.queue.tenants[ticket.latency_class]
         own = tenants.get(ticket.tenant)
         ahead_s = min(held.cost_s, own.cost_s * len(tenants)) if own else 0.0

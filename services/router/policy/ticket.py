@@ -63,6 +63,11 @@ class Ticket:
     """Memory that it holds while it waits."""
 
     @property
+    def foreground(self) -> bool:
+        """Whether batch work gives way to it in a worker."""
+        return self.latency_class is not LatencyClass.BATCH
+
+    @property
     def prefill_tokens(self) -> int:
         """Prompt tokens (and output to compute again) as if nothing were cached."""
         return self.cost.prefill_tokens

@@ -36,6 +36,8 @@ class WorkerView:
     """Blocks that hold nothing, or only what can be taken."""
     running_context: int = 0
     """Tokens that its decodes read, as far as known."""
+    foreground_credit: Cost | None = None
+    """What other classes than BATCH may have: also what batch work holds there. None: as `credit`."""
 
     def suits(self, ticket: Ticket) -> bool:
         """Whether it could ever run the request."""
@@ -47,24 +49,38 @@ class WorkerView:
             and self.key not in ticket.barred
         )
 
-    def open(self) -> bool:
-        """Whether it takes anything now."""
-        return self.ready and self.credit.sequences > 0 and self.credit.prefill_tokens > 0
+    def credit_for(self, foreground: bool) -> Cost:
+        """The credit that a request of another class than BATCH, or of BATCH, has."""
+        if foreground and self.foreground_credit is not None:
+            return self.foreground_credit
+        return self.credit
 
-    def affords(self, cost: Cost) -> bool:
+    def open(self, foreground: bool = False) -> bool:
+        """Whether it takes anything now."""
+        credit = self.credit_for(foreground)
+        return self.ready and credit.sequences > 0 and credit.prefill_tokens > 0
+
+    def affords(self, cost: Cost, foreground: bool = False) -> bool:
         """Whether its credit covers the request.
 
         A prompt larger than the whole window of prefill credit goes as soon as the window is open at all, and
         blocks are not counted while the worker is idle: else such requests would wait for ever.
         """
-        return self.open() and (cost.kv_blocks <= self.credit.kv_blocks or self.sequences == 0)
+        fits = cost.kv_blocks <= self.credit_for(foreground).kv_blocks
+        return self.open(foreground) and (fits or self.sequences == 0)
 
-    def book(self, cost: Cost) -> None:
-        """Takes a request off the credit and onto the load."""
-        self.credit = Cost(
-            self.credit.prefill_tokens - cost.prefill_tokens,
-            self.credit.sequences - cost.sequences,
-            self.credit.kv_blocks - cost.kv_blocks,
-        )
+    def book(self, cost: Cost, foreground: bool = True) -> None:
+        """Takes a request off the credit and onto the load; BATCH takes nothing of the foreground's."""
+        self.credit = _less(self.credit, cost)
+        if foreground and self.foreground_credit is not None:
+            self.foreground_credit = _less(self.foreground_credit, cost)
         self.sequences += cost.sequences
         self.waiting_tokens += cost.prefill_tokens
+
+
+def _less(credit: Cost, cost: Cost) -> Cost:
+    return Cost(
+        credit.prefill_tokens - cost.prefill_tokens,
+        credit.sequences - cost.sequences,
+        credit.kv_blocks - cost.kv_blocks,
+    )

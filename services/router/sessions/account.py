@@ -76,6 +76,7 @@ class Account:
             step_model=step_model,
             free_blocks=load.kv_blocks_free + load.kv_blocks_cached,
             running_context=load.kv_blocks_held * BLOCK_TOKENS,
+            foreground_credit=_left(self.foreground_credit, self._uncredited_foreground),
         )
 
 
