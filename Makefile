@@ -55,7 +55,7 @@ lock:  ## Resolve pyproject.toml afresh into constraints.txt; torch's version th
 	set -eo pipefail; lock=$$(mktemp -d); trap 'rm -rf "$$lock"' EXIT; \
 	$(PYTHON) -m venv "$$lock"; \
 	"$$lock"/bin/python -m pip install -qq -e '.[dev,hub,otel]' '$(TORCH)' setuptools; \
-	{ grep '^#' constraints.txt; "$$lock"/bin/python -m pip freeze --all --exclude-editable --exclude pip \
+	{ grep '^#' constraints.txt; "$$lock"/bin/python -m pip freeze --all --exclude-editable --exclude pip --exclude triton \
 		| sed -E 's/\+.*//'; } > "$$lock"/constraints.txt; \
 	cp "$$lock"/constraints.txt constraints.txt
 
