@@ -1,4 +1,4 @@
-"""Requests of other classes than BATCH may have what batch work holds; batch work has its own credit alone."""
+"""Foreground requests may have what batch work holds; batch work has its own credit alone."""
 
 from __future__ import annotations
 
