@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from bench.gpu.place import Place
+from bench.gpu.place import OutOfTime, Place
 from bench.results_contract import RESULTS, Row, record
 
 PARTS = ("check", "kernels", "engine", "peers")
@@ -37,6 +37,8 @@ def run(part: str, place: Place, results: Path) -> list[Row]:
             rows.append(each)
             if part != "check":  # it tells more itself
                 print(f"    {each.case}: {each.metric} {each.value:.4g} {each.unit}", flush=True)
+    except OutOfTime as error:
+        print(f"{part}: time is up, {error}", flush=True)
     finally:
         if rows:
             record(f"gpu-{part}", rows, _installed(), results, quiet=part == "check")

@@ -7,6 +7,7 @@ It is `services.worker.engine.loop` without what needs a mesh: commands, heartbe
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bench.gpu.place import OutOfTime
 from services.worker.engine.base import Pending, Runner
 from services.worker.scheduler.events import Finished
 from services.worker.scheduler.intake import ModelFacts
@@ -60,16 +62,17 @@ class Track:
 
 
 class Engine:
-    """A scheduler and a runner."""
+    """A scheduler and a runner; `ends_s` of time.monotonic is when patience ends."""
 
-    def __init__(self, runner: Runner, vocab: int, settings: SchedulerSettings | None = None) -> None:
+    def __init__(self, runner: Runner, vocab: int, ends_s: float = math.inf) -> None:
         self.runner = runner
         self.vocab = vocab
         self.scheduler = Scheduler(
-            runner.spec, settings or SchedulerSettings(), ModelFacts(vocab, (), b"bench"), runner.capabilities
+            runner.spec, SchedulerSettings(), ModelFacts(vocab, (), b"bench"), runner.capabilities
         )
         self.tracks: dict[int, Track] = {}
         self.turns: list[Turn] = []
+        self._ends_s = ends_s
         self._in_flight: deque[_Launched] = deque()
         self._last_s = 0.0
         self._handles = count(1)
@@ -112,12 +115,15 @@ class Engine:
         return launched or settled is not None
 
     def until(self, condition: Callable[[], bool]) -> None:
-        """Turns until it holds. Raises RuntimeError when nothing moves any more."""
+        """Turns until it holds. Raises OutOfTime, or RuntimeError when nothing moves any more."""
         moved_s = time.monotonic()
         while not condition():
+            now = time.monotonic()
+            if now > self._ends_s:
+                raise OutOfTime(f"{self.scheduler.load().running} requests still run")
             if self.turn():
-                moved_s = time.monotonic()
-            elif time.monotonic() - moved_s > _STUCK_S:
+                moved_s = now
+            elif now - moved_s > _STUCK_S:
                 raise RuntimeError(f"nothing ran for {_STUCK_S:g} s: {self.scheduler.load()}")
 
     def finish(self, tracks: Iterable[Track] | None = None) -> None:

@@ -86,7 +86,7 @@ class Place:
         return {
             "name": found.name,
             "multiprocessors": found.multi_processor_count,
-            "l2_bytes": found.L2_cache_size,
+            "l2_bytes": getattr(found, "L2_cache_size", None),
             "memory_bytes": total,
             "free_bytes": free,
         }

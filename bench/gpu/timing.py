@@ -52,10 +52,16 @@ class Timer:
             runs += 1
         return (time.perf_counter() - began) / runs
 
-    def _captured(self, work: Work) -> torch.cuda.CUDAGraph:
+    def _captured(self, work: Work) -> torch.cuda.CUDAGraph | None:
+        """None, and a line that says so, for what cannot be captured: it is timed with its launches."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            work()
+        try:
+            with torch.cuda.graph(graph):
+                work()
+        except RuntimeError as error:
+            print(f"not captured: {str(error).splitlines()[0]}", flush=True)
+            self._place.synchronize()
+            return None
         return graph
 
     def _by_events(self, work: Work, count: int) -> list[float]:

@@ -17,22 +17,24 @@ import pytest
 import torch
 
 from bench.gpu import __main__ as command
-from bench.gpu import build, check, reader, timing
+from bench.gpu import build, check, peers, reader, timing
 from bench.gpu.ceilings import measure_ceilings
 from bench.gpu.check_kernels import Kernels
 from bench.gpu.check_runner import Runners
 from bench.gpu.compare import CheckFailed, agreement, error_of, expect_close, expect_equal
 from bench.gpu.drive import Engine, Track, prompt_of
 from bench.gpu.gaps import Window
+from bench.gpu.loads import Steady, offline
 from bench.gpu.models import CONFIGS, RandomWeights
 from bench.gpu.place import OutOfTime, Place
 from bench.gpu.profiling import Span, of_spans
 from bench.gpu.rooflines import Ceilings, Roofline
 from bench.gpu.timing import Timer
+from bench.null_runner import VOCAB, NullRunner
 from bench.results_contract import Result, read, row
 from services.worker.engine.torch.config import parse_config
 from services.worker.engine.torch.cuda import reference
-from services.worker.scheduler.step import Capabilities
+from services.worker.scheduler.step import Capabilities, KVSpec
 from tests.support.engines import SPEC
 from tests.support.fake_device import FakeDevice
 from tests.support.fake_runner import FakeRunner
@@ -279,6 +281,35 @@ def test_the_driver_settles_one_step_behind_and_ends_every_request() -> None:
     engine.scheduler.check()
 
 
+def test_where_theirs_fails_ours_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(place: Place, load: Any) -> Any:
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(peers, "_theirs", fails)
+    rows = list(peers.measure(Place.make(dry=True, minutes=2)))
+    assert [each.metric for each in rows if each.case != "ceilings"] == ["ours, decode"]
+
+
+def test_loads_of_a_cards_size_reach_what_they_are_named_after() -> None:
+    """256 sequences decode at 1k, whatever their prompts did; with a runner that computes nothing."""
+    spec = KVSpec(block_size=64, num_blocks=13_000, max_seqs=256, max_len=131_072)
+    engine = Engine(NullRunner(spec, None), VOCAB)
+    with Steady(engine, 256, 896) as steady:
+        found = steady.measure(2, 16)
+        assert {turn.rows for turn in engine.turns[-32:]} == {256}
+        assert {turn.tokens for turn in engine.turns[-32:]} == {256}
+    assert 896 < found.context < 1200
+    assert offline(engine, 100, 50, 300, seed=5) > 0
+    assert engine.scheduler.load().running == 0
+    engine.scheduler.check()
+
+
+def test_an_engine_that_is_too_slow_for_its_time_is_left() -> None:
+    engine = Engine(FakeRunner(SPEC, Capabilities(run_ahead=1)), 50, ends_s=time.monotonic() - 1)
+    with pytest.raises(OutOfTime, match="still run"):
+        engine.finish([engine.submit(prompt_of(70, 50, 1), 20)])
+
+
 def test_a_part_that_has_no_time_left_keeps_what_it_has(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -287,8 +318,7 @@ def test_a_part_that_has_no_time_left_keeps_what_it_has(
         place.need(1e9)
 
     monkeypatch.setattr(command, "_rows", measured)
-    with pytest.raises(OutOfTime):
-        command.run("engine", Place.make(dry=True, minutes=1), tmp_path)
+    assert len(command.run("engine", Place.make(dry=True, minutes=1), tmp_path)) == 1
     assert json.loads((tmp_path / "gpu-engine.json").read_text())["rows"][0]["case"] == "first"
 
 
