@@ -6,9 +6,7 @@ counted and dropped, and a worker that goes on with it is closed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
 from headrace.v1 import admin_pb2, session_pb2
 
@@ -22,40 +20,18 @@ from services.router.policy.worker import BLOCK_TOKENS
 from services.router.relay.flight import Flight, Progress, Seat
 from services.router.sessions import submit
 from services.router.sessions.account import Account
+from services.router.sessions.floor import Floor
 from services.router.sessions.kv import hear
 from services.router.sessions.ledger import Booking
 from services.router.sessions.outbox import Outbox
 from services.router.sessions.served import ServedMeter
+from services.router.sessions.suspects import Suspects
 from services.router.settings import SessionTimes
 
 MAX_BAD_FRAMES = 1000
 NO_CREDIT_PAUSE_S = 0.05
-SUSPECT_S = 2.0
-"""Silence of a request after a frame was lost, until it is moved."""
 _STEPS_UNTIL_HUNG = 20
 log = logs.get(__name__)
-
-
-class Floor(Protocol):
-    """Where sessions take their news: the dispatcher."""
-
-    def changed(self, session: Session) -> None:
-        """The session may take more or other work than before."""
-
-    def again(self, flight: Flight) -> None:
-        """The flight has left its seat and wants another."""
-
-    def lost(self, flight: Flight, *, alone: bool) -> None:
-        """The flight's attempt failed under it."""
-
-    def streamed(self, flight: Flight, tokens: int, now: float) -> None:
-        """The flight got output tokens."""
-
-    def over(self, flight: Flight) -> None:
-        """The flight has ended, and its seat is free."""
-
-    def served(self, session: Session, told: Iterable[session_pb2.TenantService], now: float) -> None:
-        """What the worker has done for tenants in all."""
 
 
 @dataclass(slots=True)
@@ -103,8 +79,7 @@ class Session:
         self._metrics = metrics
         self._frames_received = frames_received
         self._seats: dict[int, _Occupied] = {}
-        self._suspects: dict[int, float] = {}
-        """Slots of which a lost frame may have told the end, and since when."""
+        self._suspects = Suspects()
         self._next_slot = 1
         self._paused_until = 0.0
         self._bad_frames = 0
@@ -228,7 +203,7 @@ class Session:
             return
         if frame.number > self._frames_received + 1:
             self._bad("frame_gap")
-            self._suspects.update(dict.fromkeys(self._seats, now))
+            self._suspects.add(self._seats, now)
         self._frames_received = self.outbox.acknowledge = frame.number
         self.last_frame_s = now
         self._reported(frame)
@@ -266,6 +241,7 @@ class Session:
         seat = self._seat(update.slot, update.attempt)
         if seat is None:
             return
+        self._suspects.heard(update.slot)
         flight = seat.flight
         if flight is None:
             if update.HasField("end"):
@@ -309,14 +285,10 @@ class Session:
             self._floor.again(flight)
 
     def _lose_suspects(self, now: float) -> None:
-        """The end of a request may have been in a lost frame: one that stays silent after it is moved."""
-        for slot, since_s in list(self._suspects.items()):
+        for slot in self._suspects.due(now):
             seat = self._seats.get(slot)
-            flight = seat.flight if seat is not None else None
-            if flight is None or flight.last_update_s > since_s:
-                del self._suspects[slot]
-            elif now - since_s > SUSPECT_S:
-                del self._suspects[slot]
+            if seat is not None and seat.flight is not None:
+                flight = seat.flight
                 self.cancel(flight)
                 self._floor.lost(flight, alone=False)
 

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from services.common.errors import FailedPrecondition
 from services.router.metrics import RouterMetrics
-from services.router.policy import Cost
+from services.router.policy import Cost, LatencyClass
 from services.router.relay.flight import Flight
 from services.router.sessions.session import MAX_BAD_FRAMES, Session
 from services.router.settings import SessionTimes
@@ -325,3 +325,29 @@ async def test_a_submission_that_cannot_be_written_takes_no_credit(bench: Bench)
     with pytest.raises(ValueError, match="out of range"):
         bench.session.submit(flight(deadline_s=1e30), COST, 0.0)
     assert bench.session.view(0.0).credit == Cost(100, 8, 50)
+
+
+async def test_a_request_whose_end_was_in_a_lost_frame_is_moved(bench: Bench) -> None:
+    ended, lively = bench.seat(), bench.seat()
+    bench.session.outbox.take()
+    bench.say(1.0, updates=[bench.update(ended, 0, IDS[:2]), bench.update(lively, 0, IDS[:2])])
+    bench.number += 1  # a frame that never came
+    bench.say(1.1, updates=[bench.update(lively, 2, IDS[2:3])])
+    bench.say(2.5)
+    bench.session.check(2.5)
+    assert bench.floor.gone == []
+    bench.say(3.5)
+    bench.session.check(3.5)
+    assert bench.floor.gone == [(ended, False)]
+    assert ended.seat is None
+    assert lively.seat is not None
+
+
+async def test_a_foreground_grant_is_told_apart_from_what_batch_work_may_have(bench: Bench) -> None:
+    more = session_pb2.Credit(prefill_tokens=300, sequences=6, kv_blocks=70)
+    bench.say(**grant(), foreground_credit=more)
+    bench.seat(latency_class=LatencyClass.INTERACTIVE)
+    bench.seat(latency_class=LatencyClass.BATCH)
+    view = bench.session.view(0.0)
+    assert view.credit == Cost(80, 2, 46)
+    assert view.foreground_credit == Cost(290, 5, 68)

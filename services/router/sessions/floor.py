@@ -1,0 +1,35 @@
+"""Where a session takes its news: the dispatcher, as sessions see it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Protocol
+
+from headrace.v1 import session_pb2
+
+from services.router.relay.flight import Flight
+
+if TYPE_CHECKING:
+    from services.router.sessions.session import Session
+
+
+class Floor(Protocol):
+    """What a session needs of the dispatcher."""
+
+    def changed(self, session: Session) -> None:
+        """The session may take more or other work than before."""
+
+    def again(self, flight: Flight) -> None:
+        """The flight has left its seat and wants another."""
+
+    def lost(self, flight: Flight, *, alone: bool) -> None:
+        """The flight's attempt failed under it."""
+
+    def streamed(self, flight: Flight, tokens: int, now: float) -> None:
+        """The flight got output tokens."""
+
+    def over(self, flight: Flight) -> None:
+        """The flight has ended, and its seat is free."""
+
+    def served(self, session: Session, told: Iterable[session_pb2.TenantService], now: float) -> None:
+        """What the worker has done for tenants in all."""
