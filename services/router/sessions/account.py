@@ -22,10 +22,12 @@ class Account:
     def __init__(self) -> None:
         self.load = session_pb2.Load()
         self.credit = session_pb2.Credit()
-        self.foreground_credit = session_pb2.Credit()
+        self.foreground_credit: session_pb2.Credit | None = None
+        """None until one was told: batch work does not give way in the worker by itself."""
         self._uncredited = Ledger()
         self._uncredited_foreground = Ledger()
         self._unreported = Ledger()
+        self._unreported_batch = Ledger()
 
     def book(self, booking: Booking) -> None:
         """Notes a submission."""
@@ -33,19 +35,23 @@ class Account:
         if booking.foreground:
             self._uncredited_foreground.add(booking)
         self._unreported.add(booking)
+        if not booking.foreground:
+            self._unreported_batch.add(booking)
 
     def reported(self, frame: session_pb2.WorkerFrame) -> None:
         """Takes over what a frame tells; each part settles what it acknowledges, and only that part."""
         if frame.HasField("credit"):
             self.credit = frame.credit
-            self.foreground_credit = (
-                frame.foreground_credit if frame.HasField("foreground_credit") else frame.credit
-            )
+            if frame.HasField("foreground_credit"):
+                self.foreground_credit = frame.foreground_credit
+            elif self.foreground_credit is not None:
+                self.foreground_credit = frame.credit
             self._uncredited.acknowledge(frame.acknowledged_command)
             self._uncredited_foreground.acknowledge(frame.acknowledged_command)
         if frame.HasField("load"):
             self.load = frame.load
             self._unreported.acknowledge(frame.acknowledged_command)
+            self._unreported_batch.acknowledge(frame.acknowledged_command)
 
     def view(
         self,
@@ -67,6 +73,8 @@ class Account:
             credit=_left(credit, self._uncredited),
             sequences=max(load.running + load.waiting + self._unreported.sequences, seats),
             waiting_tokens=load.waiting_tokens + self._unreported.prefill_tokens,
+            batch_sequences=load.batch_sequences + self._unreported_batch.sequences,
+            batch_waiting_tokens=load.batch_waiting_tokens + self._unreported_batch.prefill_tokens,
             max_sequences=spec.max_sequences,
             max_tokens=spec.max_tokens,
             total_blocks=spec.blocks,
@@ -76,8 +84,12 @@ class Account:
             step_model=step_model,
             free_blocks=load.kv_blocks_free + load.kv_blocks_cached,
             running_context=load.kv_blocks_held * BLOCK_TOKENS,
-            foreground_credit=_left(self.foreground_credit, self._uncredited_foreground),
+            foreground_credit=self._foreground_left(),
         )
+
+    def _foreground_left(self) -> Cost | None:
+        told = self.foreground_credit
+        return None if told is None else _left(told, self._uncredited_foreground)
 
 
 def _left(credit: session_pb2.Credit, used: Ledger) -> Cost:
