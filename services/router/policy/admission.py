@@ -8,7 +8,8 @@
     INTERACTIVE       only when the predicted first token is more than 3 targets away
     BATCH             waits until its deadline
 
-Which requests a ramp takes is not random but evenly spread over their numbers (multiples of the golden
+A ramp takes from tenants what they ask for beyond their part: who asks for little is not shed for another's
+sake. Which requests it takes is not random but evenly spread over their numbers (multiples of the golden
 ratio), so that no burst is refused as a whole and a simulation repeats. A cliff instead of a ramp sheds too
 late, a steep power too early.
 """
@@ -19,6 +20,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from services.router.policy.classify import LatencyClass
+from services.router.policy.demand import FairThinning
 from services.router.policy.prediction import Prediction
 from services.router.policy.settings import PolicySettings
 from services.router.policy.ticket import Ticket
@@ -70,19 +72,39 @@ class Outlook(NamedTuple):
     """The least that it takes on an idle pool."""
     lone_first_s: float
     """Of this, until the first token."""
+    cost_s: float
+    """GPU seconds that it is thought to take."""
     tenant_requests: int
     tenant_bytes: int
 
 
+class Thinning:
+    """What the ramps take, fairly by tenant: of sheddable requests, and of those that are not."""
+
+    def __init__(self, settings: PolicySettings) -> None:
+        self._fair = settings.fair_thinning
+        self._of = {each: FairThinning(settings.budget_window_s) for each in (True, False)}
+
+    def takes(self, ticket: Ticket, cost_s: float, share: float, now: float, *, sheddable: bool) -> bool:
+        """Whether a request is among those to refuse where a ramp refuses this share of all work."""
+        own = self._of[sheddable].share(ticket.tenant, ticket.weight, cost_s, share, now)
+        return thinned(ticket.number, own if self._fair else share)
+
+
 def admit(
-    ticket: Ticket, outlook: Outlook, settings: PolicySettings, limits: QueueLimits, now: float
+    ticket: Ticket,
+    outlook: Outlook,
+    settings: PolicySettings,
+    limits: QueueLimits,
+    now: float,
+    thinning: Thinning | None = None,
 ) -> Refusal | None:
-    """Why a request is refused, or None."""
+    """Why a request is refused, or None. `thinning` remembers who asked for how much; None: nobody did."""
     refusal = _full(ticket, outlook, limits) or _hasty(ticket, outlook)
     if refusal is None and settings.refuse_infeasible:
         refusal = _infeasible(ticket, outlook, now)
     if refusal is None and settings.admission:
-        refusal = _busy(ticket, outlook, settings)
+        refusal = _busy(ticket, outlook, settings, thinning or Thinning(settings), now)
     return refusal
 
 
@@ -128,15 +150,19 @@ def _infeasible(ticket: Ticket, outlook: Outlook, now: float) -> Refusal | None:
     return Refusal(RefusalKind.DEADLINE_INFEASIBLE, message, _retry_s(outlook))
 
 
-def _busy(ticket: Ticket, outlook: Outlook, settings: PolicySettings) -> Refusal | None:
+def _busy(
+    ticket: Ticket, outlook: Outlook, settings: PolicySettings, thinning: Thinning, now: float
+) -> Refusal | None:
     if not outlook.workers or ticket.latency_class is LatencyClass.BATCH:
         return None
     used = outlook.headroom
-    if ticket.sheddable and thinned(ticket.number, _ramp(used, settings.sheddable_ramp)):
+    cost_s, shed = outlook.cost_s, _ramp(used, settings.sheddable_ramp)
+    if ticket.sheddable and thinning.takes(ticket, cost_s, shed, now, sheddable=True):
         message = f"the mesh is busy ({used:.2f} of its head-room), and the request is sheddable"
         return Refusal(RefusalKind.SHED, message, _retry_s(outlook))
     if ticket.latency_class is LatencyClass.STANDARD:
-        refused = thinned(ticket.number, _ramp(used, settings.standard_ramp))
+        share = _ramp(used, settings.standard_ramp)
+        refused = thinning.takes(ticket, cost_s, share, now, sheddable=False)
     else:
         refused = _hopeless(ticket, outlook, settings)
     if not refused:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
-from services.router.policy.admission import Outlook
+import numpy as np
+
+from services.router.policy.admission import Outlook, Thinning
 from services.router.policy.budget import InteractiveBudget
 from services.router.policy.classify import LatencyClass
 from services.router.policy.fleet import Fleet
@@ -41,6 +43,7 @@ class Pool:
         self.queue = ModelQueue(settings)
         self.predictor = Predictor(settings, self.fleet, self.queue)
         self.budget = InteractiveBudget(settings)
+        self.thinning = Thinning(settings)
         self._passed: set[int] = set()
         self._passed_at = float("nan")
         self._clearing: tuple[int, str] | None = None
@@ -67,9 +70,18 @@ class Pool:
             self._clearing = None
         self.news()
 
+    def streamed(self, seat: Seat, tokens: int, now: float) -> None:
+        """Output tokens of a request came."""
+        if not seat.begun:
+            self.predictor.began(seat.ticket, seat.predicted_first_s, now - seat.since_s)
+            self.predictor.background.began(seat)
+        seat.output_tokens += tokens
+        self.queue.charge(seat.ticket, output=tokens)
+
     def leave(self, seat: Seat, *, came_back: bool, cached_tokens: int | None) -> None:
         """A request has left its worker: settles what was charged by what was done."""
         ticket, queue = seat.ticket, self.queue
+        self.predictor.background.left(ticket.number)
         if came_back and not seat.begun:
             queue.charge(ticket, prompt=-seat.cost.prefill_tokens, cached=-seat.cached_tokens)
             queue.settle(seat.lane, -seat.total_s)
@@ -128,6 +140,7 @@ class Pool:
             prediction=self.predictor.predict(ticket, uncached, now),
             lone_s=self.predictor.lone_s(ticket, uncached),
             lone_first_s=self.predictor.lone_first_s(ticket, uncached),
+            cost_s=self.predictor.estimate(ticket, uncached).total_s,
             tenant_requests=sum(each.requests for each in held if each),
             tenant_bytes=sum(each.bytes for each in held if each),
         )
@@ -149,7 +162,7 @@ class Pool:
 
     def _choice(self, entry: Entry, head: Entry, now: float) -> Choice | None:
         """Where a request can go now; None when it was found just now that it cannot."""
-        if entry.ticket.number in self._passed or self._holds(entry, now):
+        if entry.ticket.number in self._passed or self._closed(entry) or self._holds(entry, now):
             return None
         head_wait_s = None if entry is head else max(0.0, now - head.ticket.arrival_s)
         hits = self._hits(entry)
@@ -164,13 +177,20 @@ class Pool:
         entry.warm = None
         if choice.wait_until_s is not None:
             share = self.settings.placement.warm_share
-            entry.warm = hits * BLOCK_TOKENS >= share * entry.ticket.prefill_tokens
+            warm = hits * BLOCK_TOKENS >= share * entry.ticket.prefill_tokens
+            entry.warm = warm if warm.any() else None
             entry.hold_until_s = choice.wait_until_s
 
     def _hits(self, entry: Entry) -> Hits:
         if not entry.ticket.chains:
             return self.fleet.index.no_hits()
         return self.fleet.hits(entry.ticket.chains)
+
+    def _closed(self, entry: Entry) -> bool:
+        """Whether no worker takes anything of its kind."""
+        return not np.count_nonzero(
+            self.fleet.foreground_open if entry.ticket.foreground else self.fleet.open
+        )
 
     def _holds(self, entry: Entry, now: float) -> bool:
         """Whether it still waits for a closed warm worker."""
@@ -237,6 +257,8 @@ class Pool:
             total_s=estimate.total_s,
             predicted_first_s=raw_first_s,
         )
+        if not ticket.foreground:
+            predictor.background.seated(seat, choice.position)
         return Placed(entry, seat, prediction)
 
     def _ahead(self, latency_class: LatencyClass) -> bool:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from services.router.policy.background import Background
 from services.router.policy.classify import LatencyClass
 from services.router.policy.fleet import Fleet
 from services.router.policy.occupancy import PrefillRate
@@ -102,6 +103,7 @@ class Predictor:
     typical_prefill_s: float = 0.0
     """Moving mean of what a prompt takes alone."""
     prefilled: PrefillRate = field(default_factory=PrefillRate)
+    background: Background = field(default_factory=Background)
     gap_s: float = 0.0
     """Moving mean of the time between two dispatches while requests wait."""
     _last_dispatch_s: float = -inf
@@ -190,7 +192,7 @@ class Predictor:
         return self._alone_s(ticket, uncached)
 
     def headroom(self, latency_class: LatencyClass, now: float | None = None) -> float:
-        """How much of the room for a class's targets is used: 0 idle, 1 at the targets."""
+        """How much of the room for a class's targets is used, 1 at the targets; batch work uses none."""
         if now is not None:
             self.prefilled.look(now)
         fleet, policy = self.fleet, self.settings.classes[latency_class]
@@ -202,7 +204,8 @@ class Predictor:
         if policy.ttft_s is not None:
             queued_s = sum(self.queue.held[each].prefill_s for each in FOREGROUND) / workers
             target_s = max(policy.ttft_s, 2 * self.typical_prefill_s)
-            used = np.maximum(used, (fleet.waiting_tokens * fleet.speeds.token_s + queued_s) / target_s)
+            waiting = np.maximum(fleet.waiting_tokens - self.background.waiting_tokens(fleet.width), 0.0)
+            used = np.maximum(used, (waiting * fleet.speeds.token_s + queued_s) / target_s)
         if policy.tpot_s is not None:
             steps_s = self._steps_s() / (1.0 - self._prefill_share())
             used = np.maximum(used, steps_s / np.maximum(policy.tpot_s, 2 * self._steps_s(lone=True)))
@@ -258,13 +261,16 @@ class Predictor:
     def _kv_used(self) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
         fleet = self.fleet
         blocks = np.maximum(fleet.kv_tokens / BLOCK_TOKENS, 1.0)
-        used = 1.0 - np.minimum(fleet.free_blocks / blocks, 1.0)
+        free = fleet.free_blocks + self.background.blocks(fleet.width)
+        used = 1.0 - np.minimum(free / blocks, 1.0)
         return np.where(fleet.sequences > 0, used / _KV_SLACK, 0.0)
 
     def _steps_s(self, *, lone: bool = False) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
         """Seconds of a step of the decodes that run, or of one alone, by position."""
         a, b, _, d, e, _ = self.fleet.speeds.models
-        sequences = 1.0 if lone else self.fleet.sequences
-        context = 0.0 if lone else self.fleet.running_context
-        result: np.ndarray[tuple[int, ...], np.dtype[np.float64]] = a + sequences * (b + e) + context * d
-        return result
+        if lone:
+            return np.asarray(a + b + e)
+        background, width = self.background, self.fleet.width
+        sequences = np.maximum(self.fleet.sequences - background.sequences(width), 0.0)
+        context = np.maximum(self.fleet.running_context - background.context(width), 0.0)
+        return np.asarray(a + sequences * (b + e) + context * d)

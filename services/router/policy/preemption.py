@@ -80,6 +80,8 @@ def _enough(
     need: Cost, yard: Yard, displaced: Mapping[int, int], settings: PolicySettings, now: float
 ) -> list[Seat]:
     """The seats of one worker that make room, least progress first."""
+    if yard.worker.foreground_credit is not None:
+        return []  # batch work gives way to it there anyway: there is no room to be made
     credit = yard.worker.credit
     may = [
         seat for seat in yard.seats if may_leave(seat, displaced.get(seat.ticket.number, 0), settings, now)

@@ -95,8 +95,9 @@ class Scheduler:
 
     def admit(self, ticket: Ticket, now: float, limits: QueueLimits | None = None) -> Refusal | None:
         """Why the request is not let in, or None; `limits`: what its tenant may have waiting."""
-        outlook = self._pool(ticket.model).outlook(ticket, now)
-        return admission.admit(ticket, outlook, self.settings, limits or self._limits, now)
+        pool = self._pool(ticket.model)
+        outlook = pool.outlook(ticket, now)
+        return admission.admit(ticket, outlook, self.settings, limits or self._limits, now, pool.thinning)
 
     def submit(self, ticket: Ticket, now: float | None = None) -> None:
         """Lets a request wait, at the place of its arrival; one that had a worker has left it."""
@@ -124,18 +125,15 @@ class Scheduler:
         seat = self._seats.get(number)
         if seat is None or tokens <= 0:
             return
-        pool = self._pools[seat.ticket.model]
-        if not seat.begun:
-            pool.predictor.began(seat.ticket, seat.predicted_first_s, now - seat.since_s)
-        seat.output_tokens += tokens
-        pool.queue.charge(seat.ticket, output=tokens)
+        self._pools[seat.ticket.model].streamed(seat, tokens, now)
 
     def served(
         self, model: str, tenant: str, latency_class: LatencyClass, prompt_tokens: int, output_tokens: int
     ) -> None:
         """What a worker did for a tenant since it last told, for all routers together."""
         pool = self._pool(model)
-        pool.predictor.prefilled.computed(prompt_tokens)
+        if latency_class is not LatencyClass.BATCH:
+            pool.predictor.prefilled.computed(prompt_tokens)
         pool.queue.served(tenant, latency_class, prompt_tokens, output_tokens)
 
     def worker_changed(self, worker: WorkerView) -> None:

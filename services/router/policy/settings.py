@@ -82,6 +82,8 @@ class PolicySettings:
     sheddable_ramp: tuple[float, float] = (0.5, 0.8)
     """Head-room between which no sheddable request and every one is refused."""
     standard_ramp: tuple[float, float] = (0.95, 1.2)
+    fair_thinning: bool = True
+    """Whether ramps take from those tenants that ask for more than their part; off: from all alike."""
     interactive_refused_at: float = 3.0
     """Predicted time to the first token, in targets, beyond which an INTERACTIVE request is refused."""
     refuse_infeasible: bool = True

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from services.router.policy import (
     ClassPolicy,
+    Cost,
     LatencyClass,
     PolicySettings,
     Prediction,
@@ -18,7 +19,7 @@ from services.router.policy import (
     RefusalKind,
     Scheduler,
 )
-from services.router.policy.admission import Outlook, admit, thinned
+from services.router.policy.admission import Outlook, Thinning, admit, thinned
 from services.router.policy.budget import InteractiveBudget
 from tests.support.policy_values import FAST, make_ticket, make_worker
 
@@ -31,6 +32,7 @@ CALM = Outlook(
     prediction=Prediction(0.1, 0.2),
     lone_s=0.1,
     lone_first_s=0.05,
+    cost_s=0.2,
     tenant_requests=0,
     tenant_bytes=0,
 )
@@ -174,6 +176,52 @@ def test_what_waits_in_the_router_uses_head_room_and_batch_work_does_not() -> No
         for number in range(200):
             it.submit(make_ticket(number, latency_class, prompt=5000), 0.0)
         assert (it.headroom("m", I) > 1.0) is expected
+
+
+def test_batch_work_on_the_workers_uses_no_head_room() -> None:
+    """It gives way: neither its prompts, nor its decodes, nor its memory may shut others out."""
+    it, slow = Scheduler(), FAST._replace(e=6e-4)
+    it.worker_changed(make_worker(credit=Cost(10**7, 60, 10**5), step_model=slow))
+    for number in range(40):
+        it.submit(make_ticket(number, B, prompt=16_000), 0.0)
+        assert it.next(0.0) is not None
+        if number < 20:
+            it.streamed(number, 5, 1.0)
+    busy = {"sequences": 40, "waiting_tokens": 320_000, "free_blocks": 10, "running_context": 320_000}
+    loaded = make_worker(slots=1, step_model=slow, **busy)
+    it.worker_changed(loaded)
+    assert it.headroom("m", I) < 0.3
+    for number in range(40):
+        it.ended(number)
+    assert it.headroom("m", I) > 0.95, "the same load without a batch request of ours"
+
+
+def kept_of(offered: dict[str, float], refused: float, *, fair: bool = True) -> dict[str, float]:
+    """Requests a turn that each tenant keeps, of those that it offers, where a share of all is refused."""
+    thinning = Thinning(PolicySettings(fair_thinning=fair))
+    kept, number, due = dict.fromkeys(offered, 0.0), 0, dict.fromkeys(offered, 0.0)
+    for turn in range(3000):
+        for tenant, rate in offered.items():
+            due[tenant] += rate
+            while due[tenant] >= 1:
+                due[tenant], number = due[tenant] - 1, number + 1
+                its = make_ticket(number, S, tenant, sheddable=True)
+                taken = thinning.takes(its, 0.1, refused, turn * 0.1, sheddable=True)
+                kept[tenant] += not taken and turn >= 1000
+    return {tenant: count / 2000 for tenant, count in kept.items()}
+
+
+def test_who_asks_for_little_is_not_shed_for_anothers_sake() -> None:
+    kept = kept_of({"flood": 3.0, "light": 0.25}, 0.5)
+    assert kept["light"] == pytest.approx(0.25, rel=0.02)
+    assert kept["flood"] + kept["light"] == pytest.approx(0.5 * 3.25, rel=0.05), "as much is shed in all"
+    assert kept_of({"flood": 3.0, "light": 0.25}, 0.5, fair=False)["light"] < 0.15
+
+
+def test_what_is_kept_is_shared_evenly_by_those_that_ask_for_more() -> None:
+    kept = kept_of({"a": 3.0, "b": 1.0}, 0.6)
+    assert kept["a"] == pytest.approx(0.8, rel=0.1)
+    assert kept["b"] == pytest.approx(0.8, rel=0.1)
 
 
 # the interactive budget

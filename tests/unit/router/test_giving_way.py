@@ -114,3 +114,12 @@ def test_it_can_be_switched_off() -> None:
     it = full_of_batch(preemption=False)
     it.submit(make_ticket(9, I, arrival_s=0.5), 0.5)
     assert it.give_way(9.0) == []
+
+
+def test_nothing_is_displaced_where_the_worker_makes_room_by_itself() -> None:
+    it = full_of_batch()
+    view = make_worker("w", 0, foreground_credit=Cost(0, 0, 0))
+    view.sequences = 3
+    it.worker_changed(view)
+    it.submit(make_ticket(9, I, arrival_s=0.5), 0.5)
+    assert it.give_way(9.0) == []
