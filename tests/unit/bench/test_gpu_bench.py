@@ -57,6 +57,15 @@ sys.meta_path.insert(0, Absent())
 Done = subprocess.CompletedProcess[str]
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors here are tiny: a second thread only waits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def dry(project_root: Path, results: Path, part: str, *, bare: bool = True) -> Done:
     """A part as `bench/gpu.sh` starts it, on a host that has torch and little else."""
     script = (BARE if bare else "import sys\n") + "from bench.gpu.__main__ import main; sys.exit(main())"
