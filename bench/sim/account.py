@@ -90,6 +90,10 @@ class Account:
             credit=self._all.left(frame.credit.all),
             sequences=max(load.running + load.waiting + len(self._open), len(self.stories)),
             waiting_tokens=load.waiting_uncached_tokens + self._all.prefill_tokens,
+            batch_sequences=load.batch_requests + self._all.sequences - self._foreground.sequences,
+            batch_waiting_tokens=load.batch_uncached_tokens
+            + self._all.prefill_tokens
+            - self._foreground.prefill_tokens,
             max_sequences=spec.max_seqs,
             max_tokens=spec.max_len,
             total_blocks=spec.num_blocks,

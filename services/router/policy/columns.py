@@ -9,6 +9,7 @@ from __future__ import annotations
 from enum import IntEnum
 from functools import cached_property
 from math import floor
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,8 +31,23 @@ class _Row(IntEnum):
     MAX_TOKENS = 8
     KV_TOKENS = 9
     FOREGROUND_BLOCKS = 10
-    LOAD = 11
-    QUEUE_S = 12
+    FOREGROUND_SEQUENCES = 11
+    FOREGROUND_TOKENS = 12
+    LOAD = 13
+    QUEUE_S = 14
+    FOREGROUND_LOAD = 15
+    FOREGROUND_QUEUE_S = 16
+
+
+class Business(NamedTuple):
+    """How busy workers are, as a kind of work sees it: batch work gives way to the foreground. [positions]"""
+
+    sequences: Floats
+    waiting_tokens: Floats
+    load: Floats
+    """Sequences, as many as they would be on a worker of the pool's median speed."""
+    queue_s: Floats
+    """Seconds of prefill that wait there."""
 
 
 class Columns:
@@ -39,7 +55,7 @@ class Columns:
 
     def __init__(self, width: int) -> None:
         self._reserve = 0.0
-        self._bind(np.zeros((len(_Row), width)), np.full((6, width), np.nan), np.zeros((6, width), np.bool_))
+        self._bind(np.zeros((len(_Row), width)), np.full((6, width), np.nan), np.zeros((7, width), np.bool_))
 
     @property
     def width(self) -> int:
@@ -50,21 +66,15 @@ class Columns:
     def speeds(self) -> Speeds:
         """What is believed of the workers' speeds."""
         speeds = believed(self._models)
-        self._load[:] = self.sequences * speeds.slowness
-        self._queue_s[:] = self.waiting_tokens * speeds.token_s
+        for each in self._busy:
+            np.multiply(each.sequences, speeds.slowness, each.load)
+            np.multiply(each.waiting_tokens, speeds.token_s, each.queue_s)
         return speeds
 
-    @property
-    def load(self) -> Floats:
-        """Sequences there, as many as they would be on a worker of the pool's median speed."""
+    def busy(self, foreground: bool = False) -> Business:
+        """How busy workers are for a request of another class than BATCH, or of BATCH."""
         assert self.speeds
-        return self._load
-
-    @property
-    def queue_s(self) -> Floats:
-        """Seconds of prefill that wait there."""
-        assert self.speeds
-        return self._queue_s
+        return self._busy[foreground]
 
     @cached_property
     def least(self) -> tuple[float, float]:
@@ -73,14 +83,15 @@ class Columns:
             return 0.0, 0.0
         return float(self.kv_tokens[self.there].min()), float(self.max_tokens[self.there].min())
 
-    def unreserved(self, reserve: float) -> Mask:
+    def unreserved(self, reserve: float, foreground: bool = False) -> Mask:
         """Workers with sequence slots left beyond this share of all."""
         if reserve != self._reserve:
             self._reserve = reserve
-            np.less(
-                self.sequences, self.max_sequences - np.floor(self.max_sequences * reserve), self._unreserved
-            )
-        return self._unreserved
+            usable = self.max_sequences - np.floor(self.max_sequences * reserve)
+            for each, unreserved in zip(self._busy, self._unreserved, strict=True):
+                np.less(each.sequences, usable, unreserved)
+        found: Mask = self._unreserved[foreground]
+        return found
 
     def _set(self, position: int, view: WorkerView) -> None:
         """Takes over a worker's values."""
@@ -97,6 +108,8 @@ class Columns:
             _amount(view.max_tokens),
             _amount(view.total_blocks) * BLOCK_TOKENS,
             _bounded(view.credit_for(True).kv_blocks),
+            _amount(view.sequences - view.batch_sequences),
+            _amount(view.waiting_tokens - view.batch_waiting_tokens),
         )
         self.there[position] = True
         self.ready[position] = view.ready
@@ -114,6 +127,9 @@ class Columns:
         self.foreground_blocks[position] = _bounded(view.credit_for(True).kv_blocks)
         self.sequences[position] = _amount(view.sequences)
         self.waiting_tokens[position] = _amount(view.waiting_tokens)
+        foreground = self._busy[True]
+        foreground.sequences[position] = _amount(view.sequences - view.batch_sequences)
+        foreground.waiting_tokens[position] = _amount(view.waiting_tokens - view.batch_waiting_tokens)
         self._follow(position, view)
 
     def _unset(self, position: int) -> None:
@@ -128,10 +144,13 @@ class Columns:
         self.foreground_open[position] = view.open(foreground=True)
         self._idle[position] = view.sequences <= 0
         usable = view.max_sequences - floor(view.max_sequences * self._reserve)
-        self._unreserved[position] = view.sequences < usable
+        for each, unreserved in zip(self._busy, self._unreserved, strict=True):
+            unreserved[position] = each.sequences[position] < usable
         if "speeds" in self.__dict__:
-            self._load[position] = self.sequences[position] * self.speeds.slowness[position]
-            self._queue_s[position] = self.waiting_tokens[position] * self.speeds.token_s[position]
+            speeds = self.speeds
+            for each in self._busy:
+                each.load[position] = each.sequences[position] * speeds.slowness[position]
+                each.queue_s[position] = each.waiting_tokens[position] * speeds.token_s[position]
 
     def _forget(self, *names: str) -> None:
         for name in names:
@@ -155,7 +174,7 @@ class Columns:
         self.open: Mask = flags[2]
         """Is ready and has credit for something."""
         self._idle: Mask = flags[3]
-        self._unreserved: Mask = flags[4]
+        self._unreserved = (flags[4], flags[6])
         self.foreground_open: Mask = flags[5]
         """The same for requests of other classes than BATCH."""
         self.credit_tokens: Floats = values[_Row.CREDIT_TOKENS]
@@ -169,8 +188,15 @@ class Columns:
         self.max_tokens: Floats = values[_Row.MAX_TOKENS]
         self.kv_tokens: Floats = values[_Row.KV_TOKENS]
         self.foreground_blocks: Floats = values[_Row.FOREGROUND_BLOCKS]
-        self._load: Floats = values[_Row.LOAD]
-        self._queue_s: Floats = values[_Row.QUEUE_S]
+        self._busy = (
+            Business(self.sequences, self.waiting_tokens, values[_Row.LOAD], values[_Row.QUEUE_S]),
+            Business(
+                values[_Row.FOREGROUND_SEQUENCES],
+                values[_Row.FOREGROUND_TOKENS],
+                values[_Row.FOREGROUND_LOAD],
+                values[_Row.FOREGROUND_QUEUE_S],
+            ),
+        )
 
 
 def _bounded(value: float) -> float:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from services.router.policy.columns import Business
 from services.router.policy.fleet import Fleet
 from services.router.policy.hot import HotPrefixes
 from services.router.policy.prefix_index import Hits
@@ -147,7 +148,7 @@ class Placement:
             able = able & takers if np.count_nonzero(takers) else able
         prompt = ticket.prefill_tokens
         cached = np.minimum(hits * BLOCK_TOKENS, max(0, prompt - 1))
-        warm = self._warm(able, cached, prompt, fleet)
+        warm = self._warm(able, cached, ticket, fleet)
         if warm is not None:
             warm_takers = warm & takers
             if np.count_nonzero(warm_takers):
@@ -192,19 +193,20 @@ class Placement:
         )
         if short or not settings.short_slice:
             return np.True_
-        return fleet.unreserved(settings.short_slice)
+        return fleet.unreserved(settings.short_slice, ticket.foreground)
 
-    def _warm(self, able: Mask, cached: Hits, prompt: int, fleet: Fleet) -> Mask | None:
+    def _warm(self, able: Mask, cached: Hits, ticket: Ticket, fleet: Fleet) -> Mask | None:
         """Workers that keep most of the prompt and are not overloaded; None when there is none."""
         settings = self.settings
         if not settings.warm:
             return None
-        warm = able & (cached >= settings.warm_share * prompt)
+        warm = able & (cached >= settings.warm_share * ticket.prefill_tokens)
         if not np.count_nonzero(warm):
             return None
-        load = fleet.load if settings.calibrated else fleet.sequences
+        busy = fleet.busy(ticket.foreground)
+        load = busy.load if settings.calibrated else busy.sequences
         warm &= load <= settings.warm_load_factor * load[able].min() + settings.warm_load_slack
-        warm &= fleet.queue_s <= settings.warm_queue_s
+        warm &= busy.queue_s <= settings.warm_queue_s
         return warm if np.count_nonzero(warm) else None
 
     def _waits(
@@ -243,7 +245,7 @@ class Placement:
     def _among(self, takers: Mask, cached: Hits, ticket: Ticket, fleet: Fleet) -> Choice:
         position = int(takers.argmax())
         if np.count_nonzero(takers) > 1:
-            scores = np.where(takers, self._scores(cached, ticket.prefill_tokens, fleet), inf)
+            scores = np.where(takers, self._scores(cached, ticket, fleet), inf)
             position = self._of_equals(scores, cached, ticket, fleet)
         tokens = int(cached[position])
         return Choice(fleet.at(position).key, position, tokens, None, self._cold(tokens, ticket))
@@ -261,15 +263,15 @@ class Placement:
     def _cold(self, cached: int, ticket: Ticket) -> bool:
         return cached < self.settings.warm_share * ticket.prefill_tokens
 
-    def _scores(self, cached: Hits, prompt: int, fleet: Fleet) -> Floats:
-        settings, speeds = self.settings, fleet.speeds
+    def _scores(self, cached: Hits, ticket: Ticket, fleet: Fleet) -> Floats:
+        settings, busy = self.settings, fleet.busy(ticket.foreground)
         if not settings.calibrated:
-            return self._uncalibrated(cached, prompt, fleet)
-        seconds = self._own_s(cached, prompt, fleet)
+            return self._uncalibrated(cached, ticket.prefill_tokens, busy)
+        seconds = self._own_s(cached, ticket.prefill_tokens, fleet)
         if settings.queue_term:
-            seconds += fleet.queue_s
+            seconds += busy.queue_s
         if settings.in_flight_term:
-            seconds *= fleet.load + speeds.slowness
+            seconds *= busy.load + fleet.speeds.slowness
         return seconds
 
     def _own_s(self, cached: Hits, prompt: int, fleet: Fleet) -> Floats:
@@ -281,10 +283,10 @@ class Placement:
         seconds: Floats = own * token_s
         return seconds
 
-    def _uncalibrated(self, cached: Hits, prompt: int, fleet: Fleet) -> Floats:
+    def _uncalibrated(self, cached: Hits, prompt: int, busy: Business) -> Floats:
         """In tokens and sequences, as if all workers were equally fast."""
-        tokens: Floats = prompt - cached + fleet.waiting_tokens * self.settings.queue_term
-        return tokens * (fleet.sequences + 1) if self.settings.in_flight_term else tokens
+        tokens: Floats = prompt - cached + busy.waiting_tokens * self.settings.queue_term
+        return tokens * (busy.sequences + 1) if self.settings.in_flight_term else tokens
 
 
 def _preferring(mask: Mask, liked: Mask) -> Mask:

@@ -38,6 +38,10 @@ class WorkerView:
     """Tokens that its decodes read, as far as known."""
     foreground_credit: Cost | None = None
     """What other classes than BATCH may have: also what batch work holds there. None: as `credit`."""
+    batch_sequences: int = 0
+    """Of `sequences`, batch work that gives way to other classes."""
+    batch_waiting_tokens: int = 0
+    """Of `waiting_tokens`, theirs."""
 
     def suits(self, ticket: Ticket) -> bool:
         """Whether it could ever run the request."""
@@ -76,6 +80,9 @@ class WorkerView:
             self.foreground_credit = _less(self.foreground_credit, cost)
         self.sequences += cost.sequences
         self.waiting_tokens += cost.prefill_tokens
+        if not foreground:
+            self.batch_sequences += cost.sequences
+            self.batch_waiting_tokens += cost.prefill_tokens
 
 
 def _less(credit: Cost, cost: Cost) -> Cost:

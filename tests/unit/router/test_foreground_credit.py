@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from services.router.policy import Cost, LatencyClass, PolicySettings, Scheduler, Ticket, WorkerView
@@ -58,3 +60,28 @@ def test_what_lacks_blocks_of_its_own_credit_waits() -> None:
     it = view(Cost(100, 3, 1), Cost(100, 3, 50))
     assert it.affords(Cost(10, 1, 2), foreground=True)
     assert not it.affords(Cost(10, 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("latency_class", "chosen"), [(LatencyClass.STANDARD, "bulk"), (LatencyClass.BATCH, "chat")]
+)
+def test_foreground_requests_do_not_mind_batch_work(latency_class: LatencyClass, chosen: str) -> None:
+    credit = Cost(1000, 8, 50)
+    busy = replace(view(credit, credit), waiting_tokens=500)
+    scheduler = Scheduler(PolicySettings())
+    scheduler.worker_changed(replace(busy, key="chat", sequences=2))
+    scheduler.worker_changed(
+        replace(busy, key="bulk", sequences=9, batch_sequences=9, batch_waiting_tokens=500)
+    )
+    scheduler.submit(ticket(1, latency_class), 0.0)
+    found = scheduler.next(0.0)
+    assert found is not None
+    assert found.worker == chosen
+
+
+def test_a_booked_batch_request_is_no_load_to_the_foreground() -> None:
+    it = view(Cost(100, 3, 30), Cost(200, 5, 50))
+    it.book(Cost(10, 1, 2), foreground=False)
+    it.book(Cost(20, 1, 2), foreground=True)
+    assert (it.sequences, it.batch_sequences) == (6, 1)
+    assert (it.waiting_tokens, it.batch_waiting_tokens) == (30, 10)
