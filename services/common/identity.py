@@ -78,7 +78,7 @@ class Tenant(BaseModel):
         default=None,
         gt=0,
         le=1,
-        description="GPU seconds a second of the whole pool that may run as INTERACTIVE; unset: as deployed",
+        description="part of a pool's GPU seconds that may run as INTERACTIVE; unset: by weight, under load",
     )
     sheddable: bool = Field(default=False, description="whether its requests may be refused first")
     interactive: Targets = Targets()

@@ -16,10 +16,12 @@ from services.common import errors, logs
 from services.router import scheduling
 from services.router.attendance import Attendance
 from services.router.chains import chains_at_once, packed
+from services.router.kv_shares import KvShares
 from services.router.metrics import RouterMetrics
 from services.router.policy import Assignment, QueueLimits, Scheduler
 from services.router.policy.ticket import Digests
 from services.router.policy.worker import BLOCK_TOKENS
+from services.router.quotas import Quotas
 from services.router.relay.flight import Flight
 from services.router.relay.order import Order
 from services.router.sessions.session import Session
@@ -37,11 +39,14 @@ log = logs.get(__name__)
 class Dispatcher:
     """All requests between acceptance and end, and the workers that run them."""
 
-    def __init__(self, settings: RouterSettings, workers: Workers, metrics: RouterMetrics) -> None:
+    def __init__(
+        self, settings: RouterSettings, workers: Workers, metrics: RouterMetrics, quotas: Quotas | None = None
+    ) -> None:
         """Raises SettingsError: one line for each contradiction."""
         self.scheduler = Scheduler(scheduling.policy_settings(settings))
         self.workers = workers
         self._attendance = Attendance(self.scheduler, workers, metrics, settings.session.resume_grace_s)
+        self._kv_shares = KvShares(self.scheduler, quotas or Quotas())
         self._resumes = settings.limits.resumes
         self._max_waiting = settings.limits.queued_requests
         self._metrics = metrics
@@ -83,6 +88,7 @@ class Dispatcher:
         """The client is done with the request, or gone: it holds nothing any more when this returns."""
         number = flight.order.number
         self._withdraw(flight)
+        self._kv_shares.left(number, time.monotonic())
         self.scheduler.ended(number, flight.reported_cached)
         self._flights.pop(number, None)
         self._on_start.pop(number, None)
@@ -137,6 +143,7 @@ class Dispatcher:
 
     def over(self, flight: Flight) -> None:
         """Floor: a request has ended, and holds no worker any more."""
+        self._kv_shares.left(flight.order.number, time.monotonic())
         self.scheduler.ended(flight.order.number, flight.reported_cached)
 
     def served(self, session: Session, told: Iterable[session_pb2.TenantService], now: float) -> None:
@@ -155,6 +162,7 @@ class Dispatcher:
                 self.end(flight, slow)
         self._changed.update(self.workers)
         self._attendance.expire(now)
+        self._kv_shares.review(now)
         self._dispatch()
         self._ticks += 1
         if self._ticks % TICKS_A_SURVEY == 0:
@@ -179,6 +187,7 @@ class Dispatcher:
 
     def _queue(self, flight: Flight) -> None:
         flight.waiting_since = time.monotonic()
+        self._kv_shares.left(flight.order.number, flight.waiting_since)
         ticket = flight.order.ticket(len(flight.ids), flight.barred, self._chains(flight))
         self.scheduler.submit(ticket, flight.waiting_since)
         self._dispatch()
@@ -202,6 +211,7 @@ class Dispatcher:
         flight.predict(assignment.predicted)
         session.submit(flight, assignment.cost, now)
         self._changed.add(session)
+        self._kv_shares.seated(assignment, now)
         self._metrics.seated(flight, assignment, now)
         started = self._on_start.pop(flight.order.number, None)
         if started is not None:
@@ -217,6 +227,7 @@ class Dispatcher:
             session.cancel(flight)
             self._metrics.displaced.labels("paused" if displacement.begun else "returned").inc()
             flight.waiting_since = now
+            self._kv_shares.left(flight.order.number, now)
             ticket = flight.order.ticket(len(flight.ids), flight.barred, self._chains(flight))
             self.scheduler.submit(ticket, now)
 

@@ -177,6 +177,7 @@ class Preparation:
             class_reason=visit.verdict.reason,
             preferred_labels=accepted.preferred_labels,
             weight=tenant.weight,
+            interactive_share=tenant.interactive_share,
             sheddable=tenant.sheddable if accepted.sheddable is None else accepted.sheddable,
             wait=accepted.wait,
         )

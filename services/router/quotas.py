@@ -80,6 +80,11 @@ class Quotas:
             found = self._tenants[tenant.name] = self._made(tenant, before)
         return found
 
+    def kv_of(self, tenant: str) -> LeasedLevel | None:
+        """What a tenant that has asked may hold of KV memory; None: all of it."""
+        found = self._tenants.get(tenant)
+        return found.kv if found is not None else None
+
     def due(self, now: float) -> list[_Asked]:
         """What to ask for now; each is to be settled."""
         return [

@@ -3,7 +3,7 @@
 Streaming alone makes a request INTERACTIVE, so without a bound everybody would be. The class has its share
 of the pool; while its head-room is used up, that share is divided by weight, what one does not use going to
 the others (max-min). Who had more lately gets STANDARD for what is beyond it. Without contention nobody is
-held to anything: a lone tenant on an idle mesh may use all of it.
+held to anything: a lone tenant on an idle mesh may use all of it, but for a share of its own that was set.
 """
 
 from __future__ import annotations
@@ -27,8 +27,12 @@ class InteractiveBudget:
         if not self._settings.interactive_budget:
             return True
         use = self._granted.of(ticket.tenant, ticket.weight, now)
+        whole_s = max(workers, 1) * self._settings.budget_window_s
+        share = ticket.interactive_share
+        if share is not None and use.seconds + cost_s > share * whole_s:
+            return False
         if headroom_used > self._settings.budget_pressure:
-            capacity_s = self._share * max(workers, 1) * self._settings.budget_window_s
+            capacity_s = self._share * whole_s
             if use.seconds + cost_s > self._granted.level(capacity_s, now) * use.weight:
                 return False
         use.seconds += cost_s

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -36,8 +37,10 @@ class Placed(NamedTuple):
 class Pool:
     """The queue of one model, and where its requests can go."""
 
-    def __init__(self, settings: PolicySettings) -> None:
+    def __init__(self, settings: PolicySettings, held_back: AbstractSet[str] = frozenset()) -> None:
+        """`held_back`: tenants of which nothing goes to a worker now."""
         self.settings = settings
+        self._held_back = held_back
         self.fleet = Fleet()
         self.placement = Placement(settings.placement)
         self.queue = ModelQueue(settings)
@@ -163,6 +166,8 @@ class Pool:
     def _choice(self, entry: Entry, head: Entry, now: float) -> Choice | None:
         """Where a request can go now; None when it was found just now that it cannot."""
         if entry.ticket.number in self._passed or self._closed(entry) or self._holds(entry, now):
+            return None
+        if entry.ticket.tenant in self._held_back:
             return None
         head_wait_s = None if entry is head else max(0.0, now - head.ticket.arrival_s)
         hits = self._hits(entry)

@@ -69,6 +69,8 @@ class Scheduler:
         if faults:
             raise ValueError("\n".join(faults))
         self._limits = QueueLimits(self.settings.tenant_queued_requests, self.settings.tenant_queued_bytes)
+        self.held_back: set[str] = set()
+        """Tenants of which nothing goes to a worker now; the caller adds and takes away."""
         self._pools: dict[str, Pool] = {}
         self._model_of: dict[str, str] = {}
         self._waits_in: dict[int, Pool] = {}
@@ -240,7 +242,7 @@ class Scheduler:
     def _pool(self, model: str) -> Pool:
         pool = self._pools.get(model)
         if pool is None:
-            pool = self._pools[model] = Pool(self.settings)
+            pool = self._pools[model] = Pool(self.settings, self.held_back)
         return pool
 
     def _leave(self, number: int, *, came_back: bool, cached_tokens: int | None = None) -> None:

@@ -47,6 +47,8 @@ class Ticket:
     """Workers that said they can never run it."""
     weight: float = 1.0
     """Of the tenant, against others."""
+    interactive_share: float | None = None
+    """Most of the pool's GPU seconds that its tenant may have as INTERACTIVE; None: its part by weight."""
     expected_output: int = 1
     """Output tokens that are still expected."""
     output_known: bool = False

@@ -57,6 +57,8 @@ class Order:
     preferred_labels: frozenset[tuple[str, str]] = frozenset()
     weight: float = 1.0
     """Of the tenant, against others."""
+    interactive_share: float | None = None
+    """Of the pool's GPU seconds, that the tenant may have as INTERACTIVE."""
     output_known: bool = False
     """Whether `expected_output` comes from the tenant's history."""
     sheddable: bool = False
@@ -100,6 +102,7 @@ class Order:
             capabilities=self.capabilities,
             barred=barred,
             weight=self.weight,
+            interactive_share=self.interactive_share,
             expected_output=max(1, self.expected_output - delivered),
             output_known=self.output_known,
             chains=self.chains if chains is None else chains,
