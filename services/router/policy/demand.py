@@ -35,7 +35,7 @@ class Demand:
         if use is None:
             self._forget(now)
             use = self._uses[tenant] = Use(0.0, now, weight)
-        use.weight = max(weight, _LEAST_WEIGHT)
+        use.weight = weight if weight >= _LEAST_WEIGHT else _LEAST_WEIGHT  # also where it is not a number
         self._fade(use, now)
         return use
 

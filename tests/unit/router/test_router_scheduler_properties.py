@@ -73,7 +73,7 @@ class Life(RuleBasedStateMachine):
         prompt=st.sampled_from([1, 63, 700, 30_000]),
         model=st.sampled_from("mn"),
         deadline_s=st.sampled_from([None, -5.0, 1.0, 1e6, inf]),
-        weight=st.sampled_from([1e-9, 1.0, 1000.0]),
+        weight=st.sampled_from([-1.0, 0.0, 1e-9, 1.0, 1000.0, nan]),
     )
     def comes(
         self,

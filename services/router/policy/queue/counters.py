@@ -152,7 +152,7 @@ class Counters:
 
     def _weigh(self, account: Account, weight: float) -> None:
         """A weight holds from now on: what was served before counts as it did."""
-        weight = max(weight, _LEAST_WEIGHT)
+        weight = weight if weight >= _LEAST_WEIGHT else _LEAST_WEIGHT  # also where it is not a number
         if weight != account.weight:
             before = self._counter(account)
             account.weight = weight
