@@ -42,5 +42,5 @@ class Roofline(NamedTuple):
 
     @property
     def flops_per_s(self) -> float:
-        """Of products; weights in int8 are multiplied in bf16."""
+        """Of products: of bytes, e4m3 or int8, where there are ceilings for them."""
         return self.ceilings.fp8 if self.weight_bytes == 1.0 and self.ceilings.fp8 else self.ceilings.bf16

@@ -59,7 +59,7 @@ class Timer:
             with torch.cuda.graph(graph):
                 work()
         except RuntimeError as error:
-            print(f"not captured: {str(error).splitlines()[0]}", flush=True)
+            print(f"not captured: {str(error)[:100]}", flush=True)
             self._place.synchronize()
             return None
         return graph

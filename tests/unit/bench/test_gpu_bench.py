@@ -386,6 +386,34 @@ def test_the_reading_kernel_reads_everything_once(card: Place) -> None:
     assert len(rows) >= 3
 
 
+COMPILE = """
+import torch, triton
+from tests.support.compiled_kernels import HOPPER, record, source, stack
+launches = record()
+from bench.gpu import reader
+numbers = torch.zeros(1 << 20)
+reader.read(numbers, torch.empty(reader.programs(numbers)))
+made = triton.compile(source(launches[0]), target=HOPPER, options=launches[0].options)
+print(made.asm["ptx"].count("ld.global.v4"), stack(made.asm["cubin"]))
+"""
+
+
+def test_the_reading_kernel_compiles_for_hopper_to_wide_loads(project_root: Path, tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE],
+        cwd=project_root,
+        env={**environment, "TRITON_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    wide_loads, spilled = map(int, done.stdout.split())
+    assert wide_loads >= 8  # of 16 bytes, in flight at once in each thread
+    assert spilled == 0
+
+
 def test_checks_fit_tritons_kernels_as_they_are(card: Place) -> None:
     """By the interpreter, and few of them: the kernels have tests of their own."""
     wanted = ("add_norm, float32", "gate, bfloat16", "place, 4/4", "sampling, top-k", "grammar", "log-prob")

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pynvml
@@ -15,15 +16,21 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from services.common.lifecycle import Tasks
+from services.worker.engine.client import EngineClient
 from services.worker.engine.report import Work
+from services.worker.engine.settings import EngineSettings
 from services.worker.gpu.collector import GpuCollector, Said
 from services.worker.gpu.model_size import ModelSize
 from services.worker.gpu.probe import NoTelemetry, Probe
 from services.worker.gpu.telemetry import Telemetry
 from services.worker.gpu.utilisation import Meter
 from services.worker.metrics import WorkerMetrics
+from services.worker.service import WorkerService
+from services.worker.settings import WorkerSettings
 from tests.support.fake_nvml import MIB, Device, FakeDriver, counters
+from tests.support.gated_engine import StepGate, start_gated
 from tests.support.waiting import eventually
+from tests.support.worker_service import write_model, write_secret
 
 UUID = "GPU-8d3b1c1e-0000-0000-0000-000000000001"
 BUSY = counters(
@@ -272,3 +279,53 @@ def test_the_fake_has_no_function_that_the_real_driver_has_not() -> None:
     names = [name.removeprefix("_") for name in vars(FakeDriver) if name.startswith("_nvml")]
     assert len(names) > 15
     assert [name for name in names if f'"{name}"' not in source] == []
+
+
+@asynccontextmanager
+async def worker_of(directory: Path, device_uuid: str | None) -> AsyncIterator[CollectorRegistry]:
+    """A worker service over an engine that says it computes there; what it exposes."""
+    gate, registry, tasks = StepGate(), CollectorRegistry(auto_describe=True), Tasks()
+
+    async def start(settings: EngineSettings) -> EngineClient:
+        engine = await start_gated(settings, gate=gate)
+        engine.description = replace(engine.description, device_uuid=device_uuid, dtype="bfloat16")
+        return engine
+
+    settings = WorkerSettings(
+        model=str(write_model(directory / "model")),
+        routers=("127.0.0.1:1",),
+        mesh_secret_file=write_secret(directory),
+        device="cpu",
+    )
+    service = WorkerService(settings, registry, tasks, start_engine=start, leave=lambda: None)
+    await service.start()
+    try:
+        yield registry
+    finally:
+        gate.open()
+        await tasks.cancel()
+        await service.stop()
+
+
+async def test_a_worker_watches_the_gpu_that_its_engine_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FakeDriver(Device("GPU-other"), Device(UUID, counters=BUSY)).install(monkeypatch)
+    labels = {"gpu": UUID, "source": "nvml", "state": "used"}
+    async with worker_of(tmp_path, UUID.removeprefix("GPU-")) as registry:
+        await eventually(
+            lambda: registry.get_sample_value("headrace_worker_gpu_memory_bytes", labels), "a reading"
+        )
+        assert "GPU-other" not in generate_latest(registry).decode()
+
+
+async def test_a_worker_on_a_cpu_asks_no_driver_and_says_nothing_of_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = FakeDriver(Device(UUID, counters=BUSY))
+    driver.install(monkeypatch)
+    async with worker_of(tmp_path, None) as registry:
+        told = generate_latest(registry).decode()
+    assert "headrace_worker_kv_usage_ratio" in told
+    assert [line for line in told.splitlines() if "gpu" in line and not line.startswith("#")] == []
+    assert driver.calls == []
