@@ -177,7 +177,7 @@ def _ramp(used: float, ramp: tuple[float, float]) -> float:
 
 def _hopeless(ticket: Ticket, outlook: Outlook, settings: PolicySettings) -> bool:
     target_s = ticket.ttft_target_s or settings.classes[ticket.latency_class].ttft_s
-    if target_s is None or outlook.prediction is None:
+    if target_s is None or outlook.prediction is None or outlook.opening:
         return False
     reachable_s = max(target_s, outlook.lone_first_s)
     return outlook.prediction.ttft_s > settings.interactive_refused_at * reachable_s

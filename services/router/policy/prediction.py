@@ -6,20 +6,21 @@
     head-room x  mean over workers of max(queued prefill / TTFT, decode step / (1 - prefill share) / TPOT,
                  KV in use / 1.05)
 
-Predictions are compared with what happened, and corrected by the ratio that came out lately. A target that a
+Predictions are compared with what happened, and corrected by how they turned out lately. A target that a
 worker could not keep even for a lone request is stretched to what it can: a slow machine is not overloaded.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import exp, inf, isfinite, log
+from math import inf
 from typing import NamedTuple
 
 import numpy as np
 
 from services.router.policy.background import Background
 from services.router.policy.classify import LatencyClass
+from services.router.policy.correction import Correction
 from services.router.policy.fleet import Fleet
 from services.router.policy.occupancy import PrefillRate
 from services.router.policy.queue import ModelQueue
@@ -30,9 +31,6 @@ from services.router.policy.worker import BLOCK_TOKENS
 
 _LEARNING = 0.05
 _MOST_PREFILL = 0.8
-_GRAIN_S = 0.02
-"""Waits below this count as none when predictions are compared."""
-_LARGEST_FACTOR = 16.0
 _KV_SLACK = 1.05
 _LONGEST_GAP_S = 60.0
 FOREGROUND = (LatencyClass.INTERACTIVE, LatencyClass.STANDARD)
@@ -51,40 +49,6 @@ class Prediction(NamedTuple):
     wait_s: float
     """Infinite where no worker was there to predict from."""
     ttft_s: float
-
-
-@dataclass(slots=True)
-class Correction:
-    """The ratio of actual over predicted, as a moving geometric mean."""
-
-    log_factor: float = 0.0
-    error: float = 0.0
-    """Moving mean of |actual - predicted| / actual, of corrected predictions."""
-    seen: int = 0
-
-    @property
-    def factor(self) -> float:
-        """What to multiply a prediction with."""
-        return exp(self.log_factor)
-
-    def apply(self, predicted_s: float) -> float:
-        """A prediction, corrected."""
-        return max(0.0, self.factor * (predicted_s + _GRAIN_S) - _GRAIN_S)
-
-    def learn(self, predicted_s: float, actual_s: float) -> None:
-        """Takes one outcome into account; `predicted_s` is before the correction."""
-        if (
-            not (isfinite(predicted_s) and isfinite(actual_s))
-            or actual_s < 0
-            or max(predicted_s, actual_s) <= 0
-        ):
-            return
-        ratio = (actual_s + _GRAIN_S) / (max(predicted_s, 0.0) + _GRAIN_S)
-        ratio = min(max(ratio, 1 / _LARGEST_FACTOR), _LARGEST_FACTOR)
-        step = max(_LEARNING, 1.0 / (self.seen + 1))
-        self.error += step * (abs(ratio - self.factor) / ratio - self.error)
-        self.log_factor += step * (log(ratio) - self.log_factor)
-        self.seen += 1
 
 
 def _corrections() -> dict[LatencyClass, Correction]:

@@ -50,7 +50,7 @@ class Accuracy(NamedTuple):
     """How good predictions of one class were lately."""
 
     wait_factor: float
-    """Actual over predicted wait, before the correction."""
+    """What predicted waits are multiplied with; there is an offset besides."""
     wait_error: float
     """Mean of |actual - predicted| / actual."""
     first_factor: float

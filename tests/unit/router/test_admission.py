@@ -88,6 +88,11 @@ def test_interactive_is_refused_only_when_its_first_token_is_hopeless() -> None:
             assert refusal.retry_s == pytest.approx(first_s), "when what waits now was served"
 
 
+def test_what_could_start_at_once_is_not_refused_for_what_its_prompt_takes() -> None:
+    late = CALM._replace(headroom=9.0, prediction=Prediction(0.0, 24.0), opening=True)
+    assert admit(make_ticket(1, I), late, PolicySettings(), LIMITS, 0.0) is None
+
+
 def test_a_target_that_a_lone_request_cannot_keep_is_no_overload() -> None:
     slow = CALM._replace(prediction=Prediction(0.0, 4.0), lone_first_s=3.9, opening=True)
     assert admit(make_ticket(1, I), slow, PolicySettings(), LIMITS, 0.0) is None
