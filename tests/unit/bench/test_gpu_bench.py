@@ -32,6 +32,7 @@ from bench.gpu.rooflines import Ceilings, Roofline
 from bench.gpu.timing import Timer
 from bench.null_runner import VOCAB, NullRunner
 from bench.results_contract import Result, read, row
+from services.worker.engine.base import CountsCopies
 from services.worker.engine.torch.config import parse_config
 from services.worker.engine.torch.cuda import reference
 from services.worker.scheduler.step import Capabilities, KVSpec
@@ -451,4 +452,6 @@ def test_an_engine_on_a_card_has_what_production_chooses(
     engine.finish([track])
     assert len(track.ids) == 3
     assert built.ready_s > 0
+    assert isinstance(built.runner, CountsCopies)  # what telemetry tells of it
+    assert built.runner.host_to_device_bytes > 0
     assert asked == [(2048, torch.float32, card.device, "fp8")]

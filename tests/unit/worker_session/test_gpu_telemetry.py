@@ -20,6 +20,7 @@ from services.worker.engine.client import EngineClient
 from services.worker.engine.report import Work
 from services.worker.engine.settings import EngineSettings
 from services.worker.gpu.collector import GpuCollector, Said
+from services.worker.gpu.lease import VISIBLE
 from services.worker.gpu.model_size import ModelSize
 from services.worker.gpu.probe import NoTelemetry, Probe
 from services.worker.gpu.telemetry import Telemetry
@@ -282,7 +283,9 @@ def test_the_fake_has_no_function_that_the_real_driver_has_not() -> None:
 
 
 @asynccontextmanager
-async def worker_of(directory: Path, device_uuid: str | None) -> AsyncIterator[CollectorRegistry]:
+async def worker_of(
+    directory: Path, device_uuid: str | None, device: str = "cpu"
+) -> AsyncIterator[CollectorRegistry]:
     """A worker service over an engine that says it computes there; what it exposes."""
     gate, registry, tasks = StepGate(), CollectorRegistry(auto_describe=True), Tasks()
 
@@ -295,7 +298,8 @@ async def worker_of(directory: Path, device_uuid: str | None) -> AsyncIterator[C
         model=str(write_model(directory / "model")),
         routers=("127.0.0.1:1",),
         mesh_secret_file=write_secret(directory),
-        device="cpu",
+        lease_dir=directory / "leases",
+        **{"device": device},
     )
     service = WorkerService(settings, registry, tasks, start_engine=start, leave=lambda: None)
     await service.start()
@@ -317,6 +321,22 @@ async def test_a_worker_watches_the_gpu_that_its_engine_names(
             lambda: registry.get_sample_value("headrace_worker_gpu_memory_bytes", labels), "a reading"
         )
         assert "GPU-other" not in generate_latest(registry).decode()
+
+
+async def test_a_worker_that_claimed_a_mig_instance_watches_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever UUID CUDA tells of it."""
+    monkeypatch.setenv(VISIBLE, "")
+    monkeypatch.delenv(VISIBLE)
+    instance = Device("MIG-1", instance_id=4, counters=BUSY, memory=(71_680 * MIB, 5 * MIB))
+    FakeDriver(Device(UUID, instances=[instance])).install(monkeypatch)
+    labels = {"gpu": "MIG-1", "source": "nvml", "state": "used"}
+    async with worker_of(tmp_path, UUID, device="auto") as registry:
+        await eventually(
+            lambda: registry.get_sample_value("headrace_worker_gpu_memory_bytes", labels) == 5 * MIB,
+            "a reading of the instance",
+        )
 
 
 async def test_a_worker_on_a_cpu_asks_no_driver_and_says_nothing_of_a_gpu(
