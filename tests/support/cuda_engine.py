@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from services.worker.engine.base import Runner
 from services.worker.engine.torch.config import parse_config
 from services.worker.engine.torch.cuda import reference
 from services.worker.engine.torch.cuda.build import CudaParts, Wish, plain_linear
@@ -46,7 +47,7 @@ def cuda_runner(
     )
 
 
-def cuda_drive(runner: CudaRunner, settings: SchedulerSettings | None = None) -> Drive:
+def cuda_drive(runner: Runner, settings: SchedulerSettings | None = None) -> Drive:
     """A scheduler around it."""
     facts = ModelFacts(vocab_size=512, eos_ids=(EOS_ID,), numerics_id=bytes(32))
     return Drive(runner, settings or SchedulerSettings(max_chunk=512), facts)

@@ -29,6 +29,7 @@ class FakeEvent:
 
     def wait(self) -> None:
         self.device.chance()
+        self.device.stalls += self.reached < len(self.marks)
         self.complete(len(self.marks))
 
     def complete(self, mark: int) -> None:
@@ -105,6 +106,7 @@ class FakeDevice:
         self.allocations = 0
         self.captures = 0
         self.replays = 0
+        self.stalls = 0  # how often the host waited for the device
         self.pinned_bytes = 0
         self.used = 0  # bytes
         self.measured = 0  # the most that work took at once while it was measured

@@ -17,6 +17,7 @@ from services.worker.engine.torch.cuda.staging import Piece, PinnedRing, upload
 from services.worker.scheduler.step import Int32, Masks, Step
 
 _CHANGES = 16384  # words that a step's own copy can change; more go ahead in copies of their own
+_AHEAD = 2  # such copies a step before the host has to wait for one
 _PLACE = 8  # bytes of a place
 
 Write = Callable[[torch.Tensor, torch.Tensor], None]
@@ -54,6 +55,7 @@ class Uploads:
         self._memory = device.zeros((size,), torch.uint8)
         self.words = self._memory.view(torch.int32)[: most // WORD]
         self._ring = PinnedRing(device, size, depth)
+        self._ahead_ring = PinnedRing(device, _CHANGES * (_PLACE + WORD), _AHEAD * depth)
         self._compute = compute
         self._slots = slots
         self._geometry = geometry
@@ -71,10 +73,10 @@ class Uploads:
         """Enqueue the copies of a step; what is returned is to be applied in the compute stream."""
         for history in histories:
             self._compute.run(partial(self._slots.clear_history, history.slot))
-            self._ahead(history.changes, self._slots.write_history)
+        if histories:
+            self._ahead([history.changes for history in histories], self._slots.write_history)
         if sum(len(change.words) for change in changes) > _CHANGES:
-            for change in changes:
-                self._ahead(change, self._slots.write)
+            self._ahead(changes, self._slots.write)
             changes = []
         if step.masks is not None:
             self._send_masks(step.masks)
@@ -98,14 +100,16 @@ class Uploads:
         rows = None if asked is None else self._memory[first:size].view(torch.int32)
         return Upload(places, words, rows)
 
-    def _ahead(self, changes: Changes, write: Write) -> None:
+    def _ahead(self, changes: list[Changes], write: Write) -> None:
         """Write changes in copies of their own, before the step's: prompts under penalties, long tables."""
-        for first in range(0, len(changes.words), _CHANGES):
+        places = np.concatenate([each.places for each in changes])
+        words = np.concatenate([each.words for each in changes])
+        for first in range(0, len(words), _CHANGES):
             part = slice(first, first + _CHANGES)
-            count = len(changes.words[part])
-            piece, middle = self._ring.take(), count * _PLACE
-            piece.host[:middle].view(np.int64)[:] = changes.places[part]
-            piece.host[middle : middle + count * WORD].view(np.int32)[:] = changes.words[part]
+            count = len(words[part])
+            piece, middle = self._ahead_ring.take(), count * _PLACE
+            piece.host[:middle].view(np.int64)[:] = places[part]
+            piece.host[middle : middle + count * WORD].view(np.int32)[:] = words[part]
             self._copy(piece, self._memory, middle + count * WORD)
             self._compute.run(partial(write, *self._changes_at(0, count)))
 
