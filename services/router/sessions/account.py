@@ -82,8 +82,8 @@ class Account:
             capabilities=capabilities,
             numerics=chain,
             step_model=step_model,
-            free_blocks=load.kv_blocks_free + load.kv_blocks_cached,
-            running_context=load.kv_blocks_held * BLOCK_TOKENS,
+            free_blocks=max(0, spec.blocks - load.kv_blocks_held),
+            running_context=min(load.kv_blocks_held, spec.blocks) * BLOCK_TOKENS,
             foreground_credit=self._foreground_left(),
         )
 
