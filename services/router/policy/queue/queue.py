@@ -9,15 +9,14 @@ A request's class decides which of its tenant's counters is charged; the lane on
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from enum import IntEnum
+from collections.abc import Iterator
 from heapq import heappop, heappush
 from itertools import islice
 from math import inf
 
 from services.router.policy.classify import LatencyClass
 from services.router.policy.queue.counters import Counters, Prices
+from services.router.policy.queue.lane import Held, Lane, TenantLane
 from services.router.policy.queue.order import Entry, OverdueOrder, TenantOrder
 from services.router.policy.queue.shares import Shares, bounded
 from services.router.policy.settings import PolicySettings
@@ -26,75 +25,6 @@ from services.router.policy.ticket import Ticket
 _MOVES = 256
 """Requests that become overdue in one look at most: a jump of the clock must not stop the router."""
 ALL_TENANTS = ""
-
-
-class Lane(IntEnum):
-    """Lanes in order of urgency."""
-
-    AGED = 0
-    INTERACTIVE = LatencyClass.INTERACTIVE
-    STANDARD = LatencyClass.STANDARD
-    BATCH = LatencyClass.BATCH
-
-
-@dataclass(slots=True)
-class Held:
-    """What one tenant has waiting, or a class of it."""
-
-    requests: int = 0
-    bytes: int = 0
-    prefill_tokens: int = 0
-    prefill_s: float = 0.0
-    cost_s: float = 0.0
-
-    def add(self, entry: Entry, sign: int) -> None:
-        """Counts a request in (1) or out (-1)."""
-        self.requests += sign
-        self.bytes += sign * entry.ticket.queued_bytes
-        self.prefill_tokens += sign * entry.ticket.prefill_tokens
-        self.prefill_s = max(0.0, self.prefill_s + sign * entry.prefill_s) if self.requests else 0.0
-        self.cost_s = max(0.0, self.cost_s + sign * entry.cost_s) if self.requests else 0.0
-
-
-Order = TenantOrder | OverdueOrder
-
-
-class _Lane:
-    """The tenants of one lane."""
-
-    __slots__ = ("_order", "chained", "counters", "orders", "size")
-
-    def __init__(self, order: Callable[[], Order], counters: Counters) -> None:
-        self._order = order
-        self.counters = counters
-        self.orders: dict[str, Order] = {}
-        self.size = 0
-        self.chained = 0
-        """Requests that may be warm somewhere."""
-
-    def add(self, entry: Entry, tenant: str) -> None:
-        self.orders.setdefault(tenant, self._order()).add(entry)
-        self.size += 1
-        self.chained += bool(entry.ticket.chains)
-
-    def remove(self, entry: Entry, tenant: str) -> None:
-        order = self.orders[tenant]
-        order.remove(entry)
-        self.size -= 1
-        self.chained -= bool(entry.ticket.chains)
-        if not order:
-            del self.orders[tenant]
-
-    def tenants(self) -> Iterator[Order]:
-        """The tenants that have something here, the least served first."""
-        for tenant in self.counters.tenants():
-            order = self.orders.get(tenant)
-            if order is not None:
-                yield order
-
-    def in_order(self, now: float, of_one_tenant: int) -> Iterator[Entry]:
-        for order in self.tenants():
-            yield from islice(order.in_order(now), of_one_tenant)
 
 
 class ModelQueue:
@@ -108,7 +38,9 @@ class ModelQueue:
         self._shares = Shares([aged, *(shares[each] for each in LatencyClass)], settings.round_s)
         prices = Prices(settings.prompt_weight, settings.cached_weight, settings.output_weight)
         self._lanes = [
-            _Lane(OverdueOrder if lane is Lane.AGED else TenantOrder, Counters(prices, lift=settings.lift))
+            TenantLane(
+                OverdueOrder if lane is Lane.AGED else TenantOrder, Counters(prices, lift=settings.lift)
+            )
             for lane in Lane
         ]
         self._competing: list[Counter[str]] = [Counter() for _ in Lane]

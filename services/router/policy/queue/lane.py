@@ -1,0 +1,84 @@
+"""One lane of the queue: its tenants by counter, each tenant's requests in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from itertools import islice
+
+from services.router.policy.classify import LatencyClass
+from services.router.policy.queue.counters import Counters
+from services.router.policy.queue.order import Entry, OverdueOrder, TenantOrder
+
+
+class Lane(IntEnum):
+    """Lanes in order of urgency."""
+
+    AGED = 0
+    INTERACTIVE = LatencyClass.INTERACTIVE
+    STANDARD = LatencyClass.STANDARD
+    BATCH = LatencyClass.BATCH
+
+
+@dataclass(slots=True)
+class Held:
+    """What one tenant has waiting, or a class of it."""
+
+    requests: int = 0
+    bytes: int = 0
+    prefill_tokens: int = 0
+    prefill_s: float = 0.0
+    cost_s: float = 0.0
+
+    def add(self, entry: Entry, sign: int) -> None:
+        """Counts a request in (1) or out (-1)."""
+        self.requests += sign
+        self.bytes += sign * entry.ticket.queued_bytes
+        self.prefill_tokens += sign * entry.ticket.prefill_tokens
+        self.prefill_s = max(0.0, self.prefill_s + sign * entry.prefill_s) if self.requests else 0.0
+        self.cost_s = max(0.0, self.cost_s + sign * entry.cost_s) if self.requests else 0.0
+
+
+Order = TenantOrder | OverdueOrder
+
+
+class TenantLane:
+    """The tenants of one lane."""
+
+    __slots__ = ("_order", "chained", "counters", "orders", "size")
+
+    def __init__(self, order: Callable[[], Order], counters: Counters) -> None:
+        self._order = order
+        self.counters = counters
+        self.orders: dict[str, Order] = {}
+        self.size = 0
+        self.chained = 0
+        """Requests that may be warm somewhere."""
+
+    def add(self, entry: Entry, tenant: str) -> None:
+        """Puts a request in its place."""
+        self.orders.setdefault(tenant, self._order()).add(entry)
+        self.size += 1
+        self.chained += bool(entry.ticket.chains)
+
+    def remove(self, entry: Entry, tenant: str) -> None:
+        """Takes a request out."""
+        order = self.orders[tenant]
+        order.remove(entry)
+        self.size -= 1
+        self.chained -= bool(entry.ticket.chains)
+        if not order:
+            del self.orders[tenant]
+
+    def tenants(self) -> Iterator[Order]:
+        """The tenants that have something here, the least served first."""
+        for tenant in self.counters.tenants():
+            order = self.orders.get(tenant)
+            if order is not None:
+                yield order
+
+    def in_order(self, now: float, of_one_tenant: int) -> Iterator[Entry]:
+        """The requests to try, at most so many of each tenant, the next to go first."""
+        for order in self.tenants():
+            yield from islice(order.in_order(now), of_one_tenant)
