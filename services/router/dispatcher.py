@@ -201,8 +201,12 @@ class Dispatcher:
         while (assignment := self.scheduler.next(now)) is not None:
             self._seat(assignment, now)
         self._make_way(now)
+        self._tell_demand()
+
+    def _tell_demand(self) -> None:
+        waiting = {model: self.scheduler.waiting(model) for model in self.workers.models()}
         for session in self.workers:
-            session.tell_demand(self.scheduler.waiting(session.model))
+            session.tell_demand(waiting[session.model])
 
     def _seat(self, assignment: Assignment, now: float) -> None:
         flight = self._flights[assignment.ticket.number]

@@ -9,9 +9,11 @@ def trailers(finished: router_pb2.Finished) -> tuple[tuple[str, str], ...]:
     """What the trailers say of a request that ended well."""
     timings = finished.timings
     latency_class = types_pb2.LatencyClass.Name(finished.latency_class).removeprefix("LATENCY_CLASS_")
+    reason = router_pb2.ClassReason.Name(finished.class_reason).removeprefix("CLASS_REASON_")
     return (
         ("headrace-request-id", finished.request_id),
         ("headrace-class", latency_class.lower()),
+        ("headrace-class-reason", reason.lower()),
         ("headrace-worker", finished.worker_id),
         ("headrace-attempts", str(finished.attempts)),
         ("headrace-cached-response", str(int(finished.cached_response))),
@@ -24,4 +26,6 @@ def trailers(finished: router_pb2.Finished) -> tuple[tuple[str, str], ...]:
         ("headrace-decode-us", str(timings.decode_us)),
         ("headrace-first-token-us", str(timings.first_token_us)),
         ("headrace-total-us", str(timings.total_us)),
+        ("headrace-predicted-queue-us", str(timings.predicted_queue_us)),
+        ("headrace-predicted-first-token-us", str(timings.predicted_first_token_us)),
     )
