@@ -17,9 +17,10 @@ from pathlib import Path
 
 from bench.results_contract import RESULTS, record
 from bench.sim import loads, plots, tables
+from bench.sim.commands import SUITES
 from bench.sim.experiments import Options
 from bench.sim.play import Played, Table, play_all
-from bench.sim.suites import SUITES, Suite
+from bench.sim.suites import Suite
 
 
 def say(played: Played) -> None:
@@ -40,11 +41,14 @@ def run(suite: Suite, options: Options, seeds: int, jobs: int, results: Path) ->
     make = partial(suite.make, options)
     table = Table(play_all(make, seeds, jobs), say)
     name = f"simulate-{suite.name}"
-    experiments, rows = make().experiments, list(suite.rows(table, make()))
-    print("\n".join([*tables.lines(table, experiments, suite.columns), "", *tables.aims(rows)]))
+    match = make()
+    rows = list(suite.rows(table, match))
+    shown = suite.lines(table, match) if suite.lines else tables.lines(table, match, suite.columns)
+    print("\n".join([*shown, "", *tables.aims(rows)]))
     record(name, rows, ["numpy"], results, quiet=True)
-    drawn = plots.draw(table, experiments, suite.plot, results / f"{name}.png")
-    print(f"{time.monotonic() - began_s:.0f} s, {table.cpu_s:.0f} s CPU; plot: {drawn or 'no matplotlib'}")
+    print(f"{time.monotonic() - began_s:.0f} s, {table.cpu_s:.0f} s CPU, {results / name}.json")
+    if suite.plot and plots.draw(table, match.experiments, suite.plot, results / f"{name}.png") is None:
+        print("no plot: matplotlib is not installed (the extra `bench`)")
 
 
 def main() -> None:

@@ -32,6 +32,7 @@ PUBLISHED: tuple[Callable[[], Policy], ...] = (
     LMetric,
 )
 OURS = "Headrace"
+PLAIN = Variant()
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Contender:
 
     name: str
     make: Callable[[], Policy] | None = None
-    variant: Variant = Variant()
+    variant: Variant = PLAIN
 
     def play(self, fleet: Fleet, load: Load, seed: int) -> Run:
         """Lets a load run on a fleet under this policy."""

@@ -57,9 +57,7 @@ class EarlyRouter:
         self._pool = Pool.idle(len(workers), self._seed)
         self._pool.peak_rate = [2048 / each.device.prompt_s(2048) for each in workers]
         capacities = [each.device.spec.num_blocks for each in workers]
-        self._prefixes = (
-            GivenPrefixes(capacities) if self._policy.own_history else ToldPrefixes(len(workers))
-        )
+        self._prefixes = GivenPrefixes(capacities) if self._policy.own_history else ToldPrefixes(len(workers))
 
     def arrive(self, story: Story) -> None:
         """A request comes, and goes on at once."""

@@ -94,3 +94,4 @@ HETERO = (
         targets=REASONABLE,
     ),
 )
+SCALE = (Experiment(name="Azure conv x1500, 1,000 H100", fleet=h100(1000), load=azure(1500, 100_000)),)

@@ -9,7 +9,7 @@ from bench.sim.outcome import jain
 from bench.sim.request import Story
 
 OUTPUT_WEIGHT = 2.0  # against prompt tokens, as the virtual token counters have it
-WARM_UP, WINDOWS = 0.2, 4  # of the arrivals' time; windows of what follows
+WARM_UP, WINDOW_S = 0.2, 60.0  # of the arrivals' time; what follows is cut into windows of about so long
 
 
 def split_neighbours(stories: Sequence[Story]) -> dict[str, list[Story]]:
@@ -23,8 +23,9 @@ def fairness_figures(_: Experiment, stories: Sequence[Story]) -> dict[str, float
     """Jain's index over tenants, the least of the windows, and tokens a second while requests arrive."""
     last_s = max(story.request.arrival_s for story in stories)
     begin_s = WARM_UP * last_s
-    width_s = (last_s - begin_s) / WINDOWS
-    windows = [(begin_s + each * width_s, begin_s + (each + 1) * width_s) for each in range(WINDOWS)]
+    count = max(1, round((last_s - begin_s) / WINDOW_S))
+    width_s = (last_s - begin_s) / count
+    windows = [(begin_s + each * width_s, begin_s + (each + 1) * width_s) for each in range(count)]
     indices = [jain(list(_by_tenant(stories, *window).values())) for window in windows]
     return {
         "jain": min(indices),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from bench.sim.kernel import Kernel
@@ -49,7 +49,7 @@ class Fleet:
     max_seqs: int = 256
     loss: Loss | None = None
     leaps: bool = True
-    scheduler: SchedulerSettings = SchedulerSettings()
+    scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Virtual time: things happen in the order of their times, and of their announcement where those are equal."""
+"""Virtual time: things happen in the order of their times, then of their announcement."""
 
 from __future__ import annotations
 

@@ -63,9 +63,7 @@ def plan(scheduler: Scheduler, device: Device, now: float) -> Leap | None:
     steps = min(steps, room * device.spec.block_size)
     context = sum([each.computed for each in sequences]) + count
     cost = StepCost(1.0, count, 0.0, float(context), count)
-    leap = Leap(
-        sequences, now, steps, context, device.step_time.of(cost), device.step_time.context_s * count
-    )
+    leap = Leap(sequences, now, steps, context, device.step_time.of(cost), device.step_time.context_s * count)
     due_s = scheduler._deadlines[0][0] if scheduler._deadlines else inf
     if leap.end_of(steps) > due_s:
         leap = leap._replace(steps=leap.steps_until(due_s))

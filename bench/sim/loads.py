@@ -102,7 +102,14 @@ def _mooncake_parts(hashes: tuple[int, ...], tokens: int) -> Iterator[Part]:
 
 
 def shared_prefix(
-    *, rate: float, count: int, seed: int, groups: int = 150, users: int = 5, system: int = 6144, own: int = 1200
+    *,
+    rate: float,
+    count: int,
+    seed: int,
+    groups: int = 150,
+    users: int = 5,
+    system: int = 6144,
+    own: int = 1200,
 ) -> Load:
     """Business to business: groups share a long prefix, each user of a group has a part of its own."""
     draw = random.Random(seed)
@@ -116,9 +123,7 @@ def shared_prefix(
         )
         output = max(1, int(draw.gauss(1000, 100)))
         load.append(
-            SimRequest(
-                number=number, arrival_s=at_s, parts=parts, output_tokens=output, kv_key=key_of("t0")
-            )
+            SimRequest(number=number, arrival_s=at_s, parts=parts, output_tokens=output, kv_key=key_of("t0"))
         )
     return load
 
@@ -149,9 +154,7 @@ def neighbours(load: Load, heavy: float, light: int, seed: int) -> Load:
 def weighted_tenants(load: Load, weights: tuple[float, ...], seed: int) -> Load:
     """Tenants `t0`, `t1`, ... that ask in proportion to the weights."""
     names = [f"t{index}" for index in range(len(weights))]
-    return changed(
-        load, lambda each, draw: replace(each, tenant=draw.choices(names, weights)[0]), seed
-    )
+    return changed(load, lambda each, draw: replace(each, tenant=draw.choices(names, weights)[0]), seed)
 
 
 def mixed(load: Load, seed: int, *, labelled: bool = True) -> Load:

@@ -68,9 +68,7 @@ def outcome(stories: Iterable[Story], targets: Targets) -> Outcome:
 
 
 def _well_served(story: Story, targets: Targets) -> bool:
-    return story.ttft_s <= targets.ttft_s and (
-        story.output_tokens <= 1 or story.tpot_s <= targets.tpot_s
-    )
+    return story.ttft_s <= targets.ttft_s and (story.output_tokens <= 1 or story.tpot_s <= targets.tpot_s)
 
 
 def _percentile(values: np.ndarray[tuple[int], np.dtype[np.float64]], part: float) -> float:

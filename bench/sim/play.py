@@ -63,12 +63,9 @@ class Match:
         played = contender.play(experiment.fleet, experiment.load(self.options, task.seed), task.seed)
         parts = {ALL: played.stories, **(self.split(played.stories) if self.split else {})}
         figures = self.measure(experiment, played.stories) if self.measure else {}
-        return Played(
-            task,
-            {name: outcome(stories, experiment.targets) for name, stories in parts.items()},
-            {**figures, "utilisation": played.utilisation},
-            time.process_time() - began_s,
-        )
+        cpu_s = time.process_time() - began_s
+        outcomes = {name: outcome(stories, experiment.targets) for name, stories in parts.items() if stories}
+        return Played(task, outcomes, {**figures, "utilisation": played.utilisation, "cpu_s": cpu_s}, cpu_s)
 
 
 _match: Match | None = None  # of this process, when it is one of a pool

@@ -5,15 +5,14 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from bench.results_contract import Row, row
 from bench.sim import loads
 from bench.sim.contenders import OURS, Contender, published
-from bench.sim.experiments import HETERO, ROUTING, Experiment, Options, azure, h100
-from bench.sim.fairness import fairness_figures, split_neighbours
+from bench.sim.experiments import Experiment, Options, azure, h100
+from bench.sim.fairness import split_neighbours
 from bench.sim.loads import Load
-from bench.sim.play import Match, Splitter, Table
+from bench.sim.play import Match, Table
 from bench.sim.request import Story
 from bench.sim.tables import COLUMNS, Column
 
@@ -31,8 +30,9 @@ class Suite:
     name: str
     make: Callable[[Options], Match]
     rows: Callable[[Table, Match], Iterator[Row]]
-    plot: str = "ttft_p99"
+    plot: str | None = "ttft_p99"
     columns: Sequence[Column] = COLUMNS
+    lines: Callable[[Table, Match], list[str]] | None = None  # None: a block an experiment
 
 
 def everybody() -> list[Contender]:
@@ -64,9 +64,7 @@ def _ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
     return [mine / max(other, 1e-9) for mine, other in zip(ours, theirs, strict=True)]
 
 
-def _against(
-    table: Table, experiment: str, metric: str, limit: float, *, highest: bool = False
-) -> Row:
+def _against(table: Table, experiment: str, metric: str, limit: float, *, highest: bool = False) -> Row:
     """Ours over the best of the others, by seed."""
     best = _best(table, experiment, metric, highest=highest)
     ours, theirs = (table.values(experiment, name, metric) for name in (OURS, best))
@@ -126,6 +124,7 @@ def _overload(speed: int) -> Experiment:
 
 OVERLOAD = tuple(_overload(speed) for speed in (9, 11, 13, 16))
 CRITICAL, SHEDDABLE = "critical", "sheddable"
+LIGHT = "light"
 
 
 def split_sheddable(stories: Sequence[Story]) -> dict[str, list[Story]]:
@@ -134,6 +133,12 @@ def split_sheddable(stories: Sequence[Story]) -> dict[str, list[Story]]:
     for story in stories:
         parts[SHEDDABLE if story.request.sheddable else CRITICAL].append(story)
     return parts
+
+
+def split_all(stories: Sequence[Story]) -> dict[str, list[Story]]:
+    """By what may be shed and by neighbours, whichever there are."""
+    parts = {**split_sheddable(stories), **split_neighbours(stories)}
+    return {name: part for name, part in parts.items() if any(each.end_s is not None for each in part)}
 
 
 def overload_rows(table: Table, match: Match) -> Iterator[Row]:
@@ -175,7 +180,7 @@ def _neighbours(speed: int, routers: int, *, alone: bool) -> Experiment:
 
 def _contended(routers: int) -> Experiment:
     def load(options: Options, seed: int) -> Load:
-        return loads.weighted_tenants(azure(24, 8000)(options, seed), (40, 25, 20, 15), seed)
+        return loads.weighted_tenants(azure(24, 10_000)(options, seed), (40, 25, 20, 15), seed)
 
     return Experiment(
         name=f"Azure conv x24, {routers} router{'s' * (routers > 1)}: four greedy tenants",
@@ -232,47 +237,3 @@ def fairness_rows(table: Table, match: Match) -> Iterator[Row]:
                         yield row(case, f"{part} {metric}", unit, values)
             yield row(case, "Jain", "index", table.figures(experiment.name, contender, "jain"))
             yield from _described(table, experiment, contender)
-
-
-def _match(
-    experiments: Sequence[Experiment],
-    contenders: Callable[[], list[Contender]],
-    split: Splitter | None,
-    measure: Callable[[Experiment, Sequence[Story]], dict[str, float]] | None,
-    options: Options,
-) -> Match:
-    return Match(experiments, contenders(), options, split, measure)
-
-
-def _ours_and(*names: str) -> list[Contender]:
-    return [each for each in everybody() if each.name in (OURS, *names)]
-
-
-SUITES = {
-    each.name: each
-    for each in (
-        Suite("routing", partial(_match, ROUTING, everybody, None, None), routing_rows),
-        Suite("hetero", partial(_match, HETERO, everybody, None, None), hetero_rows, "goodput"),
-        Suite(
-            "overload",
-            partial(
-                _match,
-                OVERLOAD,
-                partial(_ours_and, "LMetric", "llm-d blend 3:2:2", "SGLang cache_aware"),
-                split_sheddable,
-                None,
-            ),
-            overload_rows,
-            "goodput",
-            (*COLUMNS, Column("crit. p99", "ttft_p99", ".3f", CRITICAL), Column("crit. %", "goodput", ".1f", CRITICAL)),
-        ),
-        Suite(
-            "fairness",
-            partial(
-                _match, FAIRNESS, partial(_ours_and, "LMetric"), split_neighbours, fairness_figures
-            ),
-            fairness_rows,
-            columns=(*COLUMNS, Column("light p99", "ttft_p99", ".3f", "light"), Column("heavy p99", "ttft_p99", ".3f", "heavy")),
-        ),
-    )
-}

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from bench.results_contract import Row
-from bench.sim.experiments import Experiment
-from bench.sim.play import ALL, Table
+from bench.sim.play import ALL, Match, Table
 
 
 class Column(NamedTuple):
@@ -33,10 +32,10 @@ COLUMNS = (
 )
 
 
-def lines(table: Table, experiments: Sequence[Experiment], columns: Sequence[Column]) -> list[str]:
+def lines(table: Table, match: Match, columns: Sequence[Column]) -> list[str]:
     """Medians over seeds, with the spread of those that have one."""
     made = []
-    for experiment in experiments:
+    for experiment in match.experiments:
         made.append(f"\n{experiment.name} ({experiment.regime} the knee)")
         made.append(f"{'':30}" + "".join(f"{each.head:>20}" for each in columns))
         for contender in table.contenders(experiment.name):

@@ -218,7 +218,8 @@ class SimWorker:
 
     def _turn(self) -> None:
         now = self._kernel.now
-        for self._obeyed, command in self._inbox:
+        for number, command in self._inbox:
+            self._obeyed = number
             self._obey(command, now)
         self._inbox.clear()
         leaping = leap.plan(self.scheduler, self.device, now) if self._leaps else None

@@ -17,7 +17,7 @@ class LMetric:
 
     name: ClassVar[str] = "LMetric"
     poll_s: ClassVar[float | None] = None
-    own_history: ClassVar[bool] = False
+    own_history: ClassVar[bool] = True
 
     def choose(self, ask: Ask, pool: Pool) -> int:
         return pool.least([self.score(ask, pool, place) for place in range(len(pool))])

@@ -43,8 +43,17 @@ class Pool:
     @classmethod
     def idle(cls, workers: int, seed: int = 0, peak_rate: float = 36_000.0) -> Pool:
         """Workers with nothing to do."""
-        zeros = [[0] * workers for _ in range(6)]
-        return cls(*zeros, [Polled()] * workers, [peak_rate] * workers, random.Random(seed))
+        return cls(
+            in_flight=[0] * workers,
+            prefill_tokens=[0] * workers,
+            active_tokens=[0] * workers,
+            decoding=[0] * workers,
+            since_poll_tokens=[0] * workers,
+            cache_tokens=[0] * workers,
+            polled=[Polled()] * workers,
+            peak_rate=[peak_rate] * workers,
+            random=random.Random(seed),
+        )
 
     def least(self, costs: list[float], among: list[int] | None = None) -> int:
         """The worker of least cost, one of them at random where several are equal."""
@@ -57,9 +66,17 @@ class Pool:
 class Policy(Protocol):
     """One published policy."""
 
-    name: str
-    poll_s: float | None  # how often it reads workers' metrics; None: it does not
-    own_history: bool  # its prefix index is what it gave to whom; else workers tell it what they hold
+    @property
+    def name(self) -> str:
+        """As its makers call it."""
+
+    @property
+    def poll_s(self) -> float | None:
+        """How often it reads workers' metrics; None: it does not."""
+
+    @property
+    def own_history(self) -> bool:
+        """Whether its prefix index is what it gave to whom; else workers tell it what they hold."""
 
     def choose(self, ask: Ask, pool: Pool) -> int:
         """The worker to give the request to."""

@@ -1,0 +1,48 @@
+"""The command from its options to its result, on loads so small that figures mean nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bench.results_contract import read
+from bench.sim.ablation import without
+from bench.sim.commands import SUITES
+from bench.sim.experiments import Options
+from bench.sim.play import Table
+from bench.simulate import run
+
+SMALL = Options(size=0.01)
+
+
+def test_a_suite_writes_a_result_with_its_aims(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(SUITES["hetero"], SMALL, seeds=2, jobs=1, results=tmp_path)
+    result = read(tmp_path / "simulate-hetero.json")
+    assert any(each.aim is not None for each in result.rows)
+    assert all(each.repeats == 2 for each in result.rows)
+    assert "Headrace" in capsys.readouterr().out
+
+
+def test_every_aim_of_routing_is_judged() -> None:
+    whole = SUITES["routing"].make(Options(size=0.001))
+    match = replace(whole, experiments=[whole.experiments[place] for place in (0, -2, -1)])
+    table = Table(match.play(task) for task in match.tasks(seeds=1))
+    aims = [each for each in SUITES["routing"].rows(table, match) if each.aim is not None]
+    assert [each.metric for each in aims] == [
+        "ttft_mean / best",
+        "ttft_p99 / best",
+        "ttft_p99",
+        "e2e_mean / best",
+        "goodput / best",
+    ]
+    assert all(each.met is not None and each.peer for each in aims)
+
+
+def test_each_part_can_be_left_out() -> None:
+    names = [each.name for each in without()]
+    assert len(names) == len(set(names)) > 15
+    for contender in without():
+        policy = contender.variant.policy
+        assert policy is None or not policy.validate()
