@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
+from services.worker.scheduler.budget import PRIOR, StepModelState
 from services.worker.scheduler.step import Capabilities, KVSpec, Sampled, SlotInit, Step
 
 if TYPE_CHECKING:
@@ -52,8 +53,8 @@ class Runner(Protocol):
         """Start a step. May compute it before it returns (CPU) or only enqueue it (GPU)."""
 
     def improve(self) -> bool:
-        """Use an idle moment for what makes later steps faster, at most some tenths of a second; whether there
-        is more to do. No step is pending."""
+        """Use an idle moment for what makes later steps faster, at most some tenths of a second; whether
+        there is more to do. No step is pending."""
 
     def close(self) -> None:
         """Give memory back. Idempotent; no step is pending."""
@@ -96,3 +97,4 @@ class LoadedEngine(NamedTuple):
     runner: Runner
     description: EngineDescription
     vocabulary: Vocabulary | None = None  # for grammars, with the capability
+    prior: StepModelState = PRIOR  # what its steps cost, as far as known before the first request

@@ -16,6 +16,8 @@ def load_engine(settings: EngineSettings) -> LoadedEngine:
         from services.worker.engine.simulated.load import load_simulated_engine
 
         return load_simulated_engine(settings)
+    from services.worker.engine.calibrate import calibrate
     from services.worker.engine.torch.load import load_torch_engine
 
-    return load_torch_engine(settings)
+    engine = load_torch_engine(settings)
+    return engine._replace(prior=calibrate(engine.runner))

@@ -38,7 +38,9 @@ class EngineLoop:
         facts = ModelFacts(description.vocab_size, description.eos_ids, description.numerics_id)
         self._runner = engine.runner
         self._copies = engine.runner if isinstance(engine.runner, CountsCopies) else None
-        self._scheduler = Scheduler(engine.runner.spec, settings, facts, engine.runner.capabilities)
+        self._scheduler = Scheduler(
+            engine.runner.spec, settings, facts, engine.runner.capabilities, engine.prior
+        )
         self._grammars = Grammars(engine.vocabulary)
         self._connection = connection
         self._inbox = Inbox(connection)
