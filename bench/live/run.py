@@ -12,8 +12,9 @@ import argparse
 import asyncio
 import json
 import os
+import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
@@ -37,6 +38,7 @@ PROMPT, OUTPUT = Lengths(32, 384), Lengths(16, 96)
 VOCAB = 49_152
 CAPACITY_S = 40.0  # of the closed loop that finds what the mesh can take; its second half counts
 TIMEOUT_S = 300.0
+LOOK_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +54,10 @@ class Call:
 
 @dataclass(frozen=True)
 class LiveRun:
-    """A run, and what its workers had learned of their steps by its end."""
+    """A run, and what its workers thought of their steps meanwhile."""
 
     calls: list[Call]
-    workers: list[dict[str, float]]  # seconds by term of the step model
+    workers: list[dict[str, float]]  # seconds by term of the step model, means over the run
     slots: int
     blocks: int
     capacity_rps: float
@@ -94,11 +96,27 @@ async def _measure(
     records: list[Record] = []
     start_s = clock()
     times = poisson(load * capacity_rps, seed)
-    await open_loop(_jobs(seed + 1), caller, records.append, times, start_s + seconds)
+    models: list[list[dict[str, float]]] = []
+    looking = asyncio.create_task(_look(mesh, models))
+    try:
+        await open_loop(_jobs(seed + 1), caller, records.append, times, start_s + seconds)
+    finally:
+        looking.cancel()
     calls = [_call(each, start_s) for each in sorted(records, key=lambda each: each.intended_s) if each.ok]
     if len(calls) < len(records):
         print(f"{len(records) - len(calls)} of {len(records)} requests failed", flush=True)
-    return LiveRun(calls, await mesh.step_models(), SLOTS, blocks, capacity_rps)
+    return LiveRun(calls, [_mean(each) for each in zip(*models, strict=True)], SLOTS, blocks, capacity_rps)
+
+
+async def _look(mesh: LiveMesh, models: list[list[dict[str, float]]]) -> None:
+    """Keeps all workers' step models, again and again: a shared machine's pace changes by the second."""
+    while True:
+        models.append(await mesh.step_models())
+        await asyncio.sleep(LOOK_S)
+
+
+def _mean(models: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {term: statistics.fmean(each[term] for each in models) for term in models[0]}
 
 
 async def _capacity(mesh: LiveMesh, caller: Caller, seed: int) -> float:
