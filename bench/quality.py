@@ -2,7 +2,8 @@
 
 Each token of a text is predicted from those before it, in windows of 512, by the engine's own forward pass;
 float32 is the reference. The text is the project's own documentation, which no model has learned by heart.
-A quantisation passes the gate if perplexity rises by no more than one part in a hundred.
+A quantisation passes the gate if perplexity rises by no more than one part in a hundred. "as CUDA": products
+round as those of a GPU do, attention as on this CPU.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from bench.results_contract import RESULTS, Row, record, row
 from services.common.models import ModelDirectory, resolve
 from services.worker.engine.settings import Quantization
 from services.worker.engine.torch.config import parse_config
+from services.worker.engine.torch.cuda import product_reference
+from services.worker.engine.torch.cuda.products import products_of
 from services.worker.engine.torch.kv import PagedKV, SlotTables
 from services.worker.engine.torch.model import Llama
 from services.worker.engine.torch.operators import Batch, Rows
@@ -32,10 +35,22 @@ WINDOW = 512  # tokens
 SPEC = KVSpec(block_size=64, num_blocks=WINDOW // 64, max_seqs=1, max_len=WINDOW)
 CPU = torch.device("cpu")
 GATE = 1.01  # perplexity, times that of float32
-KINDS: dict[str, tuple[torch.dtype, Quantization]] = {
-    "float32": (torch.float32, "none"),
-    "bfloat16": (torch.bfloat16, "none"),
-    "int8": (torch.bfloat16, "int8"),
+
+
+class Kind(NamedTuple):
+    """One kind of arithmetic."""
+
+    dtype: torch.dtype
+    quantization: Quantization = "none"
+    as_cuda: bool = False
+
+
+KINDS = {
+    "float32": Kind(torch.float32),
+    "bfloat16": Kind(torch.bfloat16),
+    "int8": Kind(torch.bfloat16, "int8"),
+    "int8 as CUDA": Kind(torch.bfloat16, "int8", as_cuda=True),
+    "fp8 as CUDA": Kind(torch.bfloat16, "fp8", as_cuda=True),
 }
 
 
@@ -66,9 +81,12 @@ def batch_of(ids: list[int]) -> Batch:
 @torch.inference_mode()
 def predictions(model: ModelDirectory, kind: str, texts: list[list[int]]) -> Iterator[Predictions]:
     """Of each window, by one kind of arithmetic."""
-    dtype, quantization = KINDS[kind]
+    dtype, quantization, as_cuda = KINDS[kind]
     config = parse_config(model.config)
-    parts = choose_parts(config, SPEC, dtype, CPU, quantization)
+    parts = choose_parts(config, SPEC, dtype, CPU, "none" if as_cuda else quantization)
+    if as_cuda:
+        products = products_of(quantization, product_reference, deterministic=False)
+        parts = parts._replace(make_linear=products.make_linear)
     with open_weights(model.weight_files, dtype=dtype, device=CPU) as weights:
         network = Llama(config, weights, parts.operators, parts.make_linear)
     kv = PagedKV(config, SPEC, dtype, CPU)

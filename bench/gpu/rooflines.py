@@ -9,11 +9,11 @@ from services.worker.gpu.model_size import ModelSize
 
 
 class Roofline(NamedTuple):
-    """Of one model with one kind of products. KV is in bf16."""
+    """Of one model with one kind of products. KV is in bf16, and so are the products of logits."""
 
     size: ModelSize
     ceilings: Ceilings
-    weight_bytes: float  # of one weight of a product
+    weight_bytes: float  # of one weight of a layer
 
     @classmethod
     def of(cls, config: dict[str, Any], ceilings: Ceilings, quantization: str) -> Roofline:
@@ -21,10 +21,11 @@ class Roofline(NamedTuple):
 
     def decode_s(self, batch: int, context: int) -> float:
         """A decode step: products take the larger of reading weights and computing; KV comes on top."""
-        weights = self.size.layer_weights + self.size.head_weights
-        read_s = weights * self.weight_bytes / self.ceilings.read
+        layers, head = self.size.layer_weights, self.size.head_weights
+        read_s = (layers * self.weight_bytes + head * 2.0) / self.ceilings.read
         kv_s = batch * context * self.size.kv_values * 2.0 / self.ceilings.read
-        return max(read_s, 2.0 * weights * batch / self.flops_per_s) + kv_s
+        computed_s = 2.0 * batch * (layers / self.flops_per_s + head / self.ceilings.bf16)
+        return max(read_s, computed_s) + kv_s
 
     def decode_rate(self, batch: int, context: int) -> float:
         """Tokens a second."""

@@ -16,6 +16,7 @@ from services.worker.gpu.card import Card
 from services.worker.gpu.model_size import ModelSize
 
 _WEIGHT_BYTES = {"bfloat16": 2.0, "float32": 4.0, "int8": 1.0, "fp8": 1.0}  # by EngineDescription.dtype
+_LEAST_HEAD_BYTES = 2.0  # of a weight: logits are never in 8 bits
 _PRODUCT_RATE = {"bfloat16": 1.0, "int8": 2.0, "fp8": 2.0}  # of bf16's: bytes go twice as fast
 
 
@@ -52,7 +53,8 @@ class Meter:
         )
 
     def _bytes(self, done: Work) -> float:
-        weights = (self._size.layer_weights + self._size.head_weights) * (self._weight_bytes or 0.0)
+        each = self._weight_bytes or 0.0
+        weights = self._size.layer_weights * each + self._size.head_weights * max(each, _LEAST_HEAD_BYTES)
         return weights * done.steps + self._size.kv_values * self._kv_bytes * done.decode_reads
 
     def _flops(self, done: Work) -> float:

@@ -64,7 +64,7 @@ def load_torch_engine(settings: EngineSettings) -> LoadedEngine:
         eos_ids=directory.eos_ids,
         context_length=runner.spec.max_len,
         parameters=parameters,
-        weights_bytes=weights_bytes(config, dtype, settings.quantization),
+        weights_bytes=weights_bytes(config, dtype, settings.quantization, device),
         weights_digest=weights_digest,
         numerics_id=numerics_id(weights_digest, dtype, device, settings.quantization, operators),
         spec=runner.spec,
@@ -133,13 +133,15 @@ def count_parameters(config: ModelConfig) -> int:
     return config.layers * layer + embeddings + config.hidden
 
 
-def weights_bytes(config: ModelConfig, dtype: torch.dtype, quantization: str) -> int:
-    """Bytes of the weights as held: products in 8 bits leave the embedding as it is."""
-    parameters = count_parameters(config)
+def weights_bytes(config: ModelConfig, dtype: torch.dtype, quantization: str, device: torch.device) -> int:
+    """Bytes of the weights as held: products in 8 bits leave the embedding as it is, on CUDA logits too."""
+    parameters, embedding = count_parameters(config), config.vocab_size * config.hidden
     if quantization == "none":
         return parameters * dtype.itemsize
-    embedding = config.vocab_size * config.hidden
-    return embedding * dtype.itemsize + (parameters if config.tied else parameters - embedding)
+    layers = parameters - embedding * (1 if config.tied else 2)
+    if device.type == "cuda":
+        return layers + (parameters - layers) * dtype.itemsize
+    return layers + embedding + embedding * dtype.itemsize
 
 
 class _Made(NamedTuple):

@@ -66,14 +66,6 @@ def test_every_wish_has_a_name_of_its_own(config: ModelConfig, monkeypatch: pyte
     assert len({chosen(config, **wish).name for wish in wishes}) == len(wishes)
 
 
-def test_exact_sums_are_not_said_to_be_deterministic_beside_other_attention(
-    config: ModelConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(attention_choice, "_RIGHT", ((1, 70),))
-    assert not chosen(config, quantization="int8").deterministic
-    assert chosen(config, quantization="int8", deterministic=True).deterministic
-
-
 def test_a_torch_without_triton_is_refused_in_one_line(
     config: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,8 +27,8 @@ BITS = pytest.mark.parametrize(
 
 def makers(kernels: ModuleType) -> dict[str, MakeLinear]:
     """Every kind of product, without asking what this device has."""
-    maker = products._Maker(kernels)
-    return {"fp8": maker.fp8, "int8": maker.int8, "fixed": maker.fixed, "fixed fp8": maker.fixed_fp8}
+    maker, fixed = products._Maker(kernels), products._Maker(kernels, deterministic=True)
+    return {"fp8": maker.fp8, "int8": maker.int8, "fixed": fixed.exact, "fixed fp8": fixed.fp8}
 
 
 def poisoned(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -115,10 +115,9 @@ def test_fp8_is_the_arithmetic_of_its_numbers(kind: str, outputs: int, inputs: i
 
 @pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
 @pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("kind", ["int8", "fixed", "fixed fp8"])
 def test_kernels_multiply_as_the_reference(
-    kind: str, wide: bool, biased: bool, outputs: int, inputs: int, monkeypatch: pytest.MonkeyPatch
+    kind: str, biased: bool, outputs: int, inputs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("quantise_fp8", "quantise_int8"):  # one step more or less shows
         monkeypatch.setattr(product_kernels, name, getattr(product_reference, name))
@@ -126,9 +125,9 @@ def test_kernels_multiply_as_the_reference(
     weight, x = torch.randn(outputs, inputs).to(dtype), inputs_of(70, inputs, dtype)
     bias = torch.randn(outputs).to(dtype) if biased else None
     ours, wanted = (
-        makers(kernels)[kind](weight, bias, wide=wide)(x) for kernels in (product_kernels, product_reference)
+        makers(kernels)[kind](weight, bias)(x) for kernels in (product_kernels, product_reference)
     )
-    assert ours.dtype == (torch.float32 if wide else dtype)
+    assert ours.dtype == dtype
     torch.testing.assert_close(ours, wanted, rtol=2e-3, atol=2e-3)
 
 
@@ -139,7 +138,7 @@ def test_a_row_alone_is_bit_for_bit_the_row_among_63_others(
 ) -> None:
     multiply_by_rows(monkeypatch)
     weight, x = torch.randn(45, 130), inputs_of(64, 130)
-    linear = makers(kernels)[kind](weight, torch.randn(45), wide=True)
+    linear = makers(kernels)[kind](weight, torch.randn(45))
     together = linear(x)
     for row in range(64):
         assert torch.equal(linear(x[row : row + 1])[0], together[row])
@@ -172,6 +171,18 @@ def test_rows_of_zeros_give_the_bias(kernels: ModuleType, kind: str) -> None:
     assert (product[:, 7] == 7.0).all()
 
 
+@KERNELS
+@pytest.mark.parametrize("quantization", ["fp8", "int8"])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_logits_are_never_in_8_bits(
+    kernels: ModuleType, quantization: products.Quantization, deterministic: bool
+) -> None:
+    make = products.products_of(quantization, kernels, deterministic=deterministic).make_linear
+    weight, x = torch.randn(48, 50), inputs_of(9, 50)
+    torch.testing.assert_close(make(weight, wide=True)(x), functional.linear(x, weight), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(make(weight)(x), functional.linear(x, weight), rtol=1e-4, atol=1e-4)
+
+
 def test_tiles_depend_on_the_weight_alone() -> None:
     """The kernel's rows are a number like any other: it is compiled once for all batches."""
     assert product_kernels.tiles_of(torch.empty(4096, 8, dtype=torch.bfloat16)) == (32, 64)
@@ -200,14 +211,14 @@ class TestChoice:
             ("fp8", False, "fp8 by rows"),
             ("fp8", True, "fp8 by rows, fixed tiles"),
             ("int8", False, "int8 by rows"),
-            ("int8", True, "int8 by rows"),
+            ("int8", True, "int8 by rows, fixed tiles"),
         ],
     )
     def test_names_tell_arithmetic_apart(
         self, card: object, quantization: products.Quantization, deterministic: bool, name: str
     ) -> None:
         chosen = choose_products(quantization, deterministic=deterministic, device=torch.device("cuda", 0))
-        assert (chosen.name, chosen.deterministic) == (name, deterministic or quantization == "int8")
+        assert (chosen.name, chosen.deterministic) == (name, deterministic)
 
     @pytest.mark.parametrize("quantization", ["fp8", "int8"])
     def test_a_cpu_is_refused(self, quantization: products.Quantization) -> None:
@@ -218,7 +229,7 @@ class TestChoice:
         card["capability"] = (8, 6)
         with pytest.raises(EngineLoadError, match=r"NVIDIA Test has compute capability 8\.6, it takes 8\.9"):
             choose_products("fp8", deterministic=False, device=torch.device("cuda", 0))
-        assert choose_products("int8", deterministic=False, device=torch.device("cuda", 0)).deterministic
+        assert choose_products("int8", deterministic=True, device=torch.device("cuda", 0)).deterministic
 
     def test_a_torch_that_cannot_is_refused_in_one_line(
         self, card: object, monkeypatch: pytest.MonkeyPatch
