@@ -132,7 +132,7 @@ class SlotChanges:
             yield Changes(np.arange(first, first + self._mask_words), bits)
 
     def _new_blocks(self, step: Step) -> Changes:
-        counts = np.diff(step.block_offsets)
+        counts = step.block_offsets[1:] - step.block_offsets[:-1]
         growing = np.flatnonzero(counts)
         slots, more = step.slots[growing], counts[growing]
         first = self._tables + slots.astype(np.int64) * self._width + self._blocks[slots]
@@ -142,13 +142,15 @@ class SlotChanges:
 
     def _history_of(self, init: SlotInit) -> HistoryChange:
         """Equal ids get equal words: the order of writing does not matter."""
-        counts = self._history
-        np.add.at(counts, init.outputs, 1)
-        np.minimum(counts, -_PROMPT_BIT - 1, out=counts)
-        counts[init.prompt] |= _PROMPT_BIT
-        ids = np.concatenate((init.prompt, init.outputs))
-        words = counts[ids]
-        counts[ids] = 0
+        ids = np.concatenate((init.prompt, init.outputs)) if len(init.outputs) else init.prompt
+        words = np.full(len(ids), _PROMPT_BIT, np.int32)
+        if len(init.outputs):
+            counts = self._history
+            np.add.at(counts, init.outputs, 1)
+            counts[init.outputs] = np.minimum(counts[init.outputs], -_PROMPT_BIT - 1)
+            counts[init.prompt] |= _PROMPT_BIT
+            words = counts[ids]
+            counts[ids] = 0
         return HistoryChange(init.slot, Changes(ids.astype(np.int64) + init.slot * self._vocab, words))
 
 
