@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
 from headrace.v1 import session_pb2
 
 from services.common import errors, logs
 from services.router import scheduling
 from services.router.attendance import Attendance
-from services.router.chains import chains_at_once, packed
 from services.router.kv_shares import KvShares
 from services.router.metrics import RouterMetrics
 from services.router.policy import Assignment, QueueLimits, Scheduler
-from services.router.policy.ticket import Digests
-from services.router.policy.worker import BLOCK_TOKENS
 from services.router.quotas import Quotas
 from services.router.relay.flight import Flight
 from services.router.relay.order import Order
@@ -186,11 +183,14 @@ class Dispatcher:
             session.close(errors.Unavailable("the router stops", retry_s=RETRY_S))
 
     def _queue(self, flight: Flight) -> None:
-        flight.waiting_since = time.monotonic()
-        self._kv_shares.left(flight.order.number, flight.waiting_since)
-        ticket = flight.order.ticket(len(flight.ids), flight.barred, self._chains(flight))
-        self.scheduler.submit(ticket, flight.waiting_since)
+        self._wait(flight, time.monotonic())
         self._dispatch()
+
+    def _wait(self, flight: Flight, now: float) -> None:
+        flight.waiting_since = now
+        self._kv_shares.left(flight.order.number, now)
+        kinds = self.workers.chain_kinds(flight.order.model)
+        self.scheduler.submit(flight.ticket(kinds), now)
 
     def _dispatch(self) -> None:
         now = time.monotonic()
@@ -230,10 +230,7 @@ class Dispatcher:
                 continue
             session.cancel(flight)
             self._metrics.displaced.labels("paused" if displacement.begun else "returned").inc()
-            flight.waiting_since = now
-            self._kv_shares.left(flight.order.number, now)
-            ticket = flight.order.ticket(len(flight.ids), flight.barred, self._chains(flight))
-            self.scheduler.submit(ticket, now)
+            self._wait(flight, now)
 
     def _refusal(self, order: Order, limits: QueueLimits | None) -> errors.HeadraceError | None:
         if len(self.scheduler) >= self._max_waiting:
@@ -241,14 +238,6 @@ class Dispatcher:
         refusal = self.scheduler.admit(order.ticket(0, frozenset()), time.monotonic(), limits)
         self._metrics.admitted(order, refusal)
         return scheduling.refused(refusal) if refusal is not None else None
-
-    def _chains(self, flight: Flight) -> Mapping[bytes, Digests] | None:
-        """Names of the blocks of prompt and output, where the output adds any."""
-        order = flight.order
-        if len(flight.ids) < BLOCK_TOKENS or not order.chains:
-            return None
-        kinds = self.workers.chain_kinds(order.model)
-        return chains_at_once(order.scope, kinds, order.prompt_ids + packed(flight.ids))
 
     def _withdraw(self, flight: Flight) -> None:
         if flight.seat is None:

@@ -7,16 +7,17 @@ prefix of one undisturbed run, whatever workers die and whatever frames come lat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import Enum, auto
 from typing import NamedTuple
 
 from headrace.v1 import router_pb2, session_pb2, types_pb2
 
 from services.common import errors
-from services.router.policy import Prediction
+from services.router.chains import ChainKind, chains_at_once, packed
+from services.router.policy import Prediction, Ticket
 from services.router.relay import report
-from services.router.relay.order import Order
+from services.router.relay.order import BLOCK_TOKENS, Order
 from services.router.relay.outlet import Outlet
 from services.router.relay.text import TextReader
 
@@ -79,6 +80,13 @@ class Flight:
     def over(self) -> bool:
         """Whether its terminal event is decided."""
         return self.outlet.ended
+
+    def ticket(self, kinds: Iterable[ChainKind]) -> Ticket:
+        """What the scheduler needs to know of it now; its output is part of what is to be computed."""
+        order, chains = self.order, None
+        if len(self.ids) >= BLOCK_TOKENS and order.chains:
+            chains = chains_at_once(order.scope, kinds, order.prompt_ids + packed(self.ids))
+        return order.ticket(len(self.ids), self.barred, chains)
 
     def take_seat(self, seat: Seat, now: float) -> None:
         """Begins the next attempt on a worker."""

@@ -13,6 +13,7 @@ class Workers:
 
     def __init__(self) -> None:
         self._sessions: dict[str, Session] = {}
+        self._kinds: dict[str, list[ChainKind]] = {}
 
     def __iter__(self) -> Iterator[Session]:
         return iter(list(self._sessions.values()))
@@ -23,6 +24,7 @@ class Workers:
 
     def add(self, session: Session) -> Session | None:
         """Adds a session and returns the one that it replaces."""
+        self._kinds.clear()
         earlier = self._sessions.get(session.worker_id)
         self._sessions[session.worker_id] = session
         return earlier
@@ -32,6 +34,7 @@ class Workers:
         if self._sessions.get(session.worker_id) is not session:
             return False
         del self._sessions[session.worker_id]
+        self._kinds.clear()
         return True
 
     def of(self, model: str) -> list[Session]:
@@ -49,7 +52,11 @@ class Workers:
 
     def chain_kinds(self, model: str) -> list[ChainKind]:
         """Kinds of block names among a model's workers that reuse blocks, in a stable order."""
-        return sorted({each.chain_kind for each in self.of(model) if each.chain_kind is not None})
+        found = self._kinds.get(model)
+        if found is None:
+            kinds = {each.chain_kind for each in self.of(model) if each.chain_kind is not None}
+            found = self._kinds[model] = sorted(kinds)
+        return found
 
     def context_length(self, model: str, limit: int) -> int:
         """Most tokens of one sequence that some worker takes, at most `limit`."""
