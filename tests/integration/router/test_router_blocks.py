@@ -10,6 +10,7 @@ import pytest
 from headrace.v1 import router_pb2, session_pb2
 
 from services.common.kv_chain import chain_names, chain_root
+from services.router.policy import LatencyClass
 from tests.support.router_house import NUMERICS, House, open_house
 from tests.support.scripted_worker import ScriptedWorker, all_at_once
 from tests.support.waiting import eventually
@@ -126,3 +127,23 @@ async def test_nonsense_about_blocks_costs_only_who_sends_it(house: House) -> No
         finished = await house.stub.GenerateUnary(prompt(11 + number))
         assert list(finished.token_ids) == [5, 6]
     assert honest.submits, "the honest worker has its part"
+
+
+async def test_work_done_for_a_tenant_at_other_routers_counts_here(house: House) -> None:
+    worker = await house.worker(script=all_at_once([5, 6])).connect()
+    scheduler = house.router._dispatcher.scheduler
+
+    def counter() -> float:
+        return scheduler.counter("tiny", "local", LatencyClass.STANDARD)
+
+    await house.stub.GenerateUnary(Request(text="x", max_tokens=2, latency_class=2))
+    tag, own = worker.submits[0].tenant_tag, counter()
+    worker.say(
+        tenant_service=[session_pb2.TenantService(tenant_tag=tag, prompt_tokens=2000, output_tokens=500)]
+    )
+    await eventually(lambda: counter() >= own + 2000, "what other routers' requests took is charged")
+    before = counter()
+    unknown = session_pb2.TenantService(tenant_tag=b"?" * 16, prompt_tokens=500, output_tokens=0)
+    worker.say(tenant_service=[unknown])
+    await house.stub.GenerateUnary(Request(text="y", max_tokens=2, latency_class=3))
+    assert counter() == before, "nobody's work and other classes' work do not"
