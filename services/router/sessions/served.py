@@ -87,8 +87,7 @@ class ServedMeter:
 
     def _possible(self, tag: bytes, prompt: int, output: int) -> Work:
         asked = prompt + output
-        if asked > self._room:
-            self.faults += 1
+        if asked > self._room:  # no fault: an honest worker may be faster than it is believed to be
             share = max(self._room, 0.0) / asked
             prompt, output = int(prompt * share), int(output * share)
         self._room -= prompt + output
