@@ -1,4 +1,4 @@
-"""Which operators and which products a model is made of here: the choice, in one place."""
+"""Which operators and which products a model is made of on a CPU: the choice, in one place."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def choose_parts(
     parts = _choose(config, spec, dtype, device, quantization, deterministic=deterministic)
     if deterministic and not parts.deterministic:
         raise EngineLoadError(
-            f"deterministic ids are not to be had on {device} for this model's sizes without kernels of our "
-            "own for all of it; leave deterministic out"
+            f"deterministic ids are not to be had on {device}: some of this model's sizes would be served by "
+            "torch's products or attention; leave deterministic out"
         )
     return parts
 
