@@ -9,6 +9,8 @@ _REFRESH_S = 0.25
 _LEAST_S = 1e-4
 _LEAST_WEIGHT = 1e-3
 _TENANTS = 4096
+_SPARED = 0.1
+"""Of all work, what is left to those that ask for little, however much is to be refused."""
 
 
 @dataclass(slots=True)
@@ -90,8 +92,10 @@ class FairThinning:
         """The share of the tenant's requests to refuse where `refused` of all work is; counts this one."""
         use = self._offered.of(tenant, weight, now)
         use.seconds += cost_s
-        if not 0 < refused < 1:
-            return refused
-        kept_s = (1 - refused) * self._offered.total(now)
+        if refused <= 0:
+            return 0.0
+        kept_s = max(1 - refused, _SPARED) * self._offered.total(now)
         allowed_s = self._offered.level(kept_s, now) * use.weight
-        return min(max(1 - allowed_s / use.seconds, 0.0), 1.0) if use.seconds > 0 else refused
+        if use.seconds <= allowed_s:
+            return 0.0
+        return min(1 - allowed_s / use.seconds, 1.0) if refused < 1 else 1.0

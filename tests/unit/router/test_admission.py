@@ -223,6 +223,13 @@ def test_who_asks_for_little_is_not_shed_for_anothers_sake() -> None:
     assert kept_of({"flood": 3.0, "light": 0.25}, 0.5, fair=False)["light"] < 0.15
 
 
+def test_even_where_all_is_refused_who_asks_for_little_is_spared() -> None:
+    kept = kept_of({"flood": 6.0, "light": 0.1}, 1.0)
+    assert kept["light"] == pytest.approx(0.1, rel=0.05)
+    assert kept["flood"] == 0.0
+    assert kept_of({"lone": 3.0}, 1.0)["lone"] == 0.0
+
+
 def test_what_is_kept_is_shared_evenly_by_those_that_ask_for_more() -> None:
     kept = kept_of({"a": 3.0, "b": 1.0}, 0.6)
     assert kept["a"] == pytest.approx(0.8, rel=0.1)
