@@ -16,6 +16,7 @@ from bench.gpu.loads import Steady, interfere, offline, prefill
 from bench.gpu.models import CONFIGS
 from bench.gpu.place import OutOfTime, Place
 from bench.gpu.profiling import profiled
+from bench.gpu.reading import reading_rows
 from bench.gpu.rooflines import Roofline
 from bench.gpu.timing import Timer
 from bench.results_contract import Row, row
@@ -39,6 +40,7 @@ class Plan:
     offline_requests: int = 0
     profiled: tuple[int, ...] = ()  # batches
     restarts: bool = False
+    reads: bool = False  # weights from a file
     interference: bool = False
     needs_s: float = 60.0
 
@@ -69,7 +71,13 @@ PLANS = (
         profiled=(64,),
         needs_s=30.0,
     ),
-    Plan(model="Qwen3-0.6B", decodes={1: None, 64: None, 256: None}, profiled=(1, 64), needs_s=30.0),
+    Plan(
+        model="Qwen3-0.6B",
+        decodes={1: None, 64: None, 256: None},
+        profiled=(1, 64),
+        reads=True,
+        needs_s=30.0,
+    ),
     Plan(model="Qwen3-32B", decodes={1: None, 64: None}, needs_s=60.0),
 )
 DRY_PLANS = (
@@ -85,7 +93,7 @@ DRY_PLANS = (
         restarts=True,
         needs_s=0.0,
     ),
-    Plan(model="tiny Qwen3", quantization="fp8", decodes={2: None}, context=96, needs_s=0.0),
+    Plan(model="tiny Qwen3", quantization="fp8", decodes={2: None}, context=96, reads=True, needs_s=0.0),
 )
 
 
@@ -107,6 +115,9 @@ def measure(place: Place, models: list[str] | None = None) -> Iterator[Row]:
 
 
 def _of_plan(place: Place, plan: Plan, roofline: Roofline) -> Iterator[Row]:
+    if plan.reads:  # before an engine takes all memory
+        yield from reading_rows(place, plan.model, CONFIGS[plan.model])
+        place.release()
     built = build(place, CONFIGS[plan.model], quantization=plan.quantization)
     yield from _start_rows(plan, built)
     if plan.restarts:
