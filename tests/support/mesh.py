@@ -120,7 +120,7 @@ class Mesh:
 
     async def _start(self) -> Self:
         socket_path = str(self.directory / "valkey.sock")
-        self._valkey = ValkeyServer(config={"save": ""}, unix_socket_path=socket_path)
+        self._valkey = ValkeyServer(port=0, config={"save": ""}, unix_socket_path=socket_path)
         self._valkey.start()
         self._spawn("cache", listen=self._on("cache"), valkey_url=f"unix://{socket_path}")
         self._spawn("tokenizer", listen=self._on("tokenizer"), model=str(self.model))
