@@ -205,16 +205,19 @@ def _offline_row(place: Place, plan: Plan, engine: Engine, roofline: Roofline) -
 def _interference_rows(place: Place, plan: Plan, engine: Engine) -> Iterator[Row]:
     prompt = min(place.size(32_768, 256), engine.runner.spec.max_len - 64)
     runs = [
-        interfere(engine, place.size(8, 2), prompt, place.size(200, 4), seed=7000 * index)
+        interfere(
+            engine, place.size(8, 2), prompt, place.size(200, 4), 7000 * index, patience_s=place.size(30, 2)
+        )
         for index in (1, 2, 3)
     ]
     case = f"{plan.name}, 8 interactive streams beside a batch prompt of {prompt}"
+    computed = all(each.prompt_rate for each in runs)
     yield row(case, "ITL p99 idle", "ms", [each.idle_p99_ms for each in runs])
     yield row(case, "ITL p99 beside", "ms", [each.beside_p99_ms for each in runs])
     yield row(case, "prompt tokens", "tok/s", [each.prompt_rate for each in runs])
     ratios = [each.ratio for each in runs]
-    met = statistics.median(ratios) <= ITL_AIM
-    yield row(case, "ITL p99 beside / idle", "×", ratios, aim=f"<= {ITL_AIM:g}", met=met)
+    met = computed and statistics.median(ratios) <= ITL_AIM
+    yield row(case, "ITL p99 beside / idle", "×", ratios, aim=f"<= {ITL_AIM:g}, prompt computed", met=met)
 
 
 def _rate_row(case: str, metric: str, rates: list[float], aim: float | None, roofline: float) -> Row:

@@ -86,15 +86,17 @@ class Interference(NamedTuple):
 
     idle_p99_ms: float
     beside_p99_ms: float
-    prompt_rate: float  # tokens a second
+    prompt_rate: float  # tokens a second; 0 where the prompt was not computed in time
 
     @property
     def ratio(self) -> float:
         return self.beside_p99_ms / self.idle_p99_ms
 
 
-def interfere(engine: Engine, streams: int, prompt: int, idle_steps: int, seed: int) -> Interference:
-    """Interactive streams alone, then beside a prompt of the batch class."""
+def interfere(
+    engine: Engine, streams: int, prompt: int, idle_steps: int, seed: int, patience_s: float
+) -> Interference:
+    """Interactive streams alone, then beside a prompt of the batch class, which gets `patience_s`."""
     chat = [
         engine.submit(
             prompt_of(256, engine.vocab, seed + index),
@@ -109,15 +111,15 @@ def interfere(engine: Engine, streams: int, prompt: int, idle_steps: int, seed: 
     guest = engine.submit(
         prompt_of(prompt, engine.vocab, seed + streams), 1, latency_class=LatencyClass.BATCH
     )
-    engine.until(lambda: guest.done)
-    beside = Window(began_s, time.perf_counter())
-    for track in chat:
+    engine.until(lambda: guest.done or time.perf_counter() > began_s + patience_s)
+    beside, computed = Window(began_s, time.perf_counter()), guest.done
+    for track in (*chat, guest):
         engine.abort(track)
-    engine.finish(chat)
+    engine.finish([*chat, guest])
     return Interference(
         1e3 * percentile(idle.gaps_s(chat), 99),
-        1e3 * percentile(beside.gaps_s(chat), 99),
-        prompt / beside.seconds,
+        1e3 * percentile(beside.gaps_s(chat) or [beside.seconds], 99),  # not one token all the while
+        prompt / beside.seconds if computed else 0.0,
     )
 
 

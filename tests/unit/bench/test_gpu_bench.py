@@ -24,18 +24,18 @@ from bench.gpu.check_runner import Runners
 from bench.gpu.compare import CheckFailed, agreement, error_of, expect_close, expect_equal
 from bench.gpu.drive import Engine, Track, prompt_of
 from bench.gpu.gaps import Window
-from bench.gpu.loads import Steady, offline
+from bench.gpu.loads import Steady, interfere, offline
 from bench.gpu.models import CONFIGS, RandomWeights
 from bench.gpu.place import OutOfTime, Place
 from bench.gpu.profiling import Span, of_spans
 from bench.gpu.rooflines import Ceilings, Roofline
 from bench.gpu.timing import Timer
-from bench.null_runner import VOCAB, NullRunner
+from bench.null_runner import VOCAB, NullPending, NullRunner
 from bench.results_contract import Result, read, row
 from services.worker.engine.base import CountsCopies
 from services.worker.engine.torch.config import parse_config
 from services.worker.engine.torch.cuda import reference
-from services.worker.scheduler.step import Capabilities, KVSpec
+from services.worker.scheduler.step import Capabilities, KVSpec, Step
 from tests.support.engines import SPEC
 from tests.support.fake_device import FakeDevice
 from tests.support.fake_runner import FakeRunner
@@ -313,6 +313,23 @@ def test_loads_of_a_cards_size_reach_what_they_are_named_after() -> None:
     assert offline(engine, 100, 50, 300, seed=5) > 0
     assert engine.scheduler.load().running == 0
     engine.scheduler.check()
+
+
+class SlowRunner(NullRunner):
+    """Decodes take longer than interactive ones may for a batch prompt to be let in beside them."""
+
+    def launch(self, step: Step) -> NullPending:
+        time.sleep(0.03)
+        return super().launch(step)
+
+
+def test_a_batch_prompt_that_is_not_let_in_is_not_waited_for() -> None:
+    engine = Engine(SlowRunner(SPEC, None), VOCAB)
+    found = interfere(engine, 2, 600, 12, seed=1, patience_s=0.3)
+    assert found.prompt_rate == 0.0
+    assert found.beside_p99_ms > 0.0
+    engine.scheduler.check()
+    assert not engine.scheduler.has_work
 
 
 def test_an_engine_that_is_too_slow_for_its_time_is_left() -> None:
