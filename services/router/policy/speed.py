@@ -7,6 +7,7 @@ believed (it costs only the one that makes it), a claim to be far faster than th
 
 from __future__ import annotations
 
+from math import log
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,8 @@ Mask = npt.NDArray[np.bool_]
 
 CHUNK_TOKENS = 2048
 """Prefill tokens of a step at which speeds are compared."""
+GRAIN = 1.25
+"""Speeds that differ by less than about half of it are equal."""
 CONTEXT_TOKENS = 1024
 """Context of a decode at which speeds are compared."""
 MOST_FASTER = 8.0
@@ -56,7 +59,7 @@ class Speeds(NamedTuple):
     """Calibrated seconds by position."""
 
     models: Floats  # [6, positions], what is believed of each StepModel
-    token_s: Floats  # [positions], a prefill token in a chunk of CHUNK_TOKENS, without attention
+    token_s: Floats  # [positions], in grains, as the next two; a prefill token in a chunk of CHUNK_TOKENS, without attention
     attention_s: Floats  # [positions], a (new token × preceding token)
     slowness: Floats  # [positions], a decode step against the pool's median
 
@@ -72,7 +75,21 @@ def believed(claimed: Floats) -> Speeds:
     models = _no_faster_than_the_pool(np.where(sane, claimed, _middle(claimed[:, sane])[:, None]), sane)
     step_s = _decode_s(models)
     slowness: Floats = step_s / _upper_median(step_s[sane] if sane.any() else step_s)
-    return Speeds(models, _token_s(models), models[2], slowness)
+    return Speeds(models, _in_grains(_token_s(models)), _in_grains(models[2]), _in_grains(slowness))
+
+
+def _in_grains(values: Floats) -> Floats:
+    """Values as the nearest of a scale of grains around their median: alike workers count as equal.
+
+    What each has learned of itself differs by what it was given; a score that follows such differences gives
+    more to who seems fast.
+    """
+    middle = _upper_median(values)
+    if middle <= 0.0:
+        return values
+    grains = np.round(np.log(np.maximum(values, 1e-300) / middle) / log(GRAIN))
+    scaled: Floats = np.where(values > 0.0, middle * GRAIN**grains, values)
+    return scaled
 
 
 def _no_faster_than_the_pool(models: Floats, sane: Mask) -> Floats:

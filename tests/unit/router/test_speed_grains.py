@@ -1,0 +1,36 @@
+"""Speeds that differ by what a fit cannot tell are equal; those of other hardware are not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from services.router.policy.speed import believed
+
+H100 = (1e-3, 2.7e-5, 1.3e-9, 4.9e-8, 2e-5, 1.0)
+L4 = (1e-3, 2.2e-4, 1.0e-8, 5.5e-7, 2e-5, 1.0)
+
+
+def fitted(model: tuple[float, ...], by: float) -> list[float]:
+    """The same device as another worker's fit has it."""
+    return [*(each * by for each in model[:5]), model[5]]
+
+
+@pytest.mark.parametrize("by", [0.92, 0.97, 1.0, 1.04, 1.09])
+def test_fits_of_one_device_count_as_equally_fast(by: float) -> None:
+    speeds = believed(np.array([list(H100), list(H100), fitted(H100, by)]).T)
+    assert np.ptp(speeds.token_s) == 0.0
+    assert np.ptp(speeds.attention_s) == 0.0
+    assert np.ptp(speeds.slowness) == 0.0
+
+
+def test_other_hardware_stays_as_slow_as_it_is() -> None:
+    speeds = believed(np.array([list(H100), list(H100), list(L4)]).T)
+    told = (L4[0] / 2048 + L4[1]) / (H100[0] / 2048 + H100[1])
+    assert speeds.token_s[2] / speeds.token_s[0] == pytest.approx(told, rel=0.13)
+    assert speeds.slowness[2] > 1.2
+
+
+def test_a_model_without_attention_stays_without() -> None:
+    flat = [1e-3, 2.7e-5, 0.0, 4.9e-8, 2e-5, 1.0]
+    assert believed(np.array([flat, flat]).T).attention_s.tolist() == [0.0, 0.0]
