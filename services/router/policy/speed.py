@@ -59,7 +59,7 @@ class Speeds(NamedTuple):
     """Calibrated seconds by position."""
 
     models: Floats  # [6, positions], what is believed of each StepModel
-    token_s: Floats  # [positions], a prefill token of a chunk, without attention; this and the next two in grains
+    token_s: Floats  # [positions], a prefill token of a chunk, without attention; as the next two in grains
     attention_s: Floats  # [positions], a (new token × preceding token)
     slowness: Floats  # [positions], a decode step against the pool's median
 
