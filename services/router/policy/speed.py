@@ -60,8 +60,8 @@ class Speeds(NamedTuple):
 
     models: Floats  # [6, positions], what is believed of each StepModel
     token_s: Floats  # [positions], a prefill token of a chunk, without attention; as the next two in grains
-    attention_s: Floats  # [positions], a (new token × preceding token)
-    slowness: Floats  # [positions], a decode step against the pool's median
+    attention_s: Floats  # [positions], a (new token × preceding token); in grains
+    slowness: Floats  # [positions], a decode step against the pool's median; in grains
 
 
 def believed(claimed: Floats) -> Speeds:
