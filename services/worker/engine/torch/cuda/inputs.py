@@ -11,11 +11,10 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from services.worker.engine.torch.cuda.arguments import AttentionRows
-from services.worker.scheduler.step import LAST_SAMPLED, NOT_SAMPLED, Int32, Int64, Step
+from services.worker.scheduler.step import LAST_SAMPLED, Int32, Int64, Step, StepCost
 
 _ALIGNMENT = 32  # words: kernels load 16 bytes at once, whatever the bucket
 WORD = 4  # bytes
@@ -166,8 +165,6 @@ def expand(inputs: Inputs, tables: torch.Tensor, last_token: torch.Tensor, block
 
 def empty_step() -> Step:
     """Nothing but padding, for warming up."""
-    from services.worker.scheduler.step import StepCost
-
     none, wide = np.zeros(0, np.int32), np.zeros(0, np.int64)
     return Step(
         number=0,
@@ -182,11 +179,6 @@ def empty_step() -> Step:
         inits=(),
         cost=StepCost(0.0, 0.0, 0.0, 0.0, 0.0),
     )
-
-
-def chosen_of(tokens: npt.NDArray[np.int32], step_samples: npt.NDArray[np.bool_]) -> Int32:
-    """Rows that did not sample say so."""
-    return np.where(step_samples, tokens, np.int32(NOT_SAMPLED))
 
 
 def _aligned(words: int) -> int:
