@@ -1,0 +1,215 @@
+"""Workers without an engine on real sessions: one frame a step. `python -m bench.relay.session_worker`.
+
+Each frame says what a real worker's says at that point: updates, load, credit, progress, and what was done
+for whom. All workers live in one process; each attaches to every router that is named.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import grpc
+import uvloop
+from headrace.v1 import session_pb2, session_pb2_grpc, tokenizer_pb2, tokenizer_pb2_grpc, types_pb2
+
+from bench.relay.decoder import Text, options, ready, steps
+from services.common.members import MeshSecret, new_nonce
+from services.common.transport import Tls, channel
+
+HEARTBEAT_S = 0.2
+MAX_TOKENS = 8192
+BLOCKS = 16_384
+_NUMERICS = b"n" * 32
+
+
+class Link:
+    """One session of one worker."""
+
+    def __init__(self, address: str, mesh: MeshSecret, hello: session_pb2.Hello, text: Text) -> None:
+        self._stub = session_pb2_grpc.SessionServiceStub(channel(address, Tls()))
+        self._mesh = mesh
+        self._hello = hello
+        self._text = text
+        self._running: dict[int, list[int]] = {}  # by slot: attempt, index, tokens
+        self._tags: dict[int, bytes] = {}
+        self._served: dict[bytes, list[int]] = {}
+        self._frames: asyncio.Queue[session_pb2.WorkerFrame] = asyncio.Queue()
+        self._number = self._acknowledged = self._steps = 0
+        self._said_s = 0.0
+
+    async def open(self) -> asyncio.Task[None]:
+        """Shakes hands; the task ends when the session does."""
+        call = self._stub.Session(self._outgoing())
+        nonce = new_nonce()
+        hello = session_pb2.Hello(nonce=nonce)
+        hello.MergeFrom(self._hello)
+        self._say(session_pb2.WorkerFrame(hello=hello))
+        challenge = await _read(call)
+        mac = self._mesh.worker_proof(nonce, challenge.challenge.nonce, hello.incarnation)
+        self._say(session_pb2.WorkerFrame(proof=session_pb2.Proof(mac=mac)))
+        self._acknowledged = (await _read(call)).number
+        self._say(self._state())
+        return asyncio.create_task(self._listen(call))
+
+    def step(self) -> None:
+        """One id more for every request of this session, in one frame."""
+        now = time.monotonic()
+        if not self._running and now - self._said_s < HEARTBEAT_S:
+            return
+        self._steps += bool(self._running)
+        frame = self._state()
+        for slot, state in list(self._running.items()):
+            self._advance(frame, slot, state)
+        for tag in {self._tags[each.slot] for each in frame.updates}:
+            prompt, output = self._served[tag]
+            frame.tenant_service.append(
+                session_pb2.TenantService(tenant_tag=tag, prompt_tokens=prompt, output_tokens=output)
+            )
+        self._said_s = now
+        self._say(frame)
+
+    def _advance(self, frame: session_pb2.WorkerFrame, slot: int, state: list[int]) -> None:
+        attempt, index, tokens = state
+        update = frame.updates.add(
+            slot=slot, attempt=attempt, first_index=index, token_ids=[self._text.at(index)]
+        )
+        state[1] += 1
+        self._served[self._tags[slot]][1] += 1
+        if state[1] == tokens:
+            update.end.reason = session_pb2.END_REASON_LENGTH
+            del self._running[slot]
+
+    def _state(self) -> session_pb2.WorkerFrame:
+        running = len(self._running)
+        slots = self._hello.kv_spec.max_sequences
+        return session_pb2.WorkerFrame(
+            load=session_pb2.Load(
+                running=running,
+                kv_blocks_free=BLOCKS,
+                batch_size=running,
+                step_tokens=running,
+                step_us=10_000,
+            ),
+            credit=session_pb2.Credit(
+                prefill_tokens=1 << 20, sequences=max(0, slots - running), kv_blocks=BLOCKS
+            ),
+            progress=session_pb2.Progress(steps=self._steps, has_work=running > 0),
+        )
+
+    def _say(self, frame: session_pb2.WorkerFrame) -> None:
+        self._number += 1
+        frame.number, frame.acknowledged_command = self._number, self._acknowledged
+        self._frames.put_nowait(frame)
+
+    async def _outgoing(self) -> AsyncIterator[session_pb2.WorkerFrame]:
+        while True:
+            yield await self._frames.get()
+
+    async def _listen(
+        self, call: grpc.aio.StreamStreamCall[session_pb2.WorkerFrame, session_pb2.RouterFrame]
+    ) -> None:
+        try:
+            while True:
+                self._obey(await _read(call))
+        finally:
+            call.cancel()
+
+    def _obey(self, frame: session_pb2.RouterFrame) -> None:
+        self._acknowledged = frame.number
+        for submit in frame.submits:
+            self._running[submit.slot] = [submit.attempt, submit.next_index, submit.max_tokens]
+            self._tags[submit.slot] = submit.tenant_tag
+            self._served.setdefault(submit.tenant_tag, [0, 0])[0] += submit.prompt_tokens
+        for cancel in frame.cancels:
+            if self._running.pop(cancel.slot, None) is not None:
+                end = session_pb2.SequenceEnd(reason=session_pb2.END_REASON_CANCELLED)
+                update = session_pb2.SequenceUpdate(slot=cancel.slot, attempt=cancel.attempt, end=end)
+                self._say(session_pb2.WorkerFrame(updates=[update]))
+
+
+async def _read(
+    call: grpc.aio.StreamStreamCall[session_pb2.WorkerFrame, session_pb2.RouterFrame],
+) -> session_pb2.RouterFrame:
+    frame = await call.read()
+    if frame is grpc.aio.EOF:
+        raise ConnectionError(f"the router ended the session: {await call.details()}")
+    assert isinstance(frame, session_pb2.RouterFrame)
+    return frame
+
+
+async def _description(address: str, mesh: MeshSecret) -> tokenizer_pb2.TokenizerDescription:
+    async with channel(address, Tls()) as connection:
+        stub = tokenizer_pb2_grpc.TokenizerServiceStub(connection)
+        parts = stub.GetTokenizer(
+            tokenizer_pb2.GetTokenizerRequest(), timeout=30.0, metadata=mesh.metadata("tokenizer")
+        )
+        try:
+            async for part in parts:
+                if part.HasField("description"):
+                    return part.description
+        finally:
+            parts.cancel()
+    raise ConnectionError("the tokenizer service described nothing")
+
+
+def _hello(number: int, slots: int, known: tokenizer_pb2.TokenizerDescription) -> session_pb2.Hello:
+    digests = types_pb2.ModelDigests()
+    digests.CopyFrom(known.digests)
+    digests.weights, digests.numerics = b"w" * 32, _NUMERICS
+    return session_pb2.Hello(
+        protocol_version=1,
+        worker_id=f"worker-{number}",
+        incarnation=number + 1,
+        model=known.model,
+        digests=digests,
+        engine="scripted",
+        device="none",
+        kv_spec=session_pb2.KvSpec(
+            block_tokens=64, blocks=BLOCKS, max_sequences=slots, max_tokens=MAX_TOKENS
+        ),
+    )
+
+
+async def _work(
+    routers: Sequence[str], tokenizer: str, secret: Path, text: Text, workers: int, slots: int, step_s: float
+) -> None:
+    mesh = MeshSecret.read(secret)
+    known = await _description(tokenizer, mesh)
+    links = [
+        [Link(address, mesh, _hello(number, slots, known), text) for address in routers]
+        for number in range(workers)
+    ]
+    listening = [await link.open() for worker in links for link in worker]
+    stepping = []
+    for worker in links:
+        await asyncio.sleep(step_s / workers)  # steps of different workers are not in time
+        stepping.append(asyncio.create_task(steps(step_s, lambda mine=worker: _step(mine))))  # type: ignore[misc]
+    ready(0)
+    await asyncio.gather(*listening, *stepping)
+
+
+def _step(links: Sequence[Link]) -> None:
+    for link in links:
+        link.step()
+
+
+def main() -> None:
+    """Work until ended."""
+    flags = options("Workers without an engine on real sessions.")
+    flags.add_argument("--routers", nargs="+", required=True, help="addresses of their mesh ports")
+    flags.add_argument("--tokenizer", required=True, help="address")
+    flags.add_argument("--secret", type=Path, required=True, help="file of the mesh secret")
+    flags.add_argument("--workers", type=int, default=1)
+    flags.add_argument("--slots", type=int, default=256)
+    given = flags.parse_args()
+    text = Text.read(given.ids)
+    uvloop.run(
+        _work(given.routers, given.tokenizer, given.secret, text, given.workers, given.slots, given.step_s)
+    )
+
+
+if __name__ == "__main__":
+    main()
