@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from services.router.policy.columns import Columns
 from services.router.policy.prefix_index import Hits, PrefixIndex
-from services.router.policy.speed import Mask, StepModel
+from services.router.policy.speed import Mask, StepModel, alike
 from services.router.policy.ticket import Cost, Digests, Ticket
 from services.router.policy.worker import WorkerView
 
@@ -26,6 +26,7 @@ class Fleet(Columns):
         self.index = index or PrefixIndex()
         super().__init__(self.index.width)
         self._views: list[WorkerView | None] = [None] * self.width
+        self._told: dict[int, StepModel | None] = {}  # the claims that speeds were worked out from
         self._masks: dict[tuple[frozenset[tuple[str, str]], frozenset[str]], Mask] = {}
         self._given = 0
         self.last_cold: npt.NDArray[np.int64] = np.zeros(self.width, np.int64)
@@ -60,7 +61,8 @@ class Fleet(Columns):
             self._make_room()
         earlier, self._views[position] = self._views[position], view
         self._set(position, view)
-        if earlier is None or earlier.step_model != view.step_model:
+        if earlier is None or not alike(self._told.get(position), view.step_model):
+            self._told[position] = view.step_model
             self._set_model(position, view)
         if earlier is None or _traits(earlier) != _traits(view):
             self._forget("least")
@@ -75,6 +77,7 @@ class Fleet(Columns):
         self.index.leave(key)
         self._views[position] = None
         self._unset(position)
+        self._told.pop(position, None)
         self.last_cold[position] = self.last_given[position] = 0
         self._masks.clear()
 

@@ -27,6 +27,7 @@ MOST_FASTER = 8.0
 MOST_APART = 1000.0
 """From the pool's median: beyond it a claim is nonsense."""
 _MOST_QUANTILE = 2.0
+_NEWS = 0.02
 _MOST_SECONDS = 1e3
 
 
@@ -53,6 +54,15 @@ class StepModel(NamedTuple):
 
 PRIOR = StepModel(2e-3, 1e-4, 1e-9, 1e-8, 1e-5)
 """Of a worker of which nothing is known: 10,000 tokens a second."""
+
+
+def alike(one: StepModel | None, other: StepModel | None) -> bool:
+    """Whether two claims of one worker are so near each other that nothing need be worked out anew."""
+    if one is None or other is None:
+        return one is other
+    told = (one.prefill_s(CHUNK_TOKENS), one.decode_s(), one.upper_quantile)
+    tells = (other.prefill_s(CHUNK_TOKENS), other.decode_s(), other.upper_quantile)
+    return all(abs(new - old) <= _NEWS * abs(old) for old, new in zip(told, tells, strict=True))
 
 
 class Speeds(NamedTuple):

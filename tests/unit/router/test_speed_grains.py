@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from services.router.policy.speed import believed
+from services.router.policy import Cost, WorkerView
+from services.router.policy.fleet import Fleet
+from services.router.policy.speed import StepModel, alike, believed
 
 H100 = (1e-3, 2.7e-5, 1.3e-9, 4.9e-8, 2e-5, 1.0)
 L4 = (1e-3, 2.2e-4, 1.0e-8, 5.5e-7, 2e-5, 1.0)
@@ -34,3 +36,41 @@ def test_other_hardware_stays_as_slow_as_it_is() -> None:
 def test_a_model_without_attention_stays_without() -> None:
     flat = [1e-3, 2.7e-5, 0.0, 4.9e-8, 2e-5, 1.0]
     assert believed(np.array([flat, flat]).T).attention_s.tolist() == [0.0, 0.0]
+
+
+def test_small_news_of_a_worker_changes_nothing() -> None:
+    model = StepModel(*H100)
+    assert alike(model, model._replace(b=model.b * 1.01))
+    assert not alike(model, model._replace(b=model.b * 1.1))
+    assert not alike(model, model._replace(d=model.d * 100))
+    assert not alike(None, model)
+    assert alike(None, None)
+
+
+def test_nonsense_is_always_news() -> None:
+    model = StepModel(*H100)
+    assert not alike(model, model._replace(a=float("nan")))
+    assert not alike(model._replace(a=float("nan")), model)
+
+
+def test_a_slow_drift_is_followed() -> None:
+    fleet = Fleet()
+    for step in range(60):
+        model = StepModel(*fitted(H100, 1.01**step))
+        fleet.put(worker("a", model))
+    assert fleet.model_of(fleet.index.positions["a"]).b == pytest.approx(H100[1] * 1.01**59, rel=0.03)
+
+
+def worker(key: str, model: StepModel) -> WorkerView:
+    return WorkerView(
+        key=key,
+        model="m",
+        ready=True,
+        credit=Cost(1000, 10, 100),
+        sequences=0,
+        waiting_tokens=0,
+        max_sequences=10,
+        max_tokens=1000,
+        total_blocks=100,
+        step_model=model,
+    )
