@@ -41,8 +41,6 @@ def policy_settings(settings: RouterSettings) -> PolicySettings:
         locality_credit_tokens=told.locality_credit_tokens,
         admission=told.admission,
         sheddable_ramp=told.sheddable_ramp,
-        standard_ramp=told.standard_ramp,
-        interactive_refused_at=told.interactive_refused_at,
         refuse_infeasible=told.refuse_infeasible,
         interactive_budget=told.interactive_budget,
         budget_window_s=told.budget_window_s,
@@ -81,6 +79,7 @@ def _class_policy(name: LatencyClass, told: ClassSettings) -> ClassPolicy:
         aging_s=told.aging_s,
         aging_deadline_share=PolicySettings().classes[name].aging_deadline_share,
         patience_s=told.patience_s or inf,
+        refused_after_s=told.refused_after_s or inf,
     )
 
 

@@ -24,6 +24,10 @@ Patience = Annotated[
     float | None,
     Field(gt=0, description="wait for a worker where none is, in seconds; unset: the deadline"),
 ]
+Refused = Annotated[
+    float | None,
+    Field(gt=0, description="predicted first token at which it is refused, in seconds; unset: never"),
+]
 Delay = Annotated[float, Field(ge=0, le=10, description="longest that a token waits, in seconds")]
 Count = Annotated[int, Field(ge=1, description="most tokens that wait")]
 Aging = Annotated[float, Field(ge=0, description="wait until it goes before fresh requests, in seconds")]
@@ -40,6 +44,7 @@ class ClassSettings(_Group):
     flush_tokens: Count = 1
     aging_s: Aging = 0.0
     patience_s: Patience = None
+    refused_after_s: Refused = None
 
 
 class InteractiveSettings(ClassSettings):
@@ -49,6 +54,7 @@ class InteractiveSettings(ClassSettings):
     ttft_s: Target = 0.5
     tpot_s: Target = 0.04
     patience_s: Patience = 5.0
+    refused_after_s: Refused = 30.0
 
 
 class StandardSettings(ClassSettings):
@@ -61,6 +67,7 @@ class StandardSettings(ClassSettings):
     flush_tokens: Count = 8
     aging_s: Aging = 10.0
     patience_s: Patience = 30.0
+    refused_after_s: Refused = 120.0
 
 
 class BatchSettings(ClassSettings):
@@ -84,12 +91,6 @@ class SchedulingSettings(_Group):
     admission: bool = Field(default=True, description="whether load refuses requests")
     sheddable_ramp: tuple[float, float] = Field(
         default=(0.5, 0.8), description="head-room used where the first and the last sheddable one is refused"
-    )
-    standard_ramp: tuple[float, float] = Field(
-        default=(0.95, 1.2), description="head-room used where the first and the last STANDARD one is refused"
-    )
-    interactive_refused_at: float = Field(
-        default=3.0, description="predicted first token, in targets, at which INTERACTIVE is refused"
     )
     refuse_infeasible: bool = Field(
         default=True, description="whether a deadline that cannot be met is refused at once"

@@ -1,12 +1,14 @@
-"""Who is let in while the mesh is busy: a ramp on head-room, the sheddable first, batch work held instead.
+"""Who is let in while the mesh is busy: a ramp on head-room sheds what may be shed, everything else waits.
 
     do_not_queue      refused unless it can start at once
     deadline          refused at once where it cannot be met
     tenant's queue    bounded in requests and in bytes
-    sheddable         p = clamp((x - 0.5) / 0.3)       x: head-room used, 1 at the targets
-    STANDARD          p = clamp((x - 0.95) / 0.25)
-    INTERACTIVE       only when the predicted first token is more than 3 targets away
+    sheddable         p = clamp((x - low) / (high - low))       x: head-room used, 1 at the targets
+    the others        only when the predicted first token is further away than anybody waits
     BATCH             waits until its deadline
+
+Requests that may not be shed are not refused for missing their targets: on a device that is too slow for
+these, all would be. Those that cannot make it stand behind those that can (queue/order.py).
 
 A ramp takes from tenants what they ask for beyond their part: who asks for little is not shed for another's
 sake. Which requests it takes is not random but evenly spread over their numbers (multiples of the golden
@@ -79,15 +81,15 @@ class Outlook(NamedTuple):
 
 
 class Thinning:
-    """What the ramps take, fairly by tenant: of sheddable requests, and of those that are not."""
+    """What the ramp takes of sheddable requests, fairly by tenant."""
 
     def __init__(self, settings: PolicySettings) -> None:
         self._fair = settings.fair_thinning
-        self._of = {each: FairThinning(settings.budget_window_s) for each in (True, False)}
+        self._shares = FairThinning(settings.budget_window_s)
 
-    def takes(self, ticket: Ticket, cost_s: float, share: float, now: float, *, sheddable: bool) -> bool:
-        """Whether a request is among those to refuse where a ramp refuses this share of all work."""
-        own = self._of[sheddable].share(ticket.tenant, ticket.weight, cost_s, share, now)
+    def takes(self, ticket: Ticket, cost_s: float, share: float, now: float) -> bool:
+        """Whether a request is among those to refuse where the ramp refuses this share of all work."""
+        own = self._shares.share(ticket.tenant, ticket.weight, cost_s, share, now)
         return thinned(ticket.number, own if self._fair else share)
 
 
@@ -157,15 +159,10 @@ def _busy(
         return None
     used = outlook.headroom
     cost_s, shed = outlook.cost_s, _ramp(used, settings.sheddable_ramp)
-    if ticket.sheddable and thinning.takes(ticket, cost_s, shed, now, sheddable=True):
+    if ticket.sheddable and thinning.takes(ticket, cost_s, shed, now):
         message = f"the mesh is busy ({used:.2f} of its head-room), and the request is sheddable"
         return Refusal(RefusalKind.SHED, message, _retry_s(outlook))
-    if ticket.latency_class is LatencyClass.STANDARD:
-        share = _ramp(used, settings.standard_ramp)
-        refused = thinning.takes(ticket, cost_s, share, now, sheddable=False)
-    else:
-        refused = _hopeless(ticket, outlook, settings)
-    if not refused:
+    if not _hopeless(ticket, outlook, settings):
         return None
     return Refusal(RefusalKind.OVERLOADED, _overload(ticket, outlook), _retry_s(outlook))
 
@@ -176,11 +173,10 @@ def _ramp(used: float, ramp: tuple[float, float]) -> float:
 
 
 def _hopeless(ticket: Ticket, outlook: Outlook, settings: PolicySettings) -> bool:
-    target_s = ticket.ttft_target_s or settings.classes[ticket.latency_class].ttft_s
-    if target_s is None or outlook.prediction is None or outlook.opening:
+    if outlook.prediction is None or outlook.opening:
         return False
-    reachable_s = max(target_s, outlook.lone_first_s)
-    return outlook.prediction.ttft_s > settings.interactive_refused_at * reachable_s
+    bound_s = max(settings.classes[ticket.latency_class].refused_after_s, 2 * outlook.lone_first_s)
+    return outlook.prediction.ttft_s > bound_s
 
 
 def _overload(ticket: Ticket, outlook: Outlook) -> str:

@@ -31,12 +31,16 @@ class ClassPolicy:
     """The same as a part of the time that it was given; the later of both counts."""
     patience_s: float = inf
     """Wait for a worker where none could ever run it."""
+    refused_after_s: float = inf
+    """Predicted time to the first token beyond which a request is refused."""
 
 
 def _classes() -> dict[LatencyClass, ClassPolicy]:
     return {
-        I: ClassPolicy(share=70.0, ttft_s=0.5, tpot_s=0.04, patience_s=5.0),
-        S: ClassPolicy(share=25.0, ttft_s=2.0, tpot_s=0.08, aging_s=10.0, patience_s=30.0),
+        I: ClassPolicy(share=70.0, ttft_s=0.5, tpot_s=0.04, patience_s=5.0, refused_after_s=30.0),
+        S: ClassPolicy(
+            share=25.0, ttft_s=2.0, tpot_s=0.08, aging_s=10.0, patience_s=30.0, refused_after_s=120.0
+        ),
         B: ClassPolicy(share=5.0, aging_s=600.0, aging_deadline_share=0.25),
     }
 
@@ -81,11 +85,8 @@ class PolicySettings:
     admission: bool = True
     sheddable_ramp: tuple[float, float] = (0.5, 0.8)
     """Head-room between which no sheddable request and every one is refused."""
-    standard_ramp: tuple[float, float] = (0.95, 1.2)
     fair_thinning: bool = True
     """Whether ramps take from those tenants that ask for more than their part; off: from all alike."""
-    interactive_refused_at: float = 3.0
-    """Predicted time to the first token, in targets, beyond which an INTERACTIVE request is refused."""
     refuse_infeasible: bool = True
 
     shared_steps: bool = True
@@ -178,14 +179,9 @@ class PolicySettings:
             yield f"restore_after: {self.restore_after:g}: a request cannot be late before its target"
 
     def _ramp_faults(self) -> Iterator[str]:
-        for name in ("sheddable_ramp", "standard_ramp"):
-            low, high = getattr(self, name)
-            if not 0 <= low < high:
-                yield f"{name}: must rise from at least 0, not {low:g} to {high:g}"
-        if self.standard_ramp[0] < self.sheddable_ramp[0]:
-            yield "standard_ramp: begins before sheddable_ramp: sheddable requests are refused first"
-        if not self.interactive_refused_at >= 1:
-            yield f"interactive_refused_at: must be at least 1 target, not {self.interactive_refused_at:g}"
+        low, high = self.sheddable_ramp
+        if not 0 <= low < high:
+            yield f"sheddable_ramp: must rise from at least 0, not {low:g} to {high:g}"
 
 
 def _faults_of(name: str, policy: ClassPolicy) -> Iterator[str]:
@@ -194,6 +190,11 @@ def _faults_of(name: str, policy: ClassPolicy) -> Iterator[str]:
     yield from _unless(f"{name}.aging_deadline_share", policy.aging_deadline_share, least=0.0)
     if isnan(policy.patience_s) or policy.patience_s <= 0:
         yield f"{name}.patience_s: must be more than 0, not {policy.patience_s:g}"
+    if policy.ttft_s is not None and not policy.refused_after_s >= policy.ttft_s:
+        yield (
+            f"{name}.refused_after_s: {policy.refused_after_s:g} s is shorter than "
+            f"the target of {policy.ttft_s:g} s (ttft_s)"
+        )
     for what in ("ttft_s", "tpot_s"):
         value = getattr(policy, what)
         if value is not None:

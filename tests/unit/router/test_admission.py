@@ -47,22 +47,13 @@ def refused(
     return sum(admit(each, outlook, PolicySettings(), LIMITS, 0.0) is not None for each in tickets) / count
 
 
-@pytest.mark.parametrize(
-    ("headroom", "sheddable", "standard"),
-    [
-        (0.5, 0.0, 0.0),
-        (0.65, 0.5, 0.0),
-        (0.8, 1.0, 0.0),
-        (0.95, 1.0, 0.0),
-        (1.075, 1.0, 0.5),
-        (1.2, 1.0, 1.0),
-    ],
-)
-def test_the_ramp_takes_the_sheddable_first(headroom: float, sheddable: float, standard: float) -> None:
-    assert refused(S, headroom, sheddable=True) == pytest.approx(sheddable, abs=0.01)
-    assert refused(I, headroom, sheddable=True) == pytest.approx(sheddable, abs=0.01)
-    assert refused(S, headroom) == pytest.approx(standard, abs=0.01)
-    assert refused(I, headroom) == 0.0
+@pytest.mark.parametrize(("place", "share"), [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0), (3.0, 1.0)])
+def test_the_ramp_takes_what_may_be_shed_and_nothing_else(place: float, share: float) -> None:
+    low, high = PolicySettings().sheddable_ramp
+    headroom = low + place * (high - low)
+    for each in (S, I):
+        assert refused(each, headroom, sheddable=True) == pytest.approx(share, abs=0.01)
+        assert refused(each, headroom) == 0.0
 
 
 def test_batch_work_is_held_whatever_the_load_is() -> None:
@@ -79,13 +70,17 @@ def test_any_run_of_requests_loses_very_nearly_its_share(
     assert abs(hit - share * count) <= 8 + 0.02 * count
 
 
-def test_interactive_is_refused_only_when_its_first_token_is_hopeless() -> None:
-    for first_s, expected in ((1.4, None), (1.6, RefusalKind.OVERLOADED)):
+@pytest.mark.parametrize("latency_class", [I, S])
+def test_what_may_not_be_shed_is_refused_only_when_nobody_would_wait_so_long(
+    latency_class: LatencyClass,
+) -> None:
+    bound_s = PolicySettings().classes[latency_class].refused_after_s
+    for first_s, expected in ((0.9 * bound_s, None), (1.1 * bound_s, RefusalKind.OVERLOADED)):
         outlook = CALM._replace(headroom=9.0, prediction=Prediction(first_s, first_s))
-        refusal = admit(make_ticket(1, I), outlook, PolicySettings(), LIMITS, 0.0)
+        refusal = admit(make_ticket(1, latency_class), outlook, PolicySettings(), LIMITS, 0.0)
         assert (refusal.kind if refusal else None) is expected
         if refusal:
-            assert refusal.retry_s == pytest.approx(first_s), "when what waits now was served"
+            assert refusal.retry_s == pytest.approx(min(first_s, 60.0)), "when what waits now was served"
 
 
 def test_what_could_start_at_once_is_not_refused_for_what_its_prompt_takes() -> None:
@@ -211,7 +206,7 @@ def kept_of(offered: dict[str, float], refused: float, *, fair: bool = True) -> 
             while due[tenant] >= 1:
                 due[tenant], number = due[tenant] - 1, number + 1
                 its = make_ticket(number, S, tenant, sheddable=True)
-                taken = thinning.takes(its, 0.1, refused, turn * 0.1, sheddable=True)
+                taken = thinning.takes(its, 0.1, refused, turn * 0.1)
                 kept[tenant] += not taken and turn >= 1000
     return {tenant: count / 2000 for tenant, count in kept.items()}
 
@@ -311,8 +306,10 @@ def classes(**more: ClassPolicy) -> dict[LatencyClass, ClassPolicy]:
         ({"prompt_weight": 0.0, "output_weight": 0.0, "cached_weight": 0.0}, "prompt_weight, output_weight"),
         ({"cached_weight": 2.0}, "cached_weight"),
         ({"sheddable_ramp": (0.8, 0.5)}, "sheddable_ramp"),
-        ({"standard_ramp": (0.2, 0.9)}, "standard_ramp"),
-        ({"interactive_refused_at": 0.5}, "interactive_refused_at"),
+        (
+            {"classes": classes(interactive=ClassPolicy(share=1.0, ttft_s=1.0, refused_after_s=0.5))},
+            "refused",
+        ),
         ({"tenant_look_ahead": 64}, "tenant_look_ahead"),
         ({"restore_after": 0.5}, "restore_after"),
         ({"round_s": 0.0}, "round_s"),
