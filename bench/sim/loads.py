@@ -41,16 +41,26 @@ def _azure_rows(path: Path) -> list[Arrival]:
 
 
 def azure(path: Path, *, speed: float, count: int, seed: int) -> Load:
-    """A window of `count` chat requests of an Azure trace, its times divided by `speed`."""
+    """A window of `count` chat requests of an Azure trace, its times divided by `speed`.
+
+    The trace's rate changes within the hour: windows are stretched to last as long as the first, seed 0's.
+    """
     rows = _azure_rows(path)
     start = random.Random(seed).randrange(len(rows)) if seed else 0
+    times = _window(rows, start, count)
+    stretch = _window(rows, 0, count)[-1] / max(times[-1], 1e-9) / speed
+    return [
+        _plain(number, at_s * stretch, row.prompt_tokens, row.output_tokens)
+        for number, at_s in enumerate(times)
+        for row in [rows[(start + number) % len(rows)]]
+    ]
+
+
+def _window(rows: list[Arrival], start: int, count: int) -> list[float]:
+    """When the rows from one on come, around the end of the trace, counted from the first of them."""
     lap_s = rows[-1].at_s + 1.0
-    load = []
-    for number in range(count):
-        lap, row = divmod(start + number, len(rows))
-        at_s = (rows[row].at_s + lap * lap_s - rows[start].at_s) / speed
-        load.append(_plain(number, at_s, rows[row].prompt_tokens, rows[row].output_tokens))
-    return load
+    places = (divmod(start + number, len(rows)) for number in range(count))
+    return [rows[row].at_s + lap * lap_s - rows[start].at_s for lap, row in places]
 
 
 def _plain(number: int, at_s: float, prompt: int, output: int) -> SimRequest:

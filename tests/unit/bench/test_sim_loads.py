@@ -25,6 +25,11 @@ def test_a_trace_is_sped_up_and_goes_around() -> None:
     assert [each.number for each in load] == list(range(8000))
 
 
+def test_windows_of_all_seeds_have_the_first_ones_rate() -> None:
+    lasts = [azure(seed)[-1].arrival_s for seed in range(4)]
+    assert np.allclose(lasts, lasts[0])
+
+
 def test_seeds_are_windows_of_a_trace() -> None:
     assert [each.parts for each in azure(0)] == [each.parts for each in azure(0)]
     assert [each.prompt_tokens for each in azure(1)] != [each.prompt_tokens for each in azure(2)]
