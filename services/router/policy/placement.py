@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from services.router.policy.classify import LatencyClass
 from services.router.policy.columns import Business
 from services.router.policy.fleet import Fleet
 from services.router.policy.hot import HotPrefixes
@@ -128,8 +129,9 @@ class Placement:
 
     def __init__(self, settings: PlacementSettings | None = None) -> None:
         self.settings = settings or PlacementSettings()
-        self.recent_wait_s = 0.0
-        """Moving average of how long dispatched requests had waited."""
+        self.recent_wait_s = dict.fromkeys(LatencyClass, 0.0)
+        """Moving averages of how long dispatched requests had waited: long waits of batch work make nobody
+        else patient."""
         self._hot = HotPrefixes(self.settings.replicate_share, self.settings.replicate_after)
 
     def choose(
@@ -172,7 +174,8 @@ class Placement:
         if digests is not None:
             fleet.index.expect(view.key, digests[-(-choice.cached_tokens // BLOCK_TOKENS) :], now)
         waited_s = min(max(now - ticket.arrival_s, 0.0), _LONGEST_WAIT_S)
-        self.recent_wait_s += _WAIT_WEIGHT * (waited_s - self.recent_wait_s)
+        recent_s = self.recent_wait_s[ticket.latency_class]
+        self.recent_wait_s[ticket.latency_class] = recent_s + _WAIT_WEIGHT * (waited_s - recent_s)
         return cost
 
     def _able(self, ticket: Ticket, fleet: Fleet) -> Mask:
@@ -223,16 +226,15 @@ class Placement:
         if not settings.patience:
             return -inf
         least, most = settings.patience_s
-        recent_s = self.recent_wait_s if head_wait_s is None else max(head_wait_s, self.recent_wait_s)
-        until = ticket.arrival_s + min(
-            max(settings.patience_factor * recent_s, settings.patience_saved * saved_s, least), most
-        )
+        usual_s = max(head_wait_s or 0.0, self.recent_wait_s[ticket.latency_class])
+        worth_s = max(settings.patience_saved * saved_s, least)
+        until = ticket.arrival_s + min(max(settings.patience_factor * usual_s, worth_s), most)
         alone_s = ticket.prefill_tokens * float(fleet.speeds.token_s.min())
         if ticket.deadline_s is not None:
             until = min(until, ticket.deadline_s - alone_s)
         if ticket.ttft_target_s is not None:
             start_by = ticket.arrival_s + ticket.ttft_target_s - alone_s
-            until = min(until, start_by) if now <= start_by else until
+            until = min(until, start_by if now <= start_by else ticket.arrival_s + min(worth_s, most))
         return min(until, now + most)
 
     def _or_replica(self, ticket: Ticket, warm: Mask, takers: Mask, now: float) -> Mask:

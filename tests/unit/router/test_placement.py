@@ -148,6 +148,34 @@ def test_patience_ends_in_time_for_the_first_tokens_target() -> None:
     assert 0.1 < waits.wait_until_s < 0.8 - 6400 * PRIOR.b
 
 
+def test_batch_work_that_waited_for_long_makes_no_other_class_patient() -> None:
+    fleet = fleet_of(closed("warm"), worker("idle", credit=Cost(1 << 30, 1 << 30, 1 << 30)))
+    digests = chain(100)
+    fleet.index.stored("warm", digests)
+    placement = Placement(PlacementSettings(patience_saved=0.0))
+    for now in range(50):
+        old = ticket(64, arrival_s=now - 3600.0, latency_class=LatencyClass.BATCH)
+        placement.book(chosen(placement, old, fleet, float(now)), old, fleet, float(now))
+    for urgent in (LatencyClass.INTERACTIVE, LatencyClass.STANDARD):
+        it = ticket(6400, digests, latency_class=urgent)
+        assert chosen(placement, it, fleet, 0.1).wait_until_s == 0.25
+        assert chosen(placement, it, fleet, 0.25).worker == "idle"
+
+
+def test_a_request_that_is_late_waits_for_no_warm_worker_longer_than_that_saves() -> None:
+    fleet = fleet_of(closed("warm"), worker("idle", credit=Cost(1 << 30, 1 << 30, 1 << 30)))
+    digests = chain(100)
+    fleet.index.stored("warm", digests)
+    placement = Placement()
+    for now in range(50):
+        old = ticket(64, arrival_s=now - 60.0)
+        placement.book(chosen(placement, old, fleet, float(now)), old, fleet, float(now))
+    it = ticket(6400, digests, ttft_target_s=2.0)
+    start_by_s = 2.0 - PRIOR.prefill_s(6400)
+    assert chosen(placement, it, fleet, start_by_s - 0.2).worker is None
+    assert chosen(placement, it, fleet, 2.0).worker == "idle"
+
+
 def test_without_open_workers_nobody_is_chosen() -> None:
     fleet = fleet_of(closed("a"), worker("b", ready=False), worker("c", credit=Cost(100, 1, 3), sequences=1))
     assert chosen(Placement(), ticket(), fleet) == Choice(None)
