@@ -11,14 +11,13 @@ from services.router.policy.speed import Floats
 
 
 class _Row(IntEnum):
-    WAITING = 0
-    SEQUENCES = 1
-    CONTEXT = 2
-    BLOCKS = 3
+    CONTEXT = 0
+    BLOCKS = 1
 
 
 class Background:
-    """Sums over batch requests by worker's position; positions are the fleet's."""
+    """Sums over batch requests by worker's position; positions are the fleet's. What waits and how many run
+    workers tell themselves."""
 
     def __init__(self) -> None:
         self._sums = np.zeros((len(_Row), 0))
@@ -27,13 +26,13 @@ class Background:
     def seated(self, seat: Seat, position: int) -> None:
         """A batch request is on a worker, its prompt still to compute."""
         cost = seat.cost
-        self._put(seat, position, np.array([cost.prefill_tokens, 1, 0, cost.kv_blocks], np.float64))
+        self._put(seat, position, np.array([0, cost.kv_blocks], np.float64))
 
     def began(self, seat: Seat) -> None:
         """Its prompt is computed."""
         position, _ = self._seats.get(seat.ticket.number, (-1, None))
         if position >= 0:
-            taken = np.array([0, 1, seat.ticket.prefill_tokens, seat.cost.kv_blocks], np.float64)
+            taken = np.array([seat.ticket.prefill_tokens, seat.cost.kv_blocks], np.float64)
             self._put(seat, position, taken)
 
     def left(self, number: int) -> None:
@@ -41,14 +40,6 @@ class Background:
         position, taken = self._seats.pop(number, (-1, None))
         if taken is not None:
             self._sums[:, position] -= taken
-
-    def waiting_tokens(self, width: int) -> Floats:
-        """Prompt tokens to compute. [width]"""
-        return self._row(_Row.WAITING, width)
-
-    def sequences(self, width: int) -> Floats:
-        """Requests. [width]"""
-        return self._row(_Row.SEQUENCES, width)
 
     def context(self, width: int) -> Floats:
         """Tokens that their decodes read. [width]"""

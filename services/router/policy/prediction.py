@@ -127,13 +127,13 @@ class Predictor:
     def raw_first_s(self, ticket: Ticket, uncached: int) -> float:
         """From the dispatch to the first token, before the correction, on the least busy worker."""
         takers = self.fleet.suited(ticket)
-        queued_s = (self.fleet.waiting_tokens * self.fleet.speeds.token_s)[takers]
+        queued_s = self.fleet.busy(ticket.foreground).queue_s[takers]
         return float(queued_s.min(initial=inf)) + self._alone_s(ticket, uncached)
 
     def first_there_s(self, ticket: Ticket, uncached: int, position: int) -> float:
         """The same on the worker at a position, before it is booked, and before the correction."""
         model = self.fleet.model_of(position)
-        queued_s = float(self.fleet.waiting_tokens[position] * self.fleet.speeds.token_s[position])
+        queued_s = float(self.fleet.busy(ticket.foreground).queue_s[position])
         return queued_s + model.prefill_s(uncached, ticket.prefill_tokens - uncached) + self._decode_s()
 
     def corrected_first_s(self, ticket: Ticket, raw_s: float) -> float:
@@ -168,8 +168,7 @@ class Predictor:
         if policy.ttft_s is not None:
             queued_s = sum(self.queue.held[each].prefill_s for each in FOREGROUND) / workers
             target_s = max(policy.ttft_s, 2 * self.typical_prefill_s)
-            waiting = np.maximum(fleet.waiting_tokens - self.background.waiting_tokens(fleet.width), 0.0)
-            used = np.maximum(used, (waiting * fleet.speeds.token_s + queued_s) / target_s)
+            used = np.maximum(used, (fleet.busy(foreground=True).queue_s + queued_s) / target_s)
         if policy.tpot_s is not None:
             steps_s = self._steps_s() / (1.0 - self._prefill_share())
             used = np.maximum(used, steps_s / np.maximum(policy.tpot_s, 2 * self._steps_s(lone=True)))
@@ -235,6 +234,6 @@ class Predictor:
         if lone:
             return np.asarray(a + b + e)
         background, width = self.background, self.fleet.width
-        sequences = np.maximum(self.fleet.sequences - background.sequences(width), 0.0)
+        sequences = self.fleet.busy(foreground=True).sequences
         context = np.maximum(self.fleet.running_context - background.context(width), 0.0)
         return np.asarray(a + sequences * (b + e) + context * d)

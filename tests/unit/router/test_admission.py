@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from math import inf
 
 import pytest
@@ -189,10 +190,11 @@ def test_batch_work_on_the_workers_uses_no_head_room() -> None:
             it.streamed(number, 5, 1.0)
     busy = {"sequences": 40, "waiting_tokens": 320_000, "free_blocks": 10, "running_context": 320_000}
     loaded = make_worker(slots=1, step_model=slow, **busy)
-    it.worker_changed(loaded)
+    it.worker_changed(replace(loaded, batch_sequences=40, batch_waiting_tokens=320_000))
     assert it.headroom("m", I) < 0.3
     for number in range(40):
         it.ended(number)
+    it.worker_changed(loaded)
     assert it.headroom("m", I) > 0.95, "the same load without a batch request of ours"
 
 
