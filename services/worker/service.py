@@ -135,9 +135,7 @@ class WorkerService:
 
     def _watch_gpu(self, engine: EngineDescription, model: ModelDirectory) -> None:
         if engine.device_uuid is not None:
-            uuid = (
-                self._lease.uuid if self._lease else engine.device_uuid
-            )  # an instance, if it is one
+            uuid = self._lease.uuid if self._lease else engine.device_uuid  # an instance, if it is one
             telemetry = Telemetry(Probe(uuid), self._metrics, model.config, engine.dtype)
             self.tasks.spawn(telemetry.run(), "gpu-telemetry")
 
