@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from google.protobuf import duration_pb2
@@ -17,7 +18,7 @@ from services.router.settings import LimitSettings
 MAX_STOPS, MAX_STOP_CHARACTERS = 16, 256
 MAX_STOP_TOKEN_IDS = 1024
 MAX_LOGPROBS = 20
-MAX_LABELS = 32
+MAX_LABELS, MAX_LABEL_CHARACTERS = 32, 128
 MAX_USER_BYTES = 256
 _REQUEST_ID = re.compile(r"[\x20-\x7e]{1,128}")
 _MAX_DEADLINE_S = 315_576_000_000  # what a google.protobuf.Duration may hold: 10,000 years
@@ -156,9 +157,17 @@ def _handling_faults(request: router_pb2.GenerateRequest) -> list[FieldViolation
     elif request.latency_class not in (0, *LatencyClass):
         found.append(FieldViolation("latency_class", f"{request.latency_class} is not known"))
     for name in ("required_labels", "preferred_labels"):
-        if len(getattr(request, name)) > MAX_LABELS:
-            found.append(FieldViolation(name, f"at most {MAX_LABELS}"))
+        found += _label_faults(name, getattr(request, name))
     return [*found, *_flush_faults(request.flush)]
+
+
+def _label_faults(name: str, labels: Mapping[str, str]) -> list[FieldViolation]:
+    """Labels are kept beside the workers that have them, so they are short."""
+    if len(labels) > MAX_LABELS:
+        return [FieldViolation(name, f"at most {MAX_LABELS}")]
+    if any(len(text) > MAX_LABEL_CHARACTERS for each in labels.items() for text in each):
+        return [FieldViolation(name, f"names and values have at most {MAX_LABEL_CHARACTERS} characters")]
+    return []
 
 
 def _flush_faults(flush: router_pb2.FlushPolicy) -> list[FieldViolation]:
