@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
+from math import inf
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from services.router.policy.queue import Lane, ModelQueue
 from services.router.policy.queue.order import Entry
 from services.router.policy.settings import PolicySettings
 from services.router.policy.ticket import Ticket
-from services.router.policy.worker import BLOCK_TOKENS
+from services.router.policy.worker import BLOCK_TOKENS, WorkerView
 
 _LOCALITY_TENANTS = 4
 """Tenants looked at for a warm prompt before the one whose turn it is goes cold."""
@@ -50,6 +51,7 @@ class Pool:
         self._passed: set[int] = set()
         self._passed_at = float("nan")
         self._clearing: tuple[int, str] | None = None
+        self._held_at: dict[str, float] = {}
 
     def submit(self, ticket: Ticket, now: float) -> None:
         """Lets a request wait."""
@@ -59,6 +61,15 @@ class Pool:
         self.predictor.queued(estimate.prefill_s)
         entry = self.queue.add(ticket, estimate.prefill_s, estimate.total_s, now)
         entry.raw_wait_s = raw_wait_s
+        self.queue.put_aside(entry, self._nobody_for(ticket))
+
+    def put(self, view: WorkerView) -> None:
+        """Takes over what a worker reports; also how a new one becomes known."""
+        earlier = self.fleet.get(view.key)
+        self.fleet.put(view)
+        self.news()
+        if earlier is None or _kind(earlier) != _kind(view):
+            self._bring_back()
 
     def remove(self, number: int) -> Entry | None:
         """Takes a request out."""
@@ -97,16 +108,17 @@ class Pool:
         queue.settle(seat.lane, decode_s * (seat.output_tokens - expected) / expected)
 
     def alone(self) -> list[Ticket]:
-        """Requests that no worker is there for."""
-        fleet, able = self.fleet, {}
-        found = []
+        """Requests that no worker is there for; while others have one, these are in nobody's way."""
+        able: dict[tuple[object, ...], bool] = {}
+        some, found = bool(self.fleet.ready.any()), []
         for entry in self.queue.entries():
             ticket = entry.ticket
             key = (ticket.labels, ticket.capabilities, ticket.barred, ticket.total_tokens)
             if key not in able:
-                able[key] = bool(fleet.suited(ticket).any())
+                able[key] = bool(self.fleet.suited(ticket).any())
             if not able[key]:
                 found.append(ticket)
+            self.queue.put_aside(entry, some and not able[key])
         return found
 
     def stuck(self, now: float, most: int) -> list[Ticket]:
@@ -150,13 +162,15 @@ class Pool:
 
     def next(self, now: float) -> Placed | None:
         """The next request that can go, booked; None when nothing can."""
+        for tenant in self._held_back:
+            self._held_at[tenant] = now
         if not len(self.queue) or not self.fleet.any_open:
             return None
         if now != self._passed_at:
             self._passed.clear()
             self._passed_at = now
         head: Entry | None = None
-        for entry in self.queue.candidates(now):
+        for entry in self.queue.candidates(now, self._held_back):
             head = head or entry
             choice = self._choice(entry, head, now)
             if choice is not None and choice.worker is not None:
@@ -250,7 +264,8 @@ class Pool:
         self._passed.discard(ticket.number)
         if self._clearing is not None and self._clearing[0] == ticket.number:
             self._clearing = None
-        predictor.dispatched(ticket, entry.raw_wait_s, now - entry.queued_s, now)
+        if not entry.delayed and entry.queued_s >= self._held_at.get(ticket.tenant, -inf):
+            predictor.dispatched(ticket, entry.raw_wait_s, now - entry.queued_s, now)
         seat = Seat(
             ticket=ticket,
             worker=self.fleet.at(choice.position).key,
@@ -266,5 +281,24 @@ class Pool:
             predictor.background.seated(seat, choice.position)
         return Placed(entry, seat, prediction)
 
+    def _nobody_for(self, ticket: Ticket) -> bool:
+        """Whether workers are there, but none for this request."""
+        return bool(self.fleet.ready.any()) and not self.fleet.suited(ticket).any()
+
+    def _bring_back(self) -> None:
+        """Requests that stood aside are in their places again where a worker is there for them now."""
+        if any(each.requests for each in self.queue.aside.values()):
+            for entry in self.queue.entries():
+                if entry.aside and self.fleet.suited(entry.ticket).any():
+                    self.queue.put_aside(entry, False)
+
     def _ahead(self, latency_class: LatencyClass) -> bool:
-        return bool(self.queue.held[latency_class].requests)
+        """Whether a request of the class waits that could go before a new one."""
+        tenants = self.queue.tenants[latency_class]
+        back = sum(tenants[each].requests for each in self._held_back if each in tenants)
+        return self.queue.held[latency_class].requests > back
+
+
+def _kind(view: WorkerView) -> tuple[object, ...]:
+    """What decides which requests it could run."""
+    return view.ready, view.labels, view.capabilities, view.max_tokens

@@ -15,7 +15,7 @@ from services.router.policy.admission import QueueLimits, Refusal
 from services.router.policy.classify import LatencyClass
 from services.router.policy.fleet import Fleet
 from services.router.policy.pool import Pool
-from services.router.policy.prediction import Prediction
+from services.router.policy.prediction import FOREGROUND, Prediction
 from services.router.policy.preemption import Displacement, Seat, Yard, victims
 from services.router.policy.settings import PolicySettings
 from services.router.policy.ticket import Cost, Ticket
@@ -144,9 +144,7 @@ class Scheduler:
         if earlier is not None and earlier != worker.model:
             self.worker_gone(worker.key)
         self._model_of[worker.key] = worker.model
-        pool = self._pool(worker.model)
-        pool.fleet.put(worker)
-        pool.news()
+        self._pool(worker.model).put(worker)
 
     def worker_gone(self, key: str) -> None:
         """Forgets a worker and all that it keeps; what ran there is submitted again or ends."""
@@ -190,7 +188,8 @@ class Scheduler:
         pool = self._pools.get(model)
         if pool is None:
             return Waiting(0, 0)
-        front = [pool.queue.held[each] for each in LatencyClass if each is not LatencyClass.BATCH]
+        queue = pool.queue
+        front = [part[each] for part in (queue.held, queue.aside) for each in FOREGROUND]
         return Waiting(
             len(pool.queue),
             pool.queue.prefill_tokens,
@@ -206,10 +205,7 @@ class Scheduler:
 
     def waiting_by_class(self) -> dict[LatencyClass, int]:
         """Requests that wait, of all models."""
-        return {
-            each: sum(pool.queue.held[each].requests for pool in self._pools.values())
-            for each in LatencyClass
-        }
+        return {each: sum(pool.queue.waiting(each) for pool in self._pools.values()) for each in LatencyClass}
 
     def counter(self, model: str, tenant: str, latency_class: LatencyClass) -> float:
         """Weighted tokens that a tenant was served in a class, as its turn depends on them."""

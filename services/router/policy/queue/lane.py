@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import islice
@@ -71,14 +72,16 @@ class TenantLane:
         if not order:
             del self.orders[tenant]
 
-    def tenants(self) -> Iterator[Order]:
+    def tenants(self, without: AbstractSet[str] = frozenset()) -> Iterator[Order]:
         """The tenants that have something here, the least served first."""
         for tenant in self.counters.tenants():
             order = self.orders.get(tenant)
-            if order is not None:
+            if order is not None and tenant not in without:
                 yield order
 
-    def in_order(self, now: float, of_one_tenant: int) -> Iterator[Entry]:
+    def in_order(
+        self, now: float, of_one_tenant: int, without: AbstractSet[str] = frozenset()
+    ) -> Iterator[Entry]:
         """The requests to try, at most so many of each tenant, the next to go first."""
-        for order in self.tenants():
+        for order in self.tenants(without):
             yield from islice(order.in_order(now), of_one_tenant)

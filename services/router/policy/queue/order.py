@@ -52,6 +52,10 @@ class Entry:
     """Whose turn it was when it was looked at last; charged when it goes."""
     overdue: bool = False
     """Whether it is also in the lane of overdue requests."""
+    aside: bool = False
+    """No worker is there for it: it waits, but is in no lane."""
+    delayed: bool = False
+    """It was aside: its wait says nothing of others'."""
     place: Place = Place.DUE
     queued_s: float = 0.0
     """When it was queued, this time."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from heapq import heappop, heappush
 from itertools import islice
 from math import inf
@@ -48,11 +49,18 @@ class ModelQueue:
         self._overdue: list[tuple[float, int]] = []
         self._blocked: set[int] = set()
         self.held: dict[LatencyClass, Held] = {each: Held() for each in LatencyClass}
+        """What stands in the lanes."""
+        self.aside: dict[LatencyClass, Held] = {each: Held() for each in LatencyClass}
+        """What waits beside them."""
         self.tenants: dict[LatencyClass, dict[str, Held]] = {each: {} for each in LatencyClass}
         self.prefill_tokens = 0
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def waiting(self, latency_class: LatencyClass) -> int:
+        """Requests of a class, those included that no worker is there for."""
+        return self.held[latency_class].requests + self.aside[latency_class].requests
 
     def entries(self) -> Iterator[Entry]:
         """Everything that waits, in no particular order."""
@@ -63,10 +71,7 @@ class ModelQueue:
         entry = self._entry(ticket, bounded(prefill_s), bounded(cost_s))
         entry.queued_s = now
         self._entries[ticket.number] = entry
-        self._arrive(entry)
-        self._lanes[ticket.latency_class].add(entry, self._tenant(ticket))
-        if self._settings.aging and entry.overdue_s < inf:
-            heappush(self._overdue, (entry.overdue_s, ticket.number))
+        self._line_up(entry)
         self._count(entry, 1)
         return entry
 
@@ -74,21 +79,33 @@ class ModelQueue:
         """Takes a request out; None when it does not wait here."""
         entry = self._entries.pop(number, None)
         if entry is not None:
-            tenant = self._tenant(entry.ticket)
-            self._lanes[entry.ticket.latency_class].remove(entry, tenant)
-            if entry.overdue:
-                self._lanes[Lane.AGED].remove(entry, tenant)
-            self._depart(entry)
             self._count(entry, -1)
+            if not entry.aside:
+                self._step_out(entry)
         return entry
 
-    def candidates(self, now: float) -> Iterator[Entry]:
-        """The requests to try, the next to go first. Change nothing while walking but by one `take`."""
+    def put_aside(self, entry: Entry, aside: bool) -> None:
+        """Takes a request that no worker is there for out of everybody's way, or back to its place."""
+        if entry.aside == aside:
+            return
+        self._count(entry, -1)
+        entry.aside, entry.delayed = aside, True
+        self._count(entry, 1)
+        if aside:
+            self._step_out(entry)
+        else:
+            self._line_up(entry)
+
+    def candidates(self, now: float, without: AbstractSet[str] = frozenset()) -> Iterator[Entry]:
+        """The requests to try, the next to go first. Change nothing while walking but by one `take`.
+
+        `without`: tenants that are not to be tried.
+        """
         self._age(now)
         settings = self._settings
         self._blocked.clear()
         for lane in self._order():
-            in_lane = self._lanes[lane].in_order(now, settings.tenant_look_ahead)
+            in_lane = self._lanes[lane].in_order(now, settings.tenant_look_ahead, without)
             for entry in islice(in_lane, settings.look_ahead):
                 entry.lane = lane
                 yield entry
@@ -144,6 +161,21 @@ class ModelQueue:
         counters = self._lanes[entry.lane].counters
         return counters.counter(self._tenant(entry.ticket)) - counters.counter(self._tenant(before.ticket))
 
+    def _line_up(self, entry: Entry) -> None:
+        ticket = entry.ticket
+        self._arrive(entry)
+        self._lanes[ticket.latency_class].add(entry, self._tenant(ticket))
+        if self._settings.aging and entry.overdue_s < inf:
+            heappush(self._overdue, (entry.overdue_s, ticket.number))
+
+    def _step_out(self, entry: Entry) -> None:
+        tenant = self._tenant(entry.ticket)
+        self._lanes[entry.ticket.latency_class].remove(entry, tenant)
+        if entry.overdue:
+            self._lanes[Lane.AGED].remove(entry, tenant)
+            entry.overdue = False
+        self._depart(entry)
+
     def _arrive(self, entry: Entry) -> None:
         """A tenant competes in a class while it waits there, and in the lane of overdue requests too."""
         ticket, tenant = entry.ticket, self._tenant(entry.ticket)
@@ -172,7 +204,7 @@ class ModelQueue:
     def _count(self, entry: Entry, sign: int) -> None:
         ticket = entry.ticket
         self.prefill_tokens += sign * ticket.prefill_tokens
-        self.held[ticket.latency_class].add(entry, sign)
+        (self.aside if entry.aside else self.held)[ticket.latency_class].add(entry, sign)
         tenants = self.tenants[ticket.latency_class]
         held = tenants.setdefault(ticket.tenant, Held())
         held.add(entry, sign)
@@ -186,7 +218,7 @@ class ModelQueue:
                 return
             _, number = heappop(self._overdue)
             entry = self._entries.get(number)
-            if entry is not None and not entry.overdue and entry.overdue_s <= now:
+            if entry is not None and not (entry.overdue or entry.aside) and entry.overdue_s <= now:
                 entry.overdue = True
                 self._lanes[Lane.AGED].add(entry, self._tenant(entry.ticket))
 
