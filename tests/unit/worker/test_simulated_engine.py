@@ -270,3 +270,12 @@ def test_no_torch_is_loaded(tmp_path: Path) -> None:
         "sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_what_steps_cost_is_known_before_the_first_one() -> None:
+    engine, clock = load(simulated_die_at_token=1)
+    learned, step_time = engine.prior, read_calibration(H100).step
+    assert clock.now() == 0.0
+    for cost in (StepCost(1, 1024, 1024 * 512, 0, 0), StepCost(1, 16, 0, 16 * 64, 16)):
+        predicted = sum(each * part for each, part in zip(learned.coefficients, cost, strict=True))
+        assert predicted == pytest.approx(step_time.of(cost), rel=0.35)

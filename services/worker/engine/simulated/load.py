@@ -12,13 +12,15 @@ import numpy as np
 
 from services.common.models import ModelDirectory, ModelError
 from services.worker.engine.base import EngineDescription, LoadedEngine
+from services.worker.engine.calibrate import calibrate
 from services.worker.engine.errors import EngineLoadError, ModelFormatError
 from services.worker.engine.settings import EngineSettings
 from services.worker.engine.simulated.answers import Answers
 from services.worker.engine.simulated.calibration import NULL_FORWARD, Calibration, read_calibration
-from services.worker.engine.simulated.clock import Clock, RealClock
+from services.worker.engine.simulated.clock import Clock, RealClock, VirtualClock
 from services.worker.engine.simulated.faults import Faults, Saboteur
 from services.worker.engine.simulated.runner import SimulatedRunner
+from services.worker.scheduler.budget import PRIOR, StepModelState
 from services.worker.scheduler.request import Ids
 from services.worker.scheduler.step import Capabilities, KVSpec
 
@@ -52,7 +54,17 @@ def load_simulated_engine(settings: EngineSettings, clock: Clock | None = None) 
         seed=seed,
     )
     description = _describe(settings, directory.name, calibration, eos_ids, words, spec)
-    return LoadedEngine(runner, replace(description, load_seconds=time.monotonic() - started))
+    described = replace(description, load_seconds=time.monotonic() - started)
+    return LoadedEngine(runner, described, prior=_known_cost(spec, calibration, answers))
+
+
+def _known_cost(spec: KVSpec, calibration: Calibration, answers: Answers) -> StepModelState:
+    """What a sweep would find, without the time and the faults of one."""
+    if calibration.step == NULL_FORWARD.step:
+        return PRIOR
+    clock = VirtualClock()
+    twin = SimulatedRunner(spec, CAPABILITIES, calibration.step, answers, clock, Saboteur(Faults()))
+    return calibrate(twin, clock=clock.now)
 
 
 def _facts(
