@@ -25,6 +25,16 @@ from services.router.policy.worker import BLOCK_TOKENS, WorkerView
 
 _LOCALITY_TENANTS = 4
 """Tenants looked at for a warm prompt before the one whose turn it is goes cold."""
+_CLEARING_S = 120.0
+"""Long enough for running answers to end."""
+
+
+class _Clearing(NamedTuple):
+    """A worker that takes nothing but one request until then."""
+
+    number: int
+    worker: str
+    until_s: float
 
 
 class Placed(NamedTuple):
@@ -50,7 +60,8 @@ class Pool:
         self.thinning = Thinning(settings)
         self._passed: set[int] = set()
         self._passed_at = float("nan")
-        self._clearing: tuple[int, str] | None = None
+        self._clearing: _Clearing | None = None
+        self._clears_from_s = -inf
         self._held_at: dict[str, float] = {}
 
     def submit(self, ticket: Ticket, now: float) -> None:
@@ -73,14 +84,14 @@ class Pool:
 
     def remove(self, number: int) -> Entry | None:
         """Takes a request out."""
-        if self._clearing is not None and self._clearing[0] == number:
+        if self._clearing is not None and self._clearing.number == number:
             self._clearing = None
         return self.queue.remove(number)
 
     def lose(self, key: str) -> None:
         """A worker is gone."""
         self.fleet.drop(key)
-        if self._clearing is not None and self._clearing[1] == key:
+        if self._clearing is not None and self._clearing.worker == key:
             self._clearing = None
         self.news()
 
@@ -164,6 +175,8 @@ class Pool:
         """The next request that can go, booked; None when nothing can."""
         for tenant in self._held_back:
             self._held_at[tenant] = now
+        if self._clearing is not None and now >= self._clearing.until_s:
+            self._clearing = None
         if not len(self.queue) or not self.fleet.any_open:
             return None
         if now != self._passed_at:
@@ -221,13 +234,18 @@ class Pool:
     def _allowed(self, entry: Entry) -> Ticket:
         """The request without the worker that is being emptied for another."""
         ticket = entry.ticket
-        if self._clearing is None or self._clearing[0] == ticket.number:
+        if self._clearing is None or self._clearing.number == ticket.number:
             return ticket
-        return replace(ticket, barred=ticket.barred | {self._clearing[1]})
+        return replace(ticket, barred=ticket.barred | {self._clearing.worker})
 
     def _consider_clearing(self, entry: Entry, choice: Choice, now: float) -> None:
-        """Long after it was overdue, a request that finds no room has one worker emptied for it."""
+        """Long after it was overdue, a request that finds no room has one worker emptied for it.
+
+        Where others fill it meanwhile that would last for ever: so half of the time at most.
+        """
         if self._clearing is not None or not self.settings.clear_for_starving or not entry.overdue:
+            return
+        if now < self._clears_from_s:
             return
         bound_s = entry.overdue_s - entry.ticket.arrival_s
         if choice.wait_until_s is not None or now - entry.overdue_s < bound_s:
@@ -235,7 +253,9 @@ class Pool:
         suited = self.fleet.suited(entry.ticket).nonzero()[0]
         if len(suited):
             position = int(suited[self.fleet.sequences[suited].argmin()])
-            self._clearing = (entry.ticket.number, self.fleet.at(position).key)
+            lasts_s = max(bound_s, _CLEARING_S)
+            self._clearing = _Clearing(entry.ticket.number, self.fleet.at(position).key, now + lasts_s)
+            self._clears_from_s = now + 2 * lasts_s
 
     def _local(self, entry: Entry, choice: Choice, head: Entry, now: float) -> tuple[Entry, Choice]:
         """A warm request of a tenant that is not too far ahead goes before a cold one."""
@@ -262,8 +282,8 @@ class Pool:
         )
         self.queue.take(entry, estimate.total_s, uncached, ticket.prefill_tokens - uncached)
         self._passed.discard(ticket.number)
-        if self._clearing is not None and self._clearing[0] == ticket.number:
-            self._clearing = None
+        if self._clearing is not None and self._clearing.number == ticket.number:
+            self._clearing, self._clears_from_s = None, now
         if not entry.delayed and entry.queued_s >= self._held_at.get(ticket.tenant, -inf):
             predictor.dispatched(ticket, entry.raw_wait_s, now - entry.queued_s, now)
         seat = Seat(

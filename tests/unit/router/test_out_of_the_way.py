@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.router.policy import LatencyClass, Scheduler
+from services.router.policy import Cost, LatencyClass, Scheduler
 from tests.support.policy_values import make_ticket, make_worker
 
 EU = frozenset({("region", "eu")})
@@ -89,3 +89,19 @@ def test_who_was_held_back_teaches_nobody_to_expect_long_waits() -> None:
     it.worker_changed(make_worker(slots=0))
     other = make_ticket(100, LatencyClass.INTERACTIVE, tenant="other", arrival_s=62.0, deadline_s=72.0)
     assert it.admit(other, 62.0) is None
+
+
+def test_a_worker_that_others_keep_filling_is_not_emptied_for_ever() -> None:
+    it, went = Scheduler(), 0
+    huge = make_ticket(0, LatencyClass.STANDARD, tenant="huge", prompt=60_000)
+    it.submit(huge, 0.0)
+    for number in range(1, 1001):
+        now = float(number)
+        it.worker_changed(make_worker(sequences=3, credit=Cost(100_000, 8, 100)))
+        it.submit(make_ticket(number, LatencyClass.STANDARD, arrival_s=now), now)
+        for each in placed(it, now):
+            it.ended(each)
+            went += 1
+    assert 500 < went < 1000, "neither all the time nor never"
+    it.worker_changed(make_worker())
+    assert 0 in placed(it, 1001.0)
