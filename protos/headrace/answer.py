@@ -1,8 +1,9 @@
 """One answer: a stream of events that survives refusals before it begins and breaks after it has.
 
 Before the first token, a refusal that says when to retry (RetryInfo) is retried then, as long as the
-caller's time allows. After it, a broken stream is taken up from the next token by `Generate(resume)`; where
-the mesh cannot do that, the error that broke it is raised. A token is never seen twice and none is skipped.
+caller's time allows, unless the request asked for a refusal instead of a wait. After it, a broken stream is
+taken up from the next token by `Generate(resume)`; where the mesh cannot do that, the error that broke it is
+raised. A token is never seen twice and none is skipped.
 """
 
 from __future__ import annotations
@@ -158,12 +159,11 @@ class Answer:
             await self._take_up_again(error)
 
     async def _wait_to_retry(self, error: errors.HeadraceError) -> None:
-        retryable = isinstance(error, (errors.Unavailable, errors.Exhausted))
-        if not retryable or error.retry_s is None or not self._fits(error.retry_s):
+        if error.pause_s is None or not self._fits(error.pause_s):
             self._ended = True
             raise error
         self.retries += 1
-        await asyncio.sleep(error.retry_s)
+        await asyncio.sleep(error.pause_s)
 
     async def _take_up(self, error: errors.HeadraceError) -> None:
         """The first break: asks for the rest, whichever router answers."""

@@ -178,9 +178,9 @@ class Headrace:
             try:
                 return await _outcome(method(request, timeout=remaining_s, metadata=self._metadata))
             except (errors.Unavailable, errors.Exhausted) as error:
-                if error.retry_s is None or (remaining_s is not None and error.retry_s >= remaining_s):
+                if error.pause_s is None or (remaining_s is not None and error.pause_s >= remaining_s):
                     raise
-                await asyncio.sleep(error.retry_s)
+                await asyncio.sleep(error.pause_s)
 
 
 async def _outcome(call: Awaitable[Reply]) -> Reply:

@@ -24,6 +24,8 @@ from google.protobuf import message as protobuf
 from google.rpc import error_details_pb2, status_pb2
 
 DETAILS_KEY = "grpc-status-details-bin"
+_NOT_TO_WAIT = frozenset({"DEADLINE_INFEASIBLE", "WOULD_QUEUE"})
+"""Reasons by which a request asked to be refused instead of being late."""
 
 
 class Violation(NamedTuple):
@@ -57,6 +59,12 @@ class HeadraceError(Exception):
         self.reason = reason
         self.retry_s = retry_s
         self.violations = violations
+
+    @property
+    def pause_s(self) -> float | None:
+        """Seconds until the client asks again by itself; None where that is the caller's to decide."""
+        passing = isinstance(self, (Unavailable, Exhausted)) and self.reason not in _NOT_TO_WAIT
+        return self.retry_s if passing else None
 
 
 class InvalidRequest(HeadraceError):

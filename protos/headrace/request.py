@@ -20,7 +20,17 @@ LATENCY_CLASSES = {
     "standard": types_pb2.LATENCY_CLASS_STANDARD,
     "batch": types_pb2.LATENCY_CLASS_BATCH,
 }
-_PLAIN = ("model", "max_tokens", "request_id", "do_not_queue", "user", "required_labels")
+_PLAIN = (
+    "model",
+    "max_tokens",
+    "request_id",
+    "do_not_queue",
+    "user",
+    "required_labels",
+    "preferred_labels",
+    "sheddable",
+    "deterministic",
+)
 _SAMPLING = frozenset(field.name for field in types_pb2.SamplingParams.DESCRIPTOR.fields)
 
 
@@ -43,6 +53,9 @@ class Options:
     regex: str | None = None
     lark: str | None = None
     required_labels: Mapping[str, str] | None = None
+    preferred_labels: Mapping[str, str] | None = None
+    sheddable: bool | None = None
+    deterministic: bool | None = None
 
 
 def build_request(

@@ -113,6 +113,18 @@ async def test_a_refusal_that_does_not_say_when_is_raised() -> None:
     assert (caught.value.reason, caught.value.retry_s, len(router.requests)) == ("QUOTA_EXCEEDED", None, 1)
 
 
+@pytest.mark.parametrize("reason", ["DEADLINE_INFEASIBLE", "WOULD_QUEUE"])
+async def test_what_was_rather_to_be_refused_than_late_is_not_retried(reason: str) -> None:
+    late = fail(errors.Overloaded("late", reason=reason, retry_s=0.001))
+    router = ScriptedRouter(late, late, say("a"))
+    async with serving(router) as address, Headrace(address) as mesh:
+        for call in (mesh.generate("x").text(), mesh.generate_unary("x")):
+            with pytest.raises(Exhausted) as caught:
+                await call
+            assert (caught.value.reason, caught.value.retry_s) == (reason, 0.001)
+    assert len(router.requests) == 2
+
+
 async def test_a_retry_that_the_deadline_forbids_is_not_waited_for() -> None:
     router = ScriptedRouter(fail(errors.Overloaded("full", retry_s=3600)))
     async with serving(router) as address, Headrace(address) as mesh:
@@ -283,6 +295,13 @@ def errors_of(name: str) -> type[Exception]:
 def test_a_value_that_no_message_holds_is_refused_by_name(name: str, asked: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"^{name}: "):
         build_request(**asked)
+
+
+def test_where_and_how_a_request_may_run_is_sent() -> None:
+    request = build_request("x", preferred_labels={"pool": "b"}, sheddable=False, deterministic=True)
+    assert dict(request.preferred_labels) == {"pool": "b"}
+    assert (request.HasField("sheddable"), request.sheddable, request.deterministic) == (True, False, True)
+    assert not build_request("x").HasField("sheddable")
 
 
 def test_a_given_zero_is_sent_and_what_is_not_given_is_not() -> None:
