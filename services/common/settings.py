@@ -25,6 +25,7 @@ from pydantic_settings import (
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
+from pydantic_settings import SettingsError as UnreadableError
 
 from services.common.logs import LogFormat, LogLevel
 from services.common.members import MeshSecret
@@ -130,6 +131,8 @@ class ServiceSettings(BaseSettings):
             return cls(**flags())
         except ValidationError as error:
             raise SettingsError(_describe(cls, error)) from None
+        except UnreadableError as error:
+            raise SettingsError(_unreadable(cls, error)) from None
 
 
 def variable(settings: ServiceSettings | type[ServiceSettings], name: str) -> str:
@@ -190,6 +193,12 @@ def _take_config(arguments: list[str]) -> list[str]:
             os.environ["HEADRACE_CONFIG"] = argument.removeprefix("--config=")
             rest.remove(argument)
     return rest
+
+
+def _unreadable(kind: type[ServiceSettings], error: UnreadableError) -> str:
+    """A group whose value is no JSON; only the sentence of the error tells which one."""
+    name = next((name for name in kind.model_fields if f'"{name}"' in str(error)), None)
+    return f"{variable(kind, name)}: is not JSON" if name else str(error)
 
 
 def _describe(kind: type[ServiceSettings], error: ValidationError) -> str:

@@ -70,6 +70,12 @@ def test_a_wrong_setting_of_a_group_is_named_itself(monkeypatch: pytest.MonkeyPa
         ExampleSettings.load([])
 
 
+def test_a_group_that_is_no_json_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADRACE_EXAMPLE_BOUNDS", "x")
+    with pytest.raises(SettingsError, match=r"^HEADRACE_EXAMPLE_BOUNDS: is not JSON$"):
+        ExampleSettings.load([])
+
+
 def test_a_misspelt_setting_in_the_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     configuration(tmp_path, monkeypatch, "[example]\ncuont = 3\n")
     with pytest.raises(SettingsError, match="cuont is not a setting of example"):
