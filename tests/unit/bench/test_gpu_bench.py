@@ -142,6 +142,18 @@ def test_the_script_runs_from_any_directory_and_asks_where_dry_figures_go(
     assert "--results" in done.stderr
 
 
+def test_a_python_without_torch_is_told_in_one_line(project_root: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "python"
+    bare.write_text("#!/bin/sh\nexit 1\n")
+    bare.chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(project_root / "bench" / "gpu.sh"), "--help"], env={**os.environ, "PYTHON": str(bare)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert f"{bare} has no torch" in done.stderr
+
+
 def test_without_a_gpu_only_a_dry_run_is_possible(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RuntimeError, match="--dry"):
