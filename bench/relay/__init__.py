@@ -16,5 +16,6 @@ engine_worker           our engine behind one stream a request
 session_worker          workers without an engine that speak the session protocol
 textless_router         our router without detokenising
 busy                    an engine whose step is 4 ms of sleep and 1 ms of Python
+profiled                our router or worker under cProfile
 smg, smg_worker         the real SMG from an environment of its own, and what it drives
 """

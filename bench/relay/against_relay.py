@@ -16,11 +16,15 @@ PROMPT_TOKENS = 128
 RELAY, RELAY_4 = "relay, 1 token a message", "relay, 4 tokens a message"
 ROUTER_1, ROUTER_4 = "router, 1 token a message", "router, 4 tokens a message"
 PLAIN_1, PLAIN_4 = "router, no text, 1 token", "router, no text, 4 tokens"
+REAL_4 = "router, real worker, 4 tokens a message"
 AIMS = {ROUTER_1: 0.62, PLAIN_4: 0.28, ROUTER_4: 0.36}
 
 
 async def contenders(site: Site) -> list[Contender]:
-    """Two relays over one worker; our router as it is and without text, each over a session of its own."""
+    """Two relays over one worker; our router as it is and without text, each over a session of its own.
+
+    Once more with a real worker, to see that sessions without an engine cost the router what real ones do.
+    """
     worker = site.module(
         "stream-worker", module("stream_worker", "--ids", site.ids, "--step-s", site.step_s), site.rest
     )
@@ -30,6 +34,8 @@ async def contenders(site: Site) -> list[Contender]:
     for each in (router, textless):
         site.start_sessions([each])
         await site.attached(each, 1)
+    real = await site.start_router("router-real")
+    await site.start_worker(real, site.rest)
     return [
         asked(RELAY, relays[0], 1),
         asked(RELAY_4, relays[1], 4),
@@ -37,6 +43,7 @@ async def contenders(site: Site) -> list[Contender]:
         routed(ROUTER_4, router, 4),
         routed(PLAIN_1, textless, 1),
         routed(PLAIN_4, textless, 4),
+        routed(REAL_4, real, 4),
     ]
 
 

@@ -45,7 +45,9 @@ class BareEngine:
                 seen.message(len(tokens), self._at_s[handle], now_s, first=first_index == 0)
                 self._at_s[handle] = now_s
             for finished in report.terminals.finished:
-                self._open.pop(finished.handle)[1].set_result(None)
+                ended = self._open.pop(finished.handle)[1]
+                if not ended.done():  # nobody waits any more
+                    ended.set_result(None)
                 del self._at_s[finished.handle]
 
 

@@ -140,7 +140,7 @@ class Site:
         prefix = f"HEADRACE_{(kind or name).upper()}_"
         own = {"mesh_secret_file": self.secret, "drain_timeout_s": 0.5, "log_level": "warning", **settings}
         environment = {f"{prefix}{key.upper()}": str(value) for key, value in own.items()}
-        command = [sys.executable, "-m", program]
+        command = [sys.executable, "-m", *program.split()]
         return self.keep(
             lambda: Child(name, command, core=core, scratch=self.scratch, environment=environment)
         )

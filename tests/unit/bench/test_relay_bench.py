@@ -33,7 +33,7 @@ def test_ratios_are_of_the_same_round() -> None:
 def test_a_child_counts_its_own_cpu_time(tmp_path: Path) -> None:
     program = """if True:
         import time
-        while time.process_time() < 0.3: pass
+        while time.process_time() < 0.1: pass
         print('ready', 7, flush=True)
         time.sleep(60)
     """
@@ -42,7 +42,7 @@ def test_a_child_counts_its_own_cpu_time(tmp_path: Path) -> None:
     )
     try:
         assert child.port == 7
-        assert child.cpu_s() >= 0.25
+        assert child.cpu_s() >= 0.08
     finally:
         child.stop()
     assert not child.running
