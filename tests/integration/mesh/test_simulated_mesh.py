@@ -65,8 +65,14 @@ async def test_a_stream_goes_on_exactly_when_its_simulated_worker_dies(tmp_path:
     async with Mesh(tmp_path, model, worker={"engine": "simulated"}) as mesh:
         await mesh.add_worker(simulated_die_at_token="150")
         sampling = types_pb2.SamplingParams(ignore_eos=True)
-        none = types_pb2.CACHE_SCOPE_NONE
-        wanted = request(ids=[5, 6, 7, 8], max_tokens=400, seed=77, sampling=sampling, cache_scope=none)
+        wanted = request(
+            ids=[5, 6, 7, 8],
+            max_tokens=400,
+            seed=77,
+            sampling=sampling,
+            cache_scope=types_pb2.CACHE_SCOPE_NONE,
+            latency_class=types_pb2.LATENCY_CLASS_STANDARD,  # waits as long as a worker takes to start
+        )
         disturbed = asyncio.create_task(generate(mesh.stub, wanted))
         await mesh.workers[0].ended()
         await mesh.add_worker()
