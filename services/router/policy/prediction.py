@@ -176,7 +176,7 @@ class Predictor:
 
     def dispatched(self, ticket: Ticket, predicted_s: float, waited_s: float, now: float) -> None:
         """A request went; `predicted_s`: its wait as it was predicted, before the correction."""
-        if len(self.queue):
+        if any(each.requests for each in self.queue.held.values()):
             gap_s = min(max(now - self._last_dispatch_s, 0.0), _LONGEST_GAP_S)
             self.gap_s += _LEARNING * (gap_s - self.gap_s)
         self._last_dispatch_s = now

@@ -91,6 +91,18 @@ def test_who_was_held_back_teaches_nobody_to_expect_long_waits() -> None:
     assert it.admit(other, 62.0) is None
 
 
+def test_the_time_between_arrivals_is_no_wait_because_something_waits_for_a_worker() -> None:
+    it = with_worker()
+    it.submit(make_ticket(0, LatencyClass.BATCH, labels=EU), 0.0)
+    for number in range(1, 50):
+        now = 20.0 * number
+        it.submit(make_ticket(number, LatencyClass.STANDARD, arrival_s=now), now)
+        it.ended(placed(it, now)[0])
+    it.worker_changed(make_worker(slots=0))
+    late = make_ticket(100, LatencyClass.STANDARD, arrival_s=1000.0, deadline_s=1005.0)
+    assert it.admit(late, 1000.0) is None
+
+
 def test_a_worker_that_others_keep_filling_is_not_emptied_for_ever() -> None:
     it, went = Scheduler(), 0
     huge = make_ticket(0, LatencyClass.STANDARD, tenant="huge", prompt=60_000)
