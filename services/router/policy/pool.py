@@ -253,9 +253,9 @@ class Pool:
         suited = self.fleet.suited(entry.ticket).nonzero()[0]
         if len(suited):
             position = int(suited[self.fleet.sequences[suited].argmin()])
-            lasts_s = max(bound_s, _CLEARING_S)
-            self._clearing = _Clearing(entry.ticket.number, self.fleet.at(position).key, now + lasts_s)
-            self._clears_from_s = now + 2 * lasts_s
+            until_s = now + _CLEARING_S
+            self._clearing = _Clearing(entry.ticket.number, self.fleet.at(position).key, until_s)
+            self._clears_from_s = until_s + max(bound_s, _CLEARING_S)
 
     def _local(self, entry: Entry, choice: Choice, head: Entry, now: float) -> tuple[Entry, Choice]:
         """A warm request of a tenant that is not too far ahead goes before a cold one."""
