@@ -22,11 +22,12 @@ from services.router.policy.fleet import Fleet
 from services.router.policy.hot import HotPrefixes
 from services.router.policy.prefix_index import Hits
 from services.router.policy.speed import Floats, Mask
-from services.router.policy.ticket import Cost, Ticket
+from services.router.policy.ticket import Cost, Digests, Ticket
 from services.router.policy.worker import BLOCK_TOKENS
 
 _WAIT_WEIGHT = 0.05
 _LONGEST_WAIT_S = 60.0
+_AS_SOON = 1.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +62,10 @@ class PlacementSettings:
     """The same in seconds of prefill that it saves; the longer wait counts."""
     patience_s: tuple[float, float] = (0.25, 60.0)
     """Bounds of that wait."""
+
+    second_copies: bool = True
+    """Whether a prefix that a closed worker has still to compute is computed elsewhere, too, where that is
+    done about as soon: of identical requests at once not all end up on one worker."""
 
     long_prompts: bool = True
     long_prompt_share: float = 0.25
@@ -161,22 +166,30 @@ class Placement:
             own_s = self._own_s(cached, prompt, fleet)
             saved_s = float(own_s[takers].min() - own_s[able].min())
             waits = self._waits(ticket, fleet, now, head_wait_s, saved_s)
-            if waits is not None:
+            if waits is not None and not self._sooner_cold(ticket, warm, takers, hits, own_s, fleet):
                 return waits
         return self._among(takers, cached, ticket, fleet)
 
     def book(self, choice: Choice, ticket: Ticket, fleet: Fleet, now: float) -> Cost:
         """Takes the request off the chosen worker's credit; returns what it costs there."""
-        cost = choice.cost(ticket.cost)
         view = fleet.at(choice.position)
-        fleet.book(choice.position, cost, cold=choice.cold, foreground=ticket.foreground)
         digests = ticket.chains.get(view.numerics)
+        cost = self._taken(choice, ticket.cost, digests, fleet)
+        fleet.book(choice.position, cost, cold=choice.cold, foreground=ticket.foreground)
         if digests is not None:
             fleet.index.expect(view.key, digests[-(-choice.cached_tokens // BLOCK_TOKENS) :], now)
         waited_s = min(max(now - ticket.arrival_s, 0.0), _LONGEST_WAIT_S)
         recent_s = self.recent_wait_s[ticket.latency_class]
         self.recent_wait_s[ticket.latency_class] = recent_s + _WAIT_WEIGHT * (waited_s - recent_s)
         return cost
+
+    def _taken(self, choice: Choice, asked: Cost, digests: Digests | None, fleet: Fleet) -> Cost:
+        """What the worker takes off its credit: a prefix that it has still to compute is not cached yet."""
+        if digests is None or not choice.cached_tokens:
+            return choice.cost(asked)
+        blocks = -(-choice.cached_tokens // BLOCK_TOKENS)
+        told = fleet.index.told(choice.position, digests[:blocks]) * BLOCK_TOKENS
+        return choice._replace(cached_tokens=min(choice.cached_tokens, told)).cost(asked)
 
     def _able(self, ticket: Ticket, fleet: Fleet) -> Mask:
         """Workers that could run it, without those that suit it badly where others are there."""
@@ -211,6 +224,26 @@ class Placement:
         warm &= load <= settings.warm_load_factor * load[able].min() + settings.warm_load_slack
         warm &= busy.queue_s <= settings.warm_queue_s
         return warm if np.count_nonzero(warm) else None
+
+    def _sooner_cold(
+        self, ticket: Ticket, warm: Mask, takers: Mask, hits: Hits, own_s: Floats, fleet: Fleet
+    ) -> bool:
+        """Whether the prefix is still being computed where it is warm, and about as soon done elsewhere."""
+        if not self.settings.second_copies:
+            return False
+        there_s = own_s + fleet.busy(ticket.foreground).queue_s
+        if there_s[takers].min() > _AS_SOON * there_s[warm].min():
+            return False
+        return not any(
+            self._told(ticket, position, int(hits[position]), fleet)
+            for position in warm.nonzero()[0].tolist()
+        )
+
+    def _told(self, ticket: Ticket, position: int, blocks: int, fleet: Fleet) -> bool:
+        """Whether a worker said that it keeps most of the prompt."""
+        digests = ticket.chains.get(fleet.at(position).numerics)
+        told = 0 if digests is None else fleet.index.told(position, digests[:blocks]) * BLOCK_TOKENS
+        return told >= self.settings.warm_share * ticket.prefill_tokens
 
     def _waits(
         self, ticket: Ticket, fleet: Fleet, now: float, head_wait_s: float | None, saved_s: float

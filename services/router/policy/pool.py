@@ -107,12 +107,13 @@ class Pool:
         """A request has left its worker: settles what was charged by what was done."""
         ticket, queue = seat.ticket, self.queue
         self.predictor.background.left(ticket.number)
+        uncached = ticket.prefill_tokens - seat.cached_tokens
         if came_back and not seat.begun:
-            queue.charge(ticket, prompt=-seat.cost.prefill_tokens, cached=-seat.cached_tokens)
+            queue.charge(ticket, prompt=-uncached, cached=-seat.cached_tokens)
             queue.settle(seat.lane, -seat.total_s)
             return
         if cached_tokens is not None:
-            more = min(max(seat.cached_tokens - cached_tokens, -seat.cost.prefill_tokens), seat.cached_tokens)
+            more = min(max(seat.cached_tokens - cached_tokens, -uncached), seat.cached_tokens)
             queue.correct(ticket, prompt=more, cached=-more)
         expected = max(ticket.expected_output, 1)
         decode_s = seat.total_s - seat.prefill_s

@@ -9,6 +9,7 @@ Digests are keyed by scope: whoever has no key cannot name a block, and nothing 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 from typing import NamedTuple
 
@@ -158,6 +159,16 @@ class PrefixIndex:
             return self._spread([self._sets.masks[first]], [len(numbers)])
         return self._spread(*self._stages(numbers))
 
+    def told(self, position: int, digests: Digests) -> int:
+        """Blocks of a chain that `match` finds at a position which its worker has told of, not only expected.
+
+        Workers compute a prompt from its beginning on, so what is expected lies behind what is told.
+        """
+        pending = self._pending[position]
+        if not pending:
+            return len(digests)
+        return bisect_left(range(len(digests)), True, key=lambda block: _name(digests, block) in pending)
+
     def _stages(self, numbers: Numbers) -> tuple[list[int], list[int]]:
         """Masks of those that end together, and where: together they are who keeps the first block."""
         cuts = (numbers[1:] != numbers[:-1]).nonzero()[0] + 1
@@ -269,6 +280,11 @@ class PrefixIndex:
 def _words(digests: Digests) -> tuple[Words, Words]:
     words = np.ascontiguousarray(digests.T)
     return words[0], words[1]
+
+
+def _name(digests: Digests, block: int) -> tuple[int, int]:
+    low, high = digests[block].tolist()
+    return low, high
 
 
 def _distinct(digests: Digests) -> Digests:

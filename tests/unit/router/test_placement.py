@@ -229,6 +229,38 @@ def test_a_burst_with_one_prefix_meets_on_one_worker_before_anything_is_stored()
     assert not fleet.hits({NUMERICS: chain(15)}).any()
 
 
+def test_a_prefix_under_way_takes_of_credit_what_the_worker_has_not_told_of_yet() -> None:
+    fleet, placement, digests = fleet_of(worker("a")), Placement(), chain(100)
+    first = ticket(6400, digests)
+    placement.book(chosen(placement, first, fleet), first, fleet, 0.0)
+    fleet.put(worker("a"))
+    fleet.index.stored("a", digests[:30])
+    choice = chosen(placement, first, fleet)
+    assert (choice.cold, choice.cached_tokens) == (False, 6399)
+    assert placement.book(choice, first, fleet, 0.0).prefill_tokens == 6400 - 30 * 64
+    fleet.index.stored("a", digests[30:])
+    assert placement.book(choice, first, fleet, 0.0).prefill_tokens == 1
+
+
+@pytest.mark.parametrize(
+    ("told", "queued", "taken"),
+    [(0, 0, "b"), (100, 0, None), (0, 6400, None)],
+    ids=["under way", "there already", "no sooner elsewhere"],
+)
+def test_identical_requests_do_not_all_wait_for_one_prefill(
+    told: int, queued: int, taken: str | None
+) -> None:
+    fleet, placement, digests = fleet_of(worker("a")), Placement(), chain(100)
+    first = ticket(6400, digests)
+    placement.book(chosen(placement, first, fleet), first, fleet, 0.0)
+    fleet.index.stored("a", digests[:told])
+    fleet.put(closed("a", sequences=1, waiting_tokens=6400))
+    fleet.put(worker("b", waiting_tokens=queued))
+    assert chosen(placement, first, fleet).worker == taken
+    once = Placement(PlacementSettings(second_copies=False))
+    assert chosen(once, first, fleet).worker is None
+
+
 def test_booking_takes_from_credit_what_is_computed_and_no_more() -> None:
     fleet, placement = fleet_of(worker("w", credit=Cost(2000, 2, 500))), Placement()
     digests = chain(100)
