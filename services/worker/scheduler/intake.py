@@ -45,7 +45,9 @@ class Intake:
         message = next(iter(self._faults(request)), None)
         return None if message is None else Rejected(request.handle, RejectReason.INVALID, message)
 
-    def sequence(self, request: Request, model: StepModel, pool: BlockPool, now: float) -> Sequence:
+    def sequence(
+        self, request: Request, model: StepModel, pool: BlockPool, had_s: float, now: float
+    ) -> Sequence:
         """The sequence of a request without fault that comes now, ready to wait."""
         chain = Chain(
             request, self._facts.numerics_id, self._block_size, reuse=self._capabilities.prefix_reuse
@@ -60,7 +62,7 @@ class Intake:
         found = len(pool.find(sequence.reusable_links())) * self._block_size
         sequence.backlog = sequence.length - found
         cost = StepCost(1.0, sequence.backlog, sequence.backlog * (found + sequence.backlog / 2.0), 0.0, 0.0)
-        sequence.place = place_of(request, self._settings, model.predict(cost), now)
+        sequence.place = place_of(request, self._settings, model.predict(cost), had_s, now)
         return sequence
 
     def _stop_ids(self, request: Request) -> frozenset[int]:

@@ -68,12 +68,15 @@ _TIERS = {
 }
 
 
-def place_of(request: Request, settings: SchedulerSettings, prefill_s: float, now: float) -> Place:
+def place_of(
+    request: Request, settings: SchedulerSettings, prefill_s: float, had_s: float, now: float
+) -> Place:
     """The place of a request that comes now and whose uncached prompt takes `prefill_s` to compute.
 
     Routers have put requests in an order that knows of tenants: who waited there does not overtake here.
+    `had_s`: what the request's tenant had of this worker lately.
     """
-    due_s = now + (ttft_target_s(request, settings) or 0.0)
+    due_s = now + had_s + (ttft_target_s(request, settings) or 0.0)
     if request.deadline_s is not None:
         due_s = min(due_s, request.deadline_s - prefill_s)
     return Place(_TIERS[request.latency_class], due_s, request.handle)

@@ -30,6 +30,7 @@ from services.worker.scheduler.intake import Intake, ModelFacts
 from services.worker.scheduler.ledger import Ledger
 from services.worker.scheduler.planner import Planner
 from services.worker.scheduler.policy import SchedulerSettings
+from services.worker.scheduler.recent import RecentWork
 from services.worker.scheduler.request import FinishReason, LatencyClass, Request
 from services.worker.scheduler.residents import Residents
 from services.worker.scheduler.sequence import Sequence
@@ -40,6 +41,7 @@ from services.worker.scheduler.step import (
     KVSpec,
     Sampled,
     Step,
+    StepCost,
 )
 from services.worker.scheduler.waiting import WaitingLine
 
@@ -80,6 +82,7 @@ class Scheduler:
         self._ageing = Ageing(settings)
         self._forecast = OutputForecast()
         self._ledger = Ledger()
+        self._recent = RecentWork()
         self._planner = planner(
             settings,
             self._residents,
@@ -117,7 +120,8 @@ class Scheduler:
         if rejected is not None:
             self._ledger.rejected(rejected)
             return False
-        sequence = self._intake.sequence(request, self.model, self._pool, now)
+        had_s = self._recent.of(request.tenant, now)
+        sequence = self._intake.sequence(request, self.model, self._pool, had_s, now)
         if not self._ends_at_once(sequence, now):
             self._sequences[request.handle] = sequence
             self._batch += request.latency_class is LatencyClass.BATCH
@@ -261,11 +265,15 @@ class Scheduler:
         self._residents.launched_decodes(draft.decodes, self._last_step, now)
         for sequence, take in draft.chunks.items():
             self._count_prompt_tokens(sequence, take)
+            self._recent.add(sequence.tenant, self._chunk_s(sequence, take), now)
             self._residents.launched_chunk(sequence, take, self._last_step, now)
             if sequence.first_step_s is None:
                 sequence.first_step_s = now
         self._launched.append(_Launched(self._last_step, [*draft.decodes, *draft.chunks]))
         return step
+
+    def _chunk_s(self, sequence: Sequence, take: int) -> float:
+        return self.model.predict(StepCost(0.0, take, take * (sequence.computed + take / 2.0), 0.0, 0.0))
 
     def _count_prompt_tokens(self, sequence: Sequence, take: int) -> None:
         start = max(sequence.computed, sequence.was_computed)  # nobody pays for a preemption
