@@ -88,7 +88,10 @@ class Scheduler:
         False: it should run as STANDARD, and its caller should be told.
         """
         pool = self._pools.get(ticket.model)
-        if pool is None or ticket.latency_class is not LatencyClass.INTERACTIVE:
+        if pool is None:
+            return True
+        if ticket.latency_class is not LatencyClass.INTERACTIVE:
+            pool.budget.asked(ticket, now)
             return True
         cost_s = pool.predictor.estimate(ticket, pool.uncached(ticket)).total_s
         return pool.budget.allows(

@@ -253,6 +253,15 @@ def test_a_lone_tenant_on_an_idle_mesh_may_have_everything() -> None:
     assert contended({"lone": 5.0}, 200.0, 0.2)["lone"] == pytest.approx(5.0, rel=0.01)
 
 
+def test_a_lone_tenant_on_a_busy_mesh_competes_with_nobody_until_somebody_asks_for_something() -> None:
+    budget = InteractiveBudget(PolicySettings())
+    lone, other = make_ticket(1, I, "lone"), make_ticket(2, LatencyClass.STANDARD, "other")
+    assert all(budget.allows(lone, 5.0, 0.9, 1, float(second)) for second in range(200))
+    budget.asked(other, 200.0)
+    assert not budget.allows(lone, 5.0, 0.9, 1, 200.0)
+    assert not budget.allows(lone, 5.0, 0.9, 1, 230.0)
+
+
 def test_under_contention_nobody_gets_more_than_its_part_and_the_rest_is_shared() -> None:
     got = contended({"light": 0.1, "a": 2.0, "b": 2.0}, 600.0, 0.9)
     assert got["light"] == pytest.approx(0.1, rel=0.01), "who asks for little gets all of it"
