@@ -4,6 +4,7 @@
     deadline          refused at once where it cannot be met
     tenant's queue    bounded in requests and in bytes
     sheddable         p = clamp((x - low) / (high - low))       x: head-room used, 1 at the targets
+                      the same of what admitted work is going to use (inflow.py); the larger p counts
     the others        only when the predicted first token is further away than anybody waits
     BATCH             waits until its deadline
 
@@ -12,8 +13,11 @@ these, all would be. Those that cannot make it stand behind those that can (queu
 
 A ramp takes from tenants what they ask for beyond their part: who asks for little is not shed for another's
 sake. Which requests it takes is not random but evenly spread over their numbers (multiples of the golden
-ratio), so that no burst is refused as a whole and a simulation repeats. A cliff instead of a ramp sheds too
-late, a steep power too early.
+ratio), so that no burst is refused as a whole and a simulation repeats.
+
+Admitted requests live for many seconds: head-room used says too late that too many were let in, unless its
+ramp begins so low that work is shed which there is room for. So it ends at the targets, and what is coming
+sheds before.
 """
 
 from __future__ import annotations
@@ -69,6 +73,8 @@ class Outlook(NamedTuple):
     """Whether it could start at once."""
     headroom: float
     """Used, of its class."""
+    coming: float
+    """The same that admitted work is going to use."""
     prediction: Prediction | None
     lone_s: float
     """The least that it takes on an idle pool."""
@@ -157,14 +163,20 @@ def _busy(
 ) -> Refusal | None:
     if not outlook.workers or ticket.latency_class is LatencyClass.BATCH:
         return None
-    used = outlook.headroom
-    cost_s, shed = outlook.cost_s, _ramp(used, settings.sheddable_ramp)
-    if ticket.sheddable and thinning.takes(ticket, cost_s, shed, now):
+    shed = _shed(outlook, settings)
+    if ticket.sheddable and thinning.takes(ticket, outlook.cost_s, shed, now):
+        used = max(outlook.headroom, outlook.coming)
         message = f"the mesh is busy ({used:.2f} of its head-room), and the request is sheddable"
         return Refusal(RefusalKind.SHED, message, _retry_s(outlook))
     if not _hopeless(ticket, outlook, settings):
         return None
     return Refusal(RefusalKind.OVERLOADED, _overload(ticket, outlook), _retry_s(outlook))
+
+
+def _shed(outlook: Outlook, settings: PolicySettings) -> float:
+    """The share of sheddable work to refuse."""
+    now = _ramp(outlook.headroom, settings.sheddable_ramp)
+    return max(now, _ramp(outlook.coming, settings.coming_ramp)) if settings.forecast else now
 
 
 def _ramp(used: float, ramp: tuple[float, float]) -> float:

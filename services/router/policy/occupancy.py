@@ -12,7 +12,8 @@ _MOST_TOKENS = 1 << 24
 class PrefillRate:
     """Prompt tokens a second that workers compute, of all routers, over the last seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory_s: float = _MEMORY_S) -> None:
+        self._memory_s = memory_s
         self.tokens_per_s = 0.0
         self._tokens = 0.0
         self._since = -inf
@@ -28,6 +29,6 @@ class PrefillRate:
         if passed_s < 0 or passed_s == inf:
             self._since, self._tokens = now, 0.0
         elif passed_s >= _LEAST_S:
-            weight = 1.0 - exp(-passed_s / _MEMORY_S)
+            weight = 1.0 - exp(-passed_s / self._memory_s)
             self.tokens_per_s += weight * (self._tokens / passed_s - self.tokens_per_s)
             self._since, self._tokens = now, 0.0

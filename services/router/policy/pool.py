@@ -115,6 +115,8 @@ class Pool:
         if cached_tokens is not None:
             more = min(max(seat.cached_tokens - cached_tokens, -uncached), seat.cached_tokens)
             queue.correct(ticket, prompt=more, cached=-more)
+        if ticket.foreground:
+            self.predictor.ended(ticket, seat.prefill_s, seat.output_tokens)
         expected = max(ticket.expected_output, 1)
         decode_s = seat.total_s - seat.prefill_s
         queue.settle(seat.lane, decode_s * (seat.output_tokens - expected) / expected)
@@ -164,6 +166,7 @@ class Pool:
             workers=bool(suited.any()),
             opening=opening and not self._ahead(ticket.latency_class),
             headroom=self.predictor.headroom(ticket.latency_class, now),
+            coming=self.predictor.coming(ticket.latency_class, now),
             prediction=self.predictor.predict(ticket, uncached, now),
             lone_s=self.predictor.lone_s(ticket, uncached),
             lone_first_s=self.predictor.lone_first_s(ticket, uncached),

@@ -22,6 +22,7 @@ from services.router.policy.background import Background
 from services.router.policy.classify import LatencyClass
 from services.router.policy.correction import Correction
 from services.router.policy.fleet import Fleet
+from services.router.policy.inflow import Inflow
 from services.router.policy.occupancy import PrefillRate
 from services.router.policy.queue import ModelQueue
 from services.router.policy.settings import PolicySettings
@@ -67,6 +68,7 @@ class Predictor:
     typical_prefill_s: float = 0.0
     """Moving mean of what a prompt takes alone."""
     prefilled: PrefillRate = field(default_factory=PrefillRate)
+    inflow: Inflow = field(default_factory=Inflow)
     background: Background = field(default_factory=Background)
     gap_s: float = 0.0
     """Moving mean of the time between two dispatches while requests wait."""
@@ -161,18 +163,36 @@ class Predictor:
             self.prefilled.look(now)
         fleet, policy = self.fleet, self.settings.classes[latency_class]
         ready = fleet.ready
-        workers = int(ready.sum())
-        if not workers:
+        if not ready.any():
             return 0.0
         used = self._kv_used()
         if policy.ttft_s is not None:
-            queued_s = sum(self.queue.held[each].prefill_s for each in FOREGROUND) / workers
             target_s = max(policy.ttft_s, 2 * self.typical_prefill_s)
-            used = np.maximum(used, (fleet.busy(foreground=True).queue_s + queued_s) / target_s)
+            used = np.maximum(used, (fleet.busy(foreground=True).queue_s + self._queued_s()) / target_s)
         if policy.tpot_s is not None:
             steps_s = self._steps_s() / (1.0 - self._prefill_share())
             used = np.maximum(used, steps_s / np.maximum(policy.tpot_s, 2 * self._steps_s(lone=True)))
         return float(used[ready].mean())
+
+    def coming(self, latency_class: LatencyClass, now: float) -> float:
+        """The head-room for a class's target of steps that admitted work is going to use."""
+        self.inflow.prompts.look(now)
+        tpot_s, ready = self.settings.classes[latency_class].tpot_s, self.fleet.ready
+        if tpot_s is None or not ready.any():
+            return 0.0
+        lone_s = self._steps_s(lone=True)
+        room = 1.0 - lone_s / np.maximum(tpot_s, 2 * lone_s)
+        return self.inflow.used(self._prompt_tokens_per_s(), self._queued_s(), float(room[ready].mean()))
+
+    def computed(self, prompt_tokens: int) -> None:
+        """Workers told of so many more prompt tokens, of foreground requests of all routers."""
+        self.prefilled.computed(prompt_tokens)
+        self.inflow.prompts.computed(prompt_tokens)
+
+    def ended(self, ticket: Ticket, prefill_s: float, output_tokens: int) -> None:
+        """A request is over that had so many output tokens."""
+        model, context = self.reference, ticket.prefill_tokens + output_tokens / 2
+        self.inflow.ended(prefill_s, output_tokens * (model.b + model.e + context * model.d))
 
     def dispatched(self, ticket: Ticket, predicted_s: float, waited_s: float, now: float) -> None:
         """A request went; `predicted_s`: its wait as it was predicted, before the correction."""
@@ -217,9 +237,18 @@ class Predictor:
         """Part of the workers' time that goes into prompts: decodes have the rest."""
         if not self.settings.shared_steps:
             return 0.0
-        token_s = self.fleet.speeds.token_s[self.fleet.ready]
-        capacity = float((1.0 / np.maximum(token_s, 1e-9)).sum())
+        capacity = self._prompt_tokens_per_s()
         return min(self.prefilled.tokens_per_s / max(capacity, 1e-9), _MOST_PREFILL)
+
+    def _queued_s(self) -> float:
+        """Prefill that waits here, a worker."""
+        waiting_s = sum(self.queue.held[each].prefill_s for each in FOREGROUND)
+        return waiting_s / max(1, int(np.count_nonzero(self.fleet.ready)))
+
+    def _prompt_tokens_per_s(self) -> float:
+        """What the workers could compute if they did nothing else."""
+        token_s = self.fleet.speeds.token_s[self.fleet.ready]
+        return float((1.0 / np.maximum(token_s, 1e-9)).sum())
 
     def _kv_used(self) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
         fleet = self.fleet

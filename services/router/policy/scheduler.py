@@ -138,7 +138,7 @@ class Scheduler:
         """What a worker did for a tenant since it last told, for all routers together."""
         pool = self._pool(model)
         if latency_class is not LatencyClass.BATCH:
-            pool.predictor.prefilled.computed(prompt_tokens)
+            pool.predictor.computed(prompt_tokens)
         pool.queue.served(tenant, latency_class, prompt_tokens, output_tokens)
 
     def worker_changed(self, worker: WorkerView) -> None:

@@ -83,8 +83,12 @@ class PolicySettings:
     tenant_queued_bytes: int = 64 << 20
 
     admission: bool = True
-    sheddable_ramp: tuple[float, float] = (0.5, 0.8)
+    sheddable_ramp: tuple[float, float] = (0.8, 1.0)
     """Head-room between which no sheddable request and every one is refused."""
+    coming_ramp: tuple[float, float] = (0.85, 1.0)
+    """The same of the head-room that admitted work is going to use; the stricter one counts."""
+    forecast: bool = True
+    """Off: only the head-room used now counts."""
     fair_thinning: bool = True
     """Whether ramps take from those tenants that ask for more than their part; off: from all alike."""
     refuse_infeasible: bool = True
@@ -179,9 +183,10 @@ class PolicySettings:
             yield f"restore_after: {self.restore_after:g}: a request cannot be late before its target"
 
     def _ramp_faults(self) -> Iterator[str]:
-        low, high = self.sheddable_ramp
-        if not 0 <= low < high:
-            yield f"sheddable_ramp: must rise from at least 0, not {low:g} to {high:g}"
+        for name in ("sheddable_ramp", "coming_ramp"):
+            low, high = getattr(self, name)
+            if not 0 <= low < high:
+                yield f"{name}: must rise from at least 0, not {low:g} to {high:g}"
 
 
 def _faults_of(name: str, policy: ClassPolicy) -> Iterator[str]:

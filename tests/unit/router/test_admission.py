@@ -30,6 +30,7 @@ CALM = Outlook(
     workers=True,
     opening=False,
     headroom=0.0,
+    coming=0.0,
     prediction=Prediction(0.1, 0.2),
     lone_s=0.1,
     lone_first_s=0.05,
@@ -55,6 +56,17 @@ def test_the_ramp_takes_what_may_be_shed_and_nothing_else(place: float, share: f
     for each in (S, I):
         assert refused(each, headroom, sheddable=True) == pytest.approx(share, abs=0.01)
         assert refused(each, headroom) == 0.0
+
+
+def test_what_is_coming_sheds_before_it_shows() -> None:
+    low, high = PolicySettings().coming_ramp
+    tickets = [make_ticket(number, I, sheddable=True) for number in range(2000)]
+    for coming, share in ((low, 0.0), ((low + high) / 2, 0.5), (high, 1.0), (99.0, 1.0)):
+        outlook = CALM._replace(coming=coming)
+        for forecast in (True, False):
+            policy = PolicySettings(forecast=forecast)
+            hit = sum(admit(each, outlook, policy, LIMITS, 0.0) is not None for each in tickets)
+            assert hit / len(tickets) == pytest.approx(share * forecast, abs=0.01)
 
 
 def test_batch_work_is_held_whatever_the_load_is() -> None:
@@ -317,6 +329,7 @@ def classes(**more: ClassPolicy) -> dict[LatencyClass, ClassPolicy]:
         ({"prompt_weight": 0.0, "output_weight": 0.0, "cached_weight": 0.0}, "prompt_weight, output_weight"),
         ({"cached_weight": 2.0}, "cached_weight"),
         ({"sheddable_ramp": (0.8, 0.5)}, "sheddable_ramp"),
+        ({"coming_ramp": (0.8, 0.5)}, "coming_ramp"),
         (
             {"classes": classes(interactive=ClassPolicy(share=1.0, ttft_s=1.0, refused_after_s=0.5))},
             "refused",
