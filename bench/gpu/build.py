@@ -97,7 +97,7 @@ def products_of(place: Place, quantization: Any, *, deterministic: bool = False)
     """Production's. Raises EngineLoadError."""
     if not (place.on_card or deterministic):
         return dry_products(quantization)
-    name = "product_kernels" if place.on_card else "product_reference"
+    name = "kernels.products" if place.on_card else "product_reference"
     kernels = importlib.import_module(f"services.worker.engine.torch.cuda.{name}")
     return choose_products(quantization, deterministic=deterministic, device=place.device, kernels=kernels)
 

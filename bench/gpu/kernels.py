@@ -26,7 +26,7 @@ from bench.results_contract import Row, row
 from services.worker.engine.errors import EngineLoadError
 from services.worker.engine.torch.cuda.arguments import LogprobsOut
 from services.worker.engine.torch.cuda.attention import AttentionShape
-from services.worker.engine.torch.cuda.attention_choice import Left, available
+from services.worker.engine.torch.cuda.attention.choice import Left, available
 
 LLAMA_8B = Heads(queries=32, keys=8, dim=128)
 _HIDDEN, _FFN, _VOCAB = 4096, 14_336, 128_256

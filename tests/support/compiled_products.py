@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from services.worker.engine.torch.cuda import product_kernels
+from services.worker.engine.torch.cuda.kernels import products as product_kernels
 from tests.support.compiled_kernels import compiled, record, source
 
 FP8 = torch.float8_e4m3fn

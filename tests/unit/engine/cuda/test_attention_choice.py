@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from services.worker.engine.errors import EngineLoadError
-from services.worker.engine.torch.cuda import attention_choice, reference
+from services.worker.engine.torch.cuda import reference
 from services.worker.engine.torch.cuda.attention import (
     Alternative,
     Attention,
@@ -22,20 +22,21 @@ from services.worker.engine.torch.cuda.attention import (
     HostRows,
     OwnAttention,
 )
-from services.worker.engine.torch.cuda.attention_choice import (
+from services.worker.engine.torch.cuda.attention import choice as attention_choice
+from services.worker.engine.torch.cuda.attention.choice import (
     KINDS,
     Left,
     available,
     choose_attention,
 )
-from services.worker.engine.torch.cuda.attention_others import (
+from services.worker.engine.torch.cuda.attention.others import (
     FlashInferAttention,
     GatheredAttention,
     Unavailable,
     VarlenAttention,
     pages_of,
 )
-from services.worker.engine.torch.cuda.attention_trial import Trial
+from services.worker.engine.torch.cuda.attention.trial import Trial
 
 SHAPE = AttentionShape(
     heads=6, kv_heads=2, head_dim=16, block_size=64, width=4, dtype=torch.float32, device=torch.device("cpu")
@@ -252,7 +253,7 @@ class TestGathered:
     def test_it_is_right_whatever_the_masks_may_take(
         self, dtype: torch.dtype, most: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("services.worker.engine.torch.cuda.attention_others._MOST_HIDDEN", most)
+        monkeypatch.setattr("services.worker.engine.torch.cuda.attention.others._MOST_HIDDEN", most)
         shape = SHAPE._replace(dtype=dtype)
         trial, gathered = Trial(shape, reference, ROWS), GatheredAttention(shape)
         trial.out.fill_(math.nan)
@@ -381,7 +382,7 @@ class Wrapper:
 class TestFlashInfer:
     @pytest.fixture
     def flashinfer(self, monkeypatch: pytest.MonkeyPatch) -> FlashInferAttention:
-        monkeypatch.setattr("services.worker.engine.torch.cuda.attention_others._FLASHINFER_BYTES", 64)
+        monkeypatch.setattr("services.worker.engine.torch.cuda.attention.others._FLASHINFER_BYTES", 64)
         return FlashInferAttention(
             SimpleNamespace(BatchPrefillWithPagedKVCacheWrapper=Wrapper), SHAPE, event=Event
         )

@@ -12,7 +12,8 @@ import torch
 
 from services.worker.engine.errors import EngineLoadError
 from services.worker.engine.torch.config import ModelConfig, parse_config
-from services.worker.engine.torch.cuda import attention_choice, choice, products
+from services.worker.engine.torch.cuda import choice, products
+from services.worker.engine.torch.cuda.attention import choice as attention_choice
 from services.worker.engine.torch.cuda.build import CudaParts
 from services.worker.engine.torch.cuda.choice import Wanted, choose_cuda_parts
 from services.worker.engine.torch.cuda.products import FixedLinear

@@ -15,9 +15,10 @@ import pytest
 import torch
 
 from services.worker.engine.torch.config import parse_config
-from services.worker.engine.torch.cuda import kernels, product_kernels, reference
+from services.worker.engine.torch.cuda import kernels, reference
 from services.worker.engine.torch.cuda.attention import Attention, OwnAttention
 from services.worker.engine.torch.cuda.build import CudaParts, Wish, build_runner
+from services.worker.engine.torch.cuda.kernels import products as product_kernels
 from services.worker.engine.torch.cuda.products import choose_products
 from services.worker.engine.torch.cuda.runner import CudaRunner
 from services.worker.engine.torch.weights import open_weights

@@ -10,7 +10,8 @@ import torch
 from torch.nn import functional
 
 from services.worker.engine.errors import EngineLoadError
-from services.worker.engine.torch.cuda import product_kernels, product_reference, products
+from services.worker.engine.torch.cuda import product_reference, products
+from services.worker.engine.torch.cuda.kernels import products as product_kernels
 from services.worker.engine.torch.cuda.products import choose_products
 from services.worker.engine.torch.linear import Linear, MakeLinear
 from tests.support.triton_interpreter import multiply_by_rows

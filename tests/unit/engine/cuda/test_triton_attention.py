@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from services.worker.engine.torch.cuda import kernels, paged, reference
+from services.worker.engine.torch.cuda import kernels, reference
+from services.worker.engine.torch.cuda.kernels import paged
 from tests.support.kernel_cases import GUARD, AttentionCase, attention_case, garbage
 from tests.support.triton_interpreter import multiply_by_rows
 

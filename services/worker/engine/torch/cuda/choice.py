@@ -12,7 +12,7 @@ import torch
 from services.worker.engine.errors import EngineLoadError
 from services.worker.engine.torch.config import ModelConfig
 from services.worker.engine.torch.cuda.attention import AttentionShape
-from services.worker.engine.torch.cuda.attention_choice import choose_attention
+from services.worker.engine.torch.cuda.attention.choice import choose_attention
 from services.worker.engine.torch.cuda.build import CudaParts
 from services.worker.engine.torch.cuda.products import choose_products
 from services.worker.engine.torch.memory import BLOCK_TOKENS
@@ -39,7 +39,7 @@ def choose_cuda_parts(
 
     Raises EngineLoadError, one line, for what this device, this torch or this model has not.
     """
-    kernels, product_kernels = _kernels("kernels"), _kernels("product_kernels")
+    kernels, product_kernels = _kernels("kernels"), _kernels("kernels.products")
     products = choose_products(
         wanted.quantization, deterministic=wanted.deterministic, device=device, kernels=product_kernels
     )

@@ -1,6 +1,6 @@
 """What products in 8 bits and with fixed tiles are made of, in plain torch.
 
-The functions of `product_kernels`: same names and signatures. Outputs are passed in; arithmetic is in fp32.
+The functions of `kernels.products`: same names and signatures. Outputs are passed in; arithmetic is in fp32.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def choose_products(
     device: torch.device,
     kernels: ModuleType = product_reference,
 ) -> Products:
-    """Products on a device; kernels: `product_kernels` for a GPU.
+    """Products on a device; kernels: `kernels.products` for a GPU.
 
     Raises EngineLoadError, one line, for a quantisation that this device or this torch does not have.
     """

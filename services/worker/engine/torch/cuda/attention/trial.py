@@ -10,7 +10,7 @@ import torch
 
 from services.worker.engine.torch.cuda.arguments import AttentionRows
 from services.worker.engine.torch.cuda.attention import Alternative, AttentionShape, HostRows
-from services.worker.engine.torch.cuda.attention_others import pages_of
+from services.worker.engine.torch.cuda.attention.others import pages_of
 
 POOL_TOKENS = 1 << 16  # of a trial's memory
 _MOST_REPEATS = 50

@@ -21,13 +21,13 @@ from services.worker.engine.torch.cuda.attention import (
     AttentionShape,
     OwnAttention,
 )
-from services.worker.engine.torch.cuda.attention_others import (
+from services.worker.engine.torch.cuda.attention.others import (
     FlashInferAttention,
     GatheredAttention,
     Unavailable,
     VarlenAttention,
 )
-from services.worker.engine.torch.cuda.attention_trial import POOL_TOKENS, Timer, Trial, time_on_device
+from services.worker.engine.torch.cuda.attention.trial import POOL_TOKENS, Timer, Trial, time_on_device
 
 if TYPE_CHECKING:
     from services.worker.engine.settings import AttentionKind
