@@ -90,7 +90,7 @@ class SchedulingSettings(_Group):
     )
     admission: bool = Field(default=True, description="whether load refuses requests")
     sheddable_ramp: tuple[float, float] = Field(
-        default=(0.8, 1.0), description="head-room used where the first and the last sheddable one is refused"
+        default=(0.9, 1.1), description="head-room used where the first and the last sheddable one is refused"
     )
     refuse_infeasible: bool = Field(
         default=True, description="whether a deadline that cannot be met is refused at once"

@@ -4,7 +4,7 @@
     deadline          refused at once where it cannot be met
     tenant's queue    bounded in requests and in bytes
     sheddable         p = clamp((x - low) / (high - low))       x: head-room used, 1 at the targets
-                      the same of what admitted work is going to use (inflow.py); the larger p counts
+                      or so many that what comes is within its limit (inflow.py); the larger p counts
     the others        only when the predicted first token is further away than anybody waits
     BATCH             waits until its deadline
 
@@ -16,8 +16,8 @@ sake. Which requests it takes is not random but evenly spread over their numbers
 ratio), so that no burst is refused as a whole and a simulation repeats.
 
 Admitted requests live for many seconds: head-room used says too late that too many were let in, unless its
-ramp begins so low that work is shed which there is room for. So it ends at the targets, and what is coming
-sheds before.
+ramp begins so low that work is shed which there is room for. So it stands about the targets, and what is
+coming sheds before.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import NamedTuple
 
 from services.router.policy.classify import LatencyClass
 from services.router.policy.demand import FairThinning
+from services.router.policy.inflow import Offered
 from services.router.policy.prediction import Prediction
 from services.router.policy.settings import PolicySettings
 from services.router.policy.ticket import Ticket
@@ -92,6 +93,16 @@ class Thinning:
     def __init__(self, settings: PolicySettings) -> None:
         self._fair = settings.fair_thinning
         self._shares = FairThinning(settings.budget_window_s)
+        self._offered = Offered()
+
+    def sheds(self, ticket: Ticket, outlook: Outlook, settings: PolicySettings, now: float) -> bool:
+        """Whether a request is refused because it may be; counts it."""
+        share = _ramp(outlook.headroom, settings.sheddable_ramp)
+        if settings.forecast:
+            share = max(share, self._offered.beyond(outlook.coming, settings.coming_limit))
+        shed = ticket.sheddable and self.takes(ticket, outlook.cost_s, share, now)
+        self._offered.count(outlook.cost_s, now, sheddable=ticket.sheddable, shed=shed)
+        return shed
 
     def takes(self, ticket: Ticket, cost_s: float, share: float, now: float) -> bool:
         """Whether a request is among those to refuse where the ramp refuses this share of all work."""
@@ -163,20 +174,13 @@ def _busy(
 ) -> Refusal | None:
     if not outlook.workers or ticket.latency_class is LatencyClass.BATCH:
         return None
-    shed = _shed(outlook, settings)
-    if ticket.sheddable and thinning.takes(ticket, outlook.cost_s, shed, now):
+    if thinning.sheds(ticket, outlook, settings, now):
         used = max(outlook.headroom, outlook.coming)
         message = f"the mesh is busy ({used:.2f} of its head-room), and the request is sheddable"
         return Refusal(RefusalKind.SHED, message, _retry_s(outlook))
     if not _hopeless(ticket, outlook, settings):
         return None
     return Refusal(RefusalKind.OVERLOADED, _overload(ticket, outlook), _retry_s(outlook))
-
-
-def _shed(outlook: Outlook, settings: PolicySettings) -> float:
-    """The share of sheddable work to refuse."""
-    now = _ramp(outlook.headroom, settings.sheddable_ramp)
-    return max(now, _ramp(outlook.coming, settings.coming_ramp)) if settings.forecast else now
 
 
 def _ramp(used: float, ramp: tuple[float, float]) -> float:

@@ -83,10 +83,10 @@ class PolicySettings:
     tenant_queued_bytes: int = 64 << 20
 
     admission: bool = True
-    sheddable_ramp: tuple[float, float] = (0.8, 1.0)
+    sheddable_ramp: tuple[float, float] = (0.9, 1.1)
     """Head-room between which no sheddable request and every one is refused."""
-    coming_ramp: tuple[float, float] = (0.85, 1.0)
-    """The same of the head-room that admitted work is going to use; the stricter one counts."""
+    coming_limit: float = 0.93
+    """Head-room that admitted work may be going to use: sheddable requests beyond are refused."""
     forecast: bool = True
     """Off: only the head-room used now counts."""
     fair_thinning: bool = True
@@ -164,7 +164,7 @@ class PolicySettings:
     def _number_faults(self) -> Iterator[str]:
         for name in ("prompt_weight", "cached_weight", "output_weight", "locality_credit_tokens"):
             yield from _unless(name, getattr(self, name), least=0.0)
-        for name in ("round_s", "aging_share", "restore_after", "budget_window_s"):
+        for name in ("coming_limit", "round_s", "aging_share", "restore_after", "budget_window_s"):
             yield from _unless(name, getattr(self, name), least=1e-6)
         for name in ("preempt_after_s", "residency_s", "displacements", "budget_pressure"):
             yield from _unless(name, getattr(self, name), least=0)
@@ -183,10 +183,9 @@ class PolicySettings:
             yield f"restore_after: {self.restore_after:g}: a request cannot be late before its target"
 
     def _ramp_faults(self) -> Iterator[str]:
-        for name in ("sheddable_ramp", "coming_ramp"):
-            low, high = getattr(self, name)
-            if not 0 <= low < high:
-                yield f"{name}: must rise from at least 0, not {low:g} to {high:g}"
+        low, high = self.sheddable_ramp
+        if not 0 <= low < high:
+            yield f"sheddable_ramp: must rise from at least 0, not {low:g} to {high:g}"
 
 
 def _faults_of(name: str, policy: ClassPolicy) -> Iterator[str]:

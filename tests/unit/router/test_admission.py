@@ -58,15 +58,19 @@ def test_the_ramp_takes_what_may_be_shed_and_nothing_else(place: float, share: f
         assert refused(each, headroom) == 0.0
 
 
-def test_what_is_coming_sheds_before_it_shows() -> None:
-    low, high = PolicySettings().coming_ramp
-    tickets = [make_ticket(number, I, sheddable=True) for number in range(2000)]
-    for coming, share in ((low, 0.0), ((low + high) / 2, 0.5), (high, 1.0), (99.0, 1.0)):
-        outlook = CALM._replace(coming=coming)
-        for forecast in (True, False):
-            policy = PolicySettings(forecast=forecast)
-            hit = sum(admit(each, outlook, policy, LIMITS, 0.0) is not None for each in tickets)
-            assert hit / len(tickets) == pytest.approx(share * forecast, abs=0.01)
+@pytest.mark.parametrize(("offered", "forecast"), [(0.9, True), (1.15, True), (9.0, True), (9.0, False)])
+def test_as_much_is_shed_as_brings_what_comes_to_its_limit(offered: float, forecast: bool) -> None:
+    policy = PolicySettings(forecast=forecast)
+    thinning, count = Thinning(policy), 4000
+    hit = [0]
+    for number in range(count):
+        coming = offered * (1 - sum(hit[-400:]) / len(hit[-400:]))
+        its = make_ticket(number, I, sheddable=number % 10 < 3)
+        refusal = admit(its, CALM._replace(coming=coming), policy, LIMITS, number / 50, thinning)
+        hit.append(int(refusal is not None))
+        assert refusal is None or its.sheddable
+    expected = min(max(1 - policy.coming_limit / offered, 0.0), 0.3) * forecast
+    assert sum(hit[1000:]) / len(hit[1000:]) == pytest.approx(expected, abs=0.03)
 
 
 def test_batch_work_is_held_whatever_the_load_is() -> None:
@@ -329,7 +333,7 @@ def classes(**more: ClassPolicy) -> dict[LatencyClass, ClassPolicy]:
         ({"prompt_weight": 0.0, "output_weight": 0.0, "cached_weight": 0.0}, "prompt_weight, output_weight"),
         ({"cached_weight": 2.0}, "cached_weight"),
         ({"sheddable_ramp": (0.8, 0.5)}, "sheddable_ramp"),
-        ({"coming_ramp": (0.8, 0.5)}, "coming_ramp"),
+        ({"coming_limit": 0.0}, "coming_limit"),
         (
             {"classes": classes(interactive=ClassPolicy(share=1.0, ttft_s=1.0, refused_after_s=0.5))},
             "refused",
