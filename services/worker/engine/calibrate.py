@@ -20,17 +20,25 @@ from services.worker.scheduler.step import Int32, KVSpec, SlotInit, Step, StepCo
 BUDGET_S = 0.5
 _FIRST = 16  # tokens of the shortest prompt
 _GROWTH = 4  # times as long is the next
+_LONGEST = 8192
 _DECODES = (1, 4, 16, 64)
 _REPEATS = 2
 
 
 def calibrate(
-    runner: Runner, budget_s: float = BUDGET_S, clock: Callable[[], float] = time.perf_counter
+    runner: Runner,
+    budget_s: float = BUDGET_S,
+    clock: Callable[[], float] = time.perf_counter,
+    *,
+    max_tokens: int = _LONGEST,
 ) -> StepModelState:
-    """The step model to start from. Takes little more than `budget_s`; at least one step is measured."""
+    """The step model to start from. Takes little more than `budget_s`; at least one step is measured.
+
+    max_tokens: of one step, as the scheduler will plan them at most.
+    """
     model, spec, numbers = StepModel(), runner.spec, count(1)
     runner.launch(_step(spec, next(numbers), np.ones(1, np.int32), 0)).result()  # first calls are no measure
-    for shapes in (_prompts(spec), _decodes(spec)):
+    for shapes in (_prompts(spec, max_tokens), _decodes(spec, max_tokens)):
         end_s = clock() + budget_s / 2
         for takes, context in shapes:
             step, began_s = _step(spec, next(numbers), takes, context), clock()
@@ -42,18 +50,18 @@ def calibrate(
     return model.state()
 
 
-def _prompts(spec: KVSpec) -> Iterator[tuple[Int32, int]]:
+def _prompts(spec: KVSpec, max_tokens: int) -> Iterator[tuple[Int32, int]]:
     tokens = _FIRST
-    while tokens <= min(spec.max_len - 1, spec.num_blocks * spec.block_size):
+    while tokens <= min(spec.max_len - 1, spec.num_blocks * spec.block_size, max_tokens):
         for _ in range(_REPEATS):
             yield np.array([tokens], np.int32), 0
         tokens *= _GROWTH
 
 
-def _decodes(spec: KVSpec) -> Iterator[tuple[Int32, int]]:
+def _decodes(spec: KVSpec, max_tokens: int) -> Iterator[tuple[Int32, int]]:
     """Each reads a block of its own."""
     for rows in _DECODES:
-        if rows <= min(spec.max_seqs, spec.num_blocks):
+        if rows <= min(spec.max_seqs, spec.num_blocks, max_tokens):
             for _ in range(_REPEATS):
                 yield np.ones(rows, np.int32), min(spec.block_size, spec.max_len) - 1
 

@@ -20,4 +20,4 @@ def load_engine(settings: EngineSettings) -> LoadedEngine:
     from services.worker.engine.torch.load import load_torch_engine
 
     engine = load_torch_engine(settings)
-    return engine._replace(prior=calibrate(engine.runner))
+    return engine._replace(prior=calibrate(engine.runner, max_tokens=settings.scheduler.max_chunk))

@@ -73,6 +73,8 @@ def test_a_slow_engine_is_not_held_up_for_long(slow: float) -> None:
 def test_the_smallest_engines_are_swept_within_their_means(spec: KVSpec) -> None:
     runner = TimedRunner(spec)
     calibrate(runner, clock=runner.clock)
+    calibrate(narrow := TimedRunner(), clock=narrow.clock, max_tokens=32)
+    assert max(len(step.tokens) for step in narrow.steps) <= 32
     for step in runner.steps:
         assert len(step.slots) <= spec.max_seqs
         assert int((step.context_lens + step.query_lens).max()) <= spec.max_len
