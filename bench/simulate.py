@@ -1,11 +1,13 @@
 """Our policies and those of others over public traces and synthetic loads, in virtual time.
 
     python -m bench.simulate routing|overload|fairness|hetero|scale|ablation|all
-        [--seeds 5] [--trace AZURE.csv] [--mooncake TRACE.jsonl] [--size 1.0] [--jobs 2] [--name NAME]
+        [--seeds 5] [--trace AZURE.csv] [--mooncake TRACE.jsonl] [--size 1.0] [--jobs 2] [--kept FOLDER]
 
 The router's policy, the worker's scheduler and its credit book are the production objects; devices, network
 and clients are simulated (bench/sim). Writes bench/results/simulate-NAME.json, and a plot beside it where
-matplotlib is installed (the extra `bench`). --size 0.2 is a quick look with a fifth of the requests.
+matplotlib is installed (the extra `bench`). --size 0.2 is a quick look with a fifth of the requests. All
+suites with five seeds are hours of CPU: --kept keeps every run in a folder, where it is found again as long
+as the code that it goes through has not changed.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from bench.results_contract import RESULTS, record
 from bench.sim import loads, plots, tables
 from bench.sim.commands import SUITES
 from bench.sim.experiments import Options
+from bench.sim.kept import Kept
 from bench.sim.play import Played, Table, play_all
 from bench.sim.suites import Suite
 
@@ -35,11 +38,14 @@ def say(played: Played) -> None:
     )
 
 
-def run(suite: Suite, options: Options, seeds: int, jobs: int, results: Path) -> None:
+def run(
+    suite: Suite, options: Options, seeds: int, jobs: int, results: Path, kept: Path | None = None
+) -> None:
     """Plays a suite, prints its table, writes its result and its plot."""
     began_s = time.monotonic()
     make = partial(suite.make, options)
-    table = Table(play_all(make, seeds, jobs), say)
+    keeper = None if kept is None else Kept(kept, suite.name, options)
+    table = Table(play_all(make, seeds, jobs, keeper), say)
     name = f"simulate-{suite.name}"
     match = make()
     rows = list(suite.rows(table, match))
@@ -61,10 +67,11 @@ def main() -> None:
     parser.add_argument("--size", type=float, default=1.0, help="multiplies the requests of every load")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--kept", type=Path, help="folder of runs that are not played again")
     given = parser.parse_args()
     options = Options(azure=given.trace, mooncake=given.mooncake, size=given.size)
     for suite in SUITES.values() if given.suite == "all" else [SUITES[given.suite]]:
-        run(suite, options, given.seeds, given.jobs, given.results)
+        run(suite, options, given.seeds, given.jobs, given.results, given.kept)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from bench.sim.contenders import Contender
 from bench.sim.experiments import Experiment, Options
@@ -81,11 +81,40 @@ def _one(task: Task) -> Played:
     return _match.play(task)
 
 
-def play_all(make: Callable[[], Match], seeds: int, jobs: int) -> Iterator[Played]:
-    """All runs of a match, as they end. `make` is called once in each process."""
-    tasks = make().tasks(seeds)
+class Keeper(Protocol):
+    """Knows runs that were played before."""
+
+    def find(self, task: Task, contender: Contender) -> Played | None:
+        """The run, if it was."""
+
+    def keep(self, played: Played, contender: Contender) -> None:
+        """Takes one that was not."""
+
+
+def play_all(
+    make: Callable[[], Match], seeds: int, jobs: int, keeper: Keeper | None = None
+) -> Iterator[Played]:
+    """All runs of a match: those that were kept at once, then the others as they end.
+
+    `make` is called once in each process.
+    """
+    match = make()
+    contenders = {each.name: each for each in match.contenders}
+    tasks = []
+    for task in match.tasks(seeds):
+        found = keeper.find(task, contenders[task.contender]) if keeper else None
+        if found is None:
+            tasks.append(task)
+        else:
+            yield found
+    for played in _play(make, match, tasks, jobs):
+        if keeper is not None:
+            keeper.keep(played, contenders[played.task.contender])
+        yield played
+
+
+def _play(make: Callable[[], Match], match: Match, tasks: Sequence[Task], jobs: int) -> Iterator[Played]:
     if jobs == 1:
-        match = make()
         yield from (match.play(task) for task in tasks)
         return
     with ProcessPoolExecutor(jobs, initializer=_begin, initargs=(make,)) as pool:
@@ -100,9 +129,11 @@ class Table:
         for each in played:
             say(each)
             self._rows.setdefault((each.task.experiment, each.task.contender), []).append(each)
+        for rows in self._rows.values():
+            rows.sort(key=lambda each: each.task.seed)
 
     def contenders(self, experiment: str) -> list[str]:
-        """Who ran, in order."""
+        """Who ran."""
         return [contender for name, contender in self._rows if name == experiment]
 
     def values(self, experiment: str, contender: str, metric: str, part: str = ALL) -> list[float]:

@@ -11,7 +11,8 @@ from bench.results_contract import read
 from bench.sim.ablation import without
 from bench.sim.commands import SUITES
 from bench.sim.experiments import Options
-from bench.sim.play import Table
+from bench.sim.kept import Kept
+from bench.sim.play import Table, play_all
 from bench.simulate import run
 
 SMALL = Options(size=0.01)
@@ -23,6 +24,25 @@ def test_a_suite_writes_a_result_with_its_aims(tmp_path: Path, capsys: pytest.Ca
     assert any(each.aim is not None for each in result.rows)
     assert all(each.repeats == 2 for each in result.rows)
     assert "Headrace" in capsys.readouterr().out
+
+
+def test_a_run_that_was_kept_is_not_played_again(tmp_path: Path) -> None:
+    suite = SUITES["hetero"]
+    whole = suite.make(SMALL)
+    match = replace(whole, contenders=whole.contenders[:2])
+    keeper = Kept(tmp_path, suite.name, SMALL)
+    first, again = (list(play_all(lambda: match, 2, 1, keeper)) for _ in range(2))
+    assert again == first  # with the CPU time that it took then
+    assert len(list(play_all(lambda: match, 3, 1, keeper))) == 6
+
+
+def test_a_kept_run_of_another_load_is_not_taken_for_it(tmp_path: Path) -> None:
+    whole = SUITES["hetero"].make(SMALL)
+    contender, task = whole.contenders[0], whole.tasks(1)[0]
+    Kept(tmp_path, "hetero", SMALL).keep(whole.play(task), contender)
+    assert Kept(tmp_path, "hetero", SMALL).find(task, contender) is not None
+    assert Kept(tmp_path, "hetero", Options(size=0.02)).find(task, contender) is None
+    assert Kept(tmp_path, "overload", SMALL).find(task, contender) is None
 
 
 def test_every_aim_of_routing_is_judged() -> None:
