@@ -123,7 +123,8 @@ async def _capacity(mesh: LiveMesh, caller: Caller, seed: int) -> float:
     records: list[Record] = []
     until_s = clock() + CAPACITY_S
     await closed_loop(_jobs(seed), caller, records.append, SLOTS * len(mesh.workers), until_s)
-    return sum(until_s - CAPACITY_S / 2 <= each.end_s < until_s for each in records) / (CAPACITY_S / 2)
+    ended = [each.end_s for each in records if each.ok and until_s - CAPACITY_S / 2 <= each.end_s < until_s]
+    return len(ended) / (CAPACITY_S / 2)
 
 
 def _jobs(seed: int) -> Iterator[Job]:
