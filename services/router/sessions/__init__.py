@@ -3,6 +3,7 @@
 handshake   strangers out, members in, digests compared
 account     load and credit, exact without asking
 ledger      what was submitted and is not acknowledged
+seats       who sits in which slot
 outbox      the commands of one event-loop turn in one frame
 submit      an order as the wire's Submit, long prompts in pieces
 session     one worker

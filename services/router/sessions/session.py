@@ -6,8 +6,6 @@ counted and dropped, and a worker that goes on with it is closed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from headrace.v1 import admin_pb2, session_pb2
 
 from services.common import errors, logs
@@ -24,6 +22,7 @@ from services.router.sessions.floor import Floor
 from services.router.sessions.kv import hear
 from services.router.sessions.ledger import Booking
 from services.router.sessions.outbox import Outbox
+from services.router.sessions.seats import Occupied, Seats
 from services.router.sessions.served import ServedMeter
 from services.router.sessions.suspects import Suspects
 from services.router.settings import SessionTimes
@@ -32,14 +31,6 @@ MAX_BAD_FRAMES = 1000
 NO_CREDIT_PAUSE_S = 0.05
 _STEPS_UNTIL_HUNG = 20
 log = logs.get(__name__)
-
-
-@dataclass(slots=True)
-class _Occupied:
-    attempt: int
-    booking: Booking
-    flight: Flight | None
-    """None: cancelled here; the worker's terminal update is still to come."""
 
 
 class Session:
@@ -78,9 +69,8 @@ class Session:
         self._floor = floor
         self._metrics = metrics
         self._frames_received = frames_received
-        self._seats: dict[int, _Occupied] = {}
+        self._seats = Seats()
         self._suspects = Suspects()
-        self._next_slot = 1
         self._paused_until = 0.0
         self._bad_frames = 0
         self._demand = Waiting(0, 0)
@@ -123,17 +113,17 @@ class Session:
 
     def flights(self) -> list[Flight]:
         """The requests that it holds."""
-        return [seat.flight for seat in self._seats.values() if seat.flight is not None]
+        return self._seats.flights()
 
     def submit(self, flight: Flight, cost: Cost, now: float) -> None:
         """Seats a flight; the command leaves with the others of this turn."""
-        slot = self._free_slot()
+        slot = self._seats.free_slot()
         numerics = self.hello.digests.numerics
         flight.take_seat(Seat(self.worker_id, slot, numerics), now)
         commands = submit.commands(flight, slot, numerics, now)
         booking = Booking(cost, foreground=flight.order.latency_class is not LatencyClass.BATCH)
         self._account.book(booking)
-        self._seats[slot] = _Occupied(flight.attempt, booking, flight)
+        self._seats.take(slot, Occupied(flight.attempt, booking, flight))
         self.outbox.put(commands, booking)
 
     def cancel(self, flight: Flight) -> None:
@@ -142,7 +132,7 @@ class Session:
             return
         slot = flight.seat.slot
         flight.leave_seat()
-        seat = self._seats[slot]
+        seat = self._seats.by_slot[slot]
         seat.flight = None
         self.outbox.put([session_pb2.Cancel(slot=slot, attempt=seat.attempt)])
 
@@ -185,7 +175,7 @@ class Session:
         """Moves all its requests after the session has ended."""
         flights = self.flights()
         alone = len(flights) == 1 and self.load.running + self.load.waiting <= 1
-        for seat in list(self._seats.values()):
+        for seat in self._seats.empty():
             flight, seat.flight = seat.flight, None
             if flight is None:
                 continue
@@ -194,7 +184,6 @@ class Session:
                 self._floor.again(flight)
             else:
                 self._floor.lost(flight, alone=alone)
-        self._seats.clear()
 
     def handle(self, frame: session_pb2.WorkerFrame, now: float) -> None:
         """Takes one frame of the worker."""
@@ -203,7 +192,7 @@ class Session:
             return
         if frame.number > self._frames_received + 1:
             self._bad("frame_gap")
-            self._suspects.add(self._seats, now)
+            self._suspects.add(self._seats.by_slot, now)
         self._frames_received = self.outbox.acknowledge = frame.number
         self.last_frame_s = now
         self._reported(frame)
@@ -246,7 +235,7 @@ class Session:
         flight = seat.flight
         if flight is None:
             if update.HasField("end"):
-                del self._seats[update.slot]
+                self._seats.free(update.slot)
             return
         had, last_s = len(flight.ids), flight.last_token_s
         progress = flight.advance(update, now)
@@ -261,7 +250,7 @@ class Session:
         if progress in (Progress.CUT, Progress.GAP):
             self.cancel(flight)
         else:
-            del self._seats[slot]
+            self._seats.free(slot)
             flight.leave_seat()
         if progress is Progress.GAP:
             self._bad("index_gap")
@@ -274,7 +263,7 @@ class Session:
         seat = self._seat(returned.slot, returned.attempt)
         if seat is None:
             return
-        del self._seats[returned.slot]
+        self._seats.free(returned.slot)
         if returned.reason in (session_pb2.RETURN_REASON_NO_CREDIT, session_pb2.RETURN_REASON_UNSPECIFIED):
             self._paused_until = now + max(returned.retry_ms / 1000, NO_CREDIT_PAUSE_S)
         if seat.flight is not None:
@@ -287,7 +276,7 @@ class Session:
 
     def _lose_suspects(self, now: float) -> None:
         for slot in self._suspects.due(now):
-            seat = self._seats.get(slot)
+            seat = self._seats.by_slot.get(slot)
             if seat is not None and seat.flight is not None:
                 flight = seat.flight
                 self.cancel(flight)
@@ -298,19 +287,14 @@ class Session:
         if stuck_s > max(self._times.hung_s, _STEPS_UNTIL_HUNG * self.load.step_us / 1e6):
             self.close(errors.Unavailable(f"no step finished for {stuck_s:.1f} s", reason="HUNG"))
 
-    def _seat(self, slot: int, attempt: int) -> _Occupied | None:
-        seat = self._seats.get(slot)
+    def _seat(self, slot: int, attempt: int) -> Occupied | None:
+        seat = self._seats.by_slot.get(slot)
         if seat is None:
             self._bad("unknown_slot")
         elif seat.attempt != attempt:
             self._bad("other_attempt")
             return None
         return seat
-
-    def _free_slot(self) -> int:
-        slot = self._next_slot
-        self._next_slot = slot % 0xFFFFFFFF + 1
-        return slot if slot not in self._seats else self._free_slot()
 
     def misbehaved(self, kind: str) -> None:
         """Counts nonsense that the worker sent; one that goes on with it is closed."""
