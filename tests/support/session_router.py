@@ -307,6 +307,7 @@ class SessionRouter:
                     slot=record.slot,
                     attempt=record.attempt,
                     next_index=record.next_index,
+                    handle=held.handle,
                 )
             )
         return pb.Welcome(

@@ -128,14 +128,18 @@ class KvSpec(_message.Message):
     def __init__(self, block_tokens: _Optional[int] = ..., blocks: _Optional[int] = ..., max_sequences: _Optional[int] = ..., max_tokens: _Optional[int] = ...) -> None: ...
 
 class HeldRequest(_message.Message):
-    __slots__ = ("request_id", "attempt", "next_index")
+    __slots__ = ("request_id", "attempt", "next_index", "slot", "handle")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     NEXT_INDEX_FIELD_NUMBER: _ClassVar[int]
+    SLOT_FIELD_NUMBER: _ClassVar[int]
+    HANDLE_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     attempt: int
     next_index: int
-    def __init__(self, request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., next_index: _Optional[int] = ...) -> None: ...
+    slot: int
+    handle: int
+    def __init__(self, request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., next_index: _Optional[int] = ..., slot: _Optional[int] = ..., handle: _Optional[int] = ...) -> None: ...
 
 class Proof(_message.Message):
     __slots__ = ("mac",)
@@ -192,16 +196,18 @@ class Welcome(_message.Message):
     def __init__(self, router_id: _Optional[str] = ..., session_id: _Optional[str] = ..., siblings: _Optional[_Iterable[str]] = ..., heartbeat_ms: _Optional[int] = ..., resume_grace_ms: _Optional[int] = ..., resume: _Optional[_Iterable[_Union[ResumeRequest, _Mapping]]] = ...) -> None: ...
 
 class ResumeRequest(_message.Message):
-    __slots__ = ("request_id", "slot", "attempt", "next_index")
+    __slots__ = ("request_id", "slot", "attempt", "next_index", "handle")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     SLOT_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     NEXT_INDEX_FIELD_NUMBER: _ClassVar[int]
+    HANDLE_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     slot: int
     attempt: int
     next_index: int
-    def __init__(self, request_id: _Optional[str] = ..., slot: _Optional[int] = ..., attempt: _Optional[int] = ..., next_index: _Optional[int] = ...) -> None: ...
+    handle: int
+    def __init__(self, request_id: _Optional[str] = ..., slot: _Optional[int] = ..., attempt: _Optional[int] = ..., next_index: _Optional[int] = ..., handle: _Optional[int] = ...) -> None: ...
 
 class Submit(_message.Message):
     __slots__ = ("slot", "request_id", "attempt", "next_index", "prompt_tokens", "prompt_ids", "delivered_ids", "sampling", "max_tokens", "grammar", "latency_class", "remaining_ms", "waited_ms", "ttft_target_ms", "tpot_target_ms", "expected_output_tokens", "kv_key", "public_kv_key", "public_prefix_tokens", "tenant_tag", "traceparent")

@@ -30,11 +30,6 @@ class Job:
         self._logprobs: list[types_pb2.PositionLogprobs] = []
 
     @property
-    def key(self) -> tuple[str, int]:
-        """What names it to its router across sessions."""
-        return self.request_id, self.attempt
-
-    @property
     def made(self) -> int:
         """Index of the next output token that the engine will make."""
         return self._base + len(self._ids)

@@ -57,7 +57,7 @@ class Link:
         self._desk = desk
         self._faults = faults
         self._told = told  # of each Welcome, and with None of each end
-        self._held: dict[tuple[str, int], Job] = {}
+        self._held: dict[int, Job] = {}  # by handle
         self._grace: asyncio.TimerHandle | None = None
         self._trouble = ""
 
@@ -109,7 +109,13 @@ class Link:
 
     async def _shake(self, call: Call, handshake: Handshake) -> session_pb2.Welcome:
         held = [
-            session_pb2.HeldRequest(request_id=job.request_id, attempt=job.attempt, next_index=job.made)
+            session_pb2.HeldRequest(
+                request_id=job.request_id,
+                attempt=job.attempt,
+                next_index=job.made,
+                slot=job.slot,
+                handle=job.handle,
+            )
             for job in self._held.values()
         ]
         async with asyncio.timeout(HANDSHAKE_S):

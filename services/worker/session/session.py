@@ -50,11 +50,11 @@ class Session:
         self._conduct = Conduct(now)
         self._faults: set[str] = set()  # that were logged
 
-    def begin(self, welcome: session_pb2.Welcome, held: dict[tuple[str, int], Job], now: float) -> None:
+    def begin(self, welcome: session_pb2.Welcome, held: dict[int, Job], now: float) -> None:
         """Opens: takes over the held jobs that go on, ends the others, tells the engine's state."""
         self._desk.open(self)
         for request in welcome.resume:
-            self._resume(request, held.pop((request.request_id, request.attempt), None), now)
+            self._resume(request, held.pop(request.handle, None), now)
         for job in held.values():
             self._desk.abandon(job)
         if self._desk.last_report is not None:
@@ -63,12 +63,12 @@ class Session:
             self._outgoing.draining(self._desk.draining_ms)
         self.news.set()
 
-    def end(self) -> dict[tuple[str, int], Job]:
-        """Closes; returns the jobs that another session may resume."""
+    def end(self) -> dict[int, Job]:
+        """Closes; returns the jobs that another session may resume, by handle."""
         self._desk.close(self)
-        held = {job.key: job for job in self._jobs.values() if not job.returned}
+        held = {job.handle: job for job in self._jobs.values() if not job.returned}
         for assembly in self._assemblies.values():
-            held.pop(assembly.arrival.job.key, None)
+            held.pop(assembly.arrival.job.handle, None)
         return held
 
     @property
@@ -204,24 +204,29 @@ class Session:
         self.has_news(job)
 
     def _resume(self, request: session_pb2.ResumeRequest, job: Job | None, now: float) -> None:
-        if job is None:
-            stub = session_pb2.Submit(
-                slot=request.slot,
-                request_id=request.request_id,
-                attempt=request.attempt,
-                next_index=request.next_index,
-            )
-            self._give_back_unknown(Job(self._desk.new_handle(), stub))
-        elif request.slot in self._slots or not job.resume(request.slot, request.next_index):
-            self._desk.abandon(job)
-            self._fault("bad_resume", now)
-        else:
+        """Goes on with a job, or says that it cannot, so that it goes on elsewhere."""
+        taken = request.slot in self._slots
+        same = job is not None and not taken and job.attempt == request.attempt
+        if job is not None and same and job.resume(request.slot, request.next_index):
             self._seat(job)
             self._desk.adopt(self, job)
             if job.has_news:
                 self._outgoing.news_of(job)
+            return
+        if job is not None:
+            self._desk.abandon(job)
+            self._fault("bad_resume", now)
+        if not taken:
+            self._give_back_unknown(request)
 
-    def _give_back_unknown(self, job: Job) -> None:
+    def _give_back_unknown(self, request: session_pb2.ResumeRequest) -> None:
+        stub = session_pb2.Submit(
+            slot=request.slot,
+            request_id=request.request_id,
+            attempt=request.attempt,
+            next_index=request.next_index,
+        )
+        job = Job(self._desk.new_handle(), stub)
         self.give_back(job, session_pb2.RETURN_REASON_NO_CREDIT, "not held any more")
 
     def _seat(self, job: Job) -> None:

@@ -341,7 +341,9 @@ class TestResuming:
 
     def resume(self, bench: Bench, next_index: int, slot: int = 50, attempt: int = 1) -> None:
         held = bench.session.end()
-        request = pb.ResumeRequest(request_id="r1", slot=slot, attempt=attempt, next_index=next_index)
+        request = pb.ResumeRequest(
+            request_id="r1", slot=slot, attempt=attempt, next_index=next_index, handle=max(held, default=0)
+        )
         welcome = pb.Welcome(router_id="r", resume=[request])
         bench.session = bench.open(welcome, held)
 
@@ -361,7 +363,7 @@ class TestResuming:
         held = broken.session.end()
         handle = broken.engine.handle()
         broken.report({handle: [15]}, finished=[finish(handle)])
-        request = pb.ResumeRequest(request_id="r1", slot=9, attempt=1, next_index=5)
+        request = pb.ResumeRequest(request_id="r1", slot=9, attempt=1, next_index=5, handle=handle)
         broken.session = broken.open(pb.Welcome(resume=[request]), held)
         (update,) = broken.updates()
         assert list(update.token_ids) == [15]
@@ -392,6 +394,22 @@ class TestResuming:
         """Beyond what was made, before what was acknowledged, another attempt."""
         self.resume(broken, next_index, attempt=attempt)
         assert broken.engine.aborted == [broken.engine.handle()]
+        (returned,) = broken.returned()
+        assert (returned.slot, returned.attempt) == (50, attempt)
+
+    def test_two_requests_of_one_name_are_told_apart(self, bench: Bench) -> None:
+        """Two tenants may have chosen the same one."""
+        bench.send(submits=[submit(1), submit(2, request_id="r1")])
+        first, second = bench.engine.requests
+        bench.report({first: [10, 11], second: [20, 21]})
+        bench.drain()
+        held = bench.session.end()
+        assert set(held) == {first, second}
+        request = pb.ResumeRequest(request_id="r1", slot=9, attempt=1, next_index=1, handle=second)
+        bench.session = bench.open(pb.Welcome(resume=[request]), held)
+        (update,) = bench.updates()
+        assert (update.slot, list(update.token_ids)) == (9, [21])
+        assert bench.engine.aborted == [first]
 
     def test_an_unknown_request_comes_back(self, bench: Bench) -> None:
         self.resume(bench, 7)
