@@ -52,6 +52,7 @@ class Dispatcher:
         self._on_start: dict[int, Callable[[], None]] = {}
         self._changed: set[Session] = set()
         self._ticks = 0
+        metrics.flights.set_function(self.__len__)
 
     def __len__(self) -> int:
         return len(self._flights)

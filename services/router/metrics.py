@@ -103,6 +103,16 @@ class RouterMetrics:
             registry=registry,
         )
         self.running = Gauge("headrace_requests_running", "Requests in the router", registry=registry)
+        self.flights = Gauge(
+            "headrace_flights",
+            "Requests that wait for a worker, run, or have an answer to be read",
+            registry=registry,
+        )
+        self.seats = Gauge(
+            "headrace_seats",
+            "Slots of workers that are taken, by cancelled requests until the worker has ended them",
+            registry=registry,
+        )
         self.first_token = Histogram(
             "headrace_time_to_first_token_seconds",
             "From arrival to first token",
@@ -147,6 +157,7 @@ class RouterMetrics:
             self.queue_depth.labels(each.name.lower()).set(count)
         for model in workers.models():
             self._observe_model(scheduler, model)
+        self.seats.set(sum(session.seated for session in workers))
         self.workers.clear()
         for session in workers:
             view = session.view(now)

@@ -111,6 +111,11 @@ class Session:
         """Its last grant."""
         return self._account.credit
 
+    @property
+    def seated(self) -> int:
+        """Slots that are taken, also by what was cancelled until its worker has ended it."""
+        return len(self._seats)
+
     def flights(self) -> list[Flight]:
         """The requests that it holds."""
         return self._seats.flights()

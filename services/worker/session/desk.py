@@ -81,6 +81,7 @@ class Desk:
         self._jobs: dict[int, Job] = {}  # the engine owes each a terminal event
         self._homes: dict[int, Home] = {}  # by handle; a job of a broken session has none
         self._open: dict[int, Home] = {}
+        metrics.jobs.set_function(lambda: len(self._jobs))
 
     def new_handle(self) -> int:
         """A handle that was never used."""
