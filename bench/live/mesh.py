@@ -5,16 +5,13 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
-import urllib.request
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from prometheus_client.parser import text_string_to_metric_families
-from prometheus_client.samples import Sample
-
+from bench.scrape import scrape, total
 from services.cli.state import StateDir
 from services.cli.up.child import ChildSpec
 from services.cli.up.devices import Device
@@ -99,25 +96,14 @@ def _fitted(spec: ChildSpec, kinds: Sequence[WorkerKind], settings: Mapping[str,
 
 
 def _work(url: str) -> Work:
-    samples = _scrape(url)
-    steps_s = sum(each.value for each in samples if each.name == "headrace_worker_step_seconds_sum")
-    tokens = sum(
-        each.value
-        for each in samples
-        if each.name == "headrace_worker_tokens_total" and each.labels["kind"] in ("prompt", "output")
-    )
-    return Work(steps_s, tokens)
+    samples = scrape(url)
+    tokens = (total(samples, "headrace_worker_tokens_total", kind=kind) for kind in ("prompt", "output"))
+    return Work(total(samples, "headrace_worker_step_seconds_sum"), sum(tokens))
 
 
 def _step_model(url: str) -> dict[str, float]:
     name = "headrace_worker_step_model_seconds"
-    return {each.labels["term"]: each.value for each in _scrape(url) if each.name == name}
-
-
-def _scrape(url: str) -> list[Sample]:
-    with urllib.request.urlopen(url, timeout=5) as reply:
-        families = text_string_to_metric_families(reply.read().decode())
-        return [sample for family in families for sample in family.samples]
+    return {each.labels["term"]: each.value for each in scrape(url) if each.name == name}
 
 
 def _free_port() -> int:

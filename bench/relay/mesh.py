@@ -72,7 +72,7 @@ class Site:
     async def start_tokenizer(self) -> None:
         """The one that all routers of the site ask."""
         self.tokenizer = f"{LOOPBACK}:{free_port()}"
-        child = self._service(
+        child = self.service(
             "tokenizer", "services.tokenizer", self.rest, listen=self.tokenizer, model=self.model.path,
             processes=1,
         )  # fmt: skip
@@ -83,7 +83,7 @@ class Site:
     ) -> Router:
         """One router process; on the measured core unless another is named."""
         public, mesh = (f"{LOOPBACK}:{free_port()}" for _ in range(2))
-        child = self._service(
+        child = self.service(
             name, program, self.measured if core is None else core,
             kind="router", listen=public, mesh_listen=mesh, tokenizers=self.tokenizer,
         )  # fmt: skip
@@ -94,7 +94,7 @@ class Site:
         self, router: Router, core: int, program: str = "services.worker", **settings: object
     ) -> Child:
         """A real worker whose engine is simulated, when the router has it."""
-        child = self._service(
+        child = self.service(
             "worker", program, core, kind="worker", routers=router.mesh, worker_id="worker",
             engine="simulated", model=self.model.path, device="cpu",
             simulated_calibration=self.calibration(), **settings,
@@ -136,7 +136,8 @@ class Site:
                 await asyncio.sleep(_POLL_S)
         raise router.child.failed(f"has not got {workers} workers")
 
-    def _service(self, name: str, program: str, core: int, kind: str = "", **settings: object) -> Child:
+    def service(self, name: str, program: str, core: int | None, kind: str = "", **settings: object) -> Child:
+        """One of our services with these settings; `kind` names them where the child has another name."""
         prefix = f"HEADRACE_{(kind or name).upper()}_"
         own = {"mesh_secret_file": self.secret, "drain_timeout_s": 0.5, "log_level": "warning", **settings}
         environment = {f"{prefix}{key.upper()}": str(value) for key, value in own.items()}

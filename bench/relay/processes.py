@@ -32,7 +32,7 @@ class Child:
     """One process, ended by `stop` or with this one. What it prints goes to `log`.
 
     Args:
-        core: the only one that it may use.
+        core: the only one that it may use; None: all of this process.
         says_port: whether it prints `ready PORT` when it serves; the port is in `port` then.
     """
 
@@ -41,7 +41,7 @@ class Child:
         name: str,
         command: Sequence[str],
         *,
-        core: int,
+        core: int | None,
         scratch: Path,
         environment: Mapping[str, str] | None = None,
         says_port: bool = False,
@@ -50,9 +50,10 @@ class Child:
         self.port = 0
         self._log = scratch / f"{name}.log"
         leash = (sys.executable, "-I", "-S", str(LEASH), str(os.getpid()))
+        pinned = () if core is None else ("taskset", "-c", str(core))
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                (*leash, "taskset", "-c", str(core), *command),
+                (*leash, *pinned, *command),
                 cwd=ROOT,
                 env={**os.environ, **(environment or {})},
                 stdin=subprocess.DEVNULL,
@@ -77,9 +78,13 @@ class Child:
         """User and system time of all its threads that live, in nanoseconds' precision; of no child."""
         return sum(_ran_s(each) for each in Path(f"/proc/{self.pid}/task").iterdir())
 
+    def children(self) -> list[int]:
+        """The processes that it has started."""
+        return _children(self.pid)
+
     def move_children(self, core: int) -> None:
         """Puts the processes that it has started on another core."""
-        for child in _children(self.pid):
+        for child in self.children():
             pin(child, core)
 
     def move(self, core: int) -> None:
@@ -89,6 +94,11 @@ class Child:
     def failed(self, why: str) -> ChildFailed:
         """An error with its last words."""
         return ChildFailed(f"{self.name}: {why}: {self._log.read_text(errors='replace')[-_TAIL:]}")
+
+    def send(self, number: signal.Signals) -> None:
+        """Sends it a signal, unless it has ended."""
+        if self.running:
+            self._process.send_signal(number)
 
     def stop(self) -> None:
         """Asks it to end, then forces it. Idempotent."""
