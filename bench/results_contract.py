@@ -234,6 +234,9 @@ def show(result: Result, console: Console | None = None) -> None:
     columns = zip(_COLUMNS, zip(*rows, strict=True), strict=True)
     told = [name for name, cells in columns if any(cells)]
     lines = [[cell for name, cell in zip(_COLUMNS, cells, strict=True) if name in told] for cells in rows]
+    if console is None and not sys.stdout.isatty():  # a file is as wide as its lines
+        _show_plain(result.name, told, lines)
+        return
     try:
         _show_rich(result.name, told, lines, console)
     except ImportError:
