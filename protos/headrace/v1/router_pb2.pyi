@@ -93,12 +93,14 @@ class FlushPolicy(_message.Message):
     def __init__(self, max_delay: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., max_tokens: _Optional[int] = ...) -> None: ...
 
 class Resume(_message.Message):
-    __slots__ = ("request_id", "next_index")
+    __slots__ = ("request_id", "next_index", "text_bytes")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     NEXT_INDEX_FIELD_NUMBER: _ClassVar[int]
+    TEXT_BYTES_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     next_index: int
-    def __init__(self, request_id: _Optional[str] = ..., next_index: _Optional[int] = ...) -> None: ...
+    text_bytes: int
+    def __init__(self, request_id: _Optional[str] = ..., next_index: _Optional[int] = ..., text_bytes: _Optional[int] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
     __slots__ = ("delta", "finished")

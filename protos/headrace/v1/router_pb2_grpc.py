@@ -40,6 +40,13 @@ class RouterServiceStub:
     QUOTA_EXCEEDED       the tenant's own quota; QuotaFailure says which
     UNAVAILABLE          NO_WORKER            no worker that could ever run it came within the class's patience
     FAILED_PRECONDITION  NOT_DETERMINISTIC    no worker of the model has the capability "deterministic"
+
+    A stream that breaks off (UNAVAILABLE, or the connection is lost) can be taken up on any router for 5 seconds: see
+    Resume. `headrace.client` does it by itself. Refusals:
+
+    NOT_FOUND            NOTHING_TO_RESUME    no such request of this tenant is left. Before its first token it can
+    be sent again as a whole, under the same request_id
+    ABORTED              TAKEN_OVER           (on the call that had it) another call took the stream up
     """
 
     def __init__(self, channel):
@@ -85,6 +92,13 @@ class RouterServiceServicer:
     QUOTA_EXCEEDED       the tenant's own quota; QuotaFailure says which
     UNAVAILABLE          NO_WORKER            no worker that could ever run it came within the class's patience
     FAILED_PRECONDITION  NOT_DETERMINISTIC    no worker of the model has the capability "deterministic"
+
+    A stream that breaks off (UNAVAILABLE, or the connection is lost) can be taken up on any router for 5 seconds: see
+    Resume. `headrace.client` does it by itself. Refusals:
+
+    NOT_FOUND            NOTHING_TO_RESUME    no such request of this tenant is left. Before its first token it can
+    be sent again as a whole, under the same request_id
+    ABORTED              TAKEN_OVER           (on the call that had it) another call took the stream up
     """
 
     def Generate(self, request, context):
@@ -166,6 +180,13 @@ class RouterService:
     QUOTA_EXCEEDED       the tenant's own quota; QuotaFailure says which
     UNAVAILABLE          NO_WORKER            no worker that could ever run it came within the class's patience
     FAILED_PRECONDITION  NOT_DETERMINISTIC    no worker of the model has the capability "deterministic"
+
+    A stream that breaks off (UNAVAILABLE, or the connection is lost) can be taken up on any router for 5 seconds: see
+    Resume. `headrace.client` does it by itself. Refusals:
+
+    NOT_FOUND            NOTHING_TO_RESUME    no such request of this tenant is left. Before its first token it can
+    be sent again as a whole, under the same request_id
+    ABORTED              TAKEN_OVER           (on the call that had it) another call took the stream up
     """
 
     @staticmethod

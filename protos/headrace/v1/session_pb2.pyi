@@ -1,3 +1,4 @@
+from headrace.v1 import router_pb2 as _router_pb2
 from headrace.v1 import types_pb2 as _types_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -18,6 +19,7 @@ class EndReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     END_REASON_DEADLINE: _ClassVar[EndReason]
     END_REASON_ERROR: _ClassVar[EndReason]
     END_REASON_GRAMMAR: _ClassVar[EndReason]
+    END_REASON_CLAIMED: _ClassVar[EndReason]
 
 class ReturnReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -34,6 +36,7 @@ END_REASON_CANCELLED: EndReason
 END_REASON_DEADLINE: EndReason
 END_REASON_ERROR: EndReason
 END_REASON_GRAMMAR: EndReason
+END_REASON_CLAIMED: EndReason
 RETURN_REASON_UNSPECIFIED: ReturnReason
 RETURN_REASON_NO_CREDIT: ReturnReason
 RETURN_REASON_DRAINING: ReturnReason
@@ -41,7 +44,7 @@ RETURN_REASON_PREEMPTED: ReturnReason
 RETURN_REASON_UNSUPPORTED: ReturnReason
 
 class WorkerFrame(_message.Message):
-    __slots__ = ("number", "acknowledged_command", "hello", "proof", "updates", "returned", "load", "credit", "progress", "kv_events", "kv_snapshot", "tenant_service", "step_model", "draining", "foreground_credit")
+    __slots__ = ("number", "acknowledged_command", "hello", "proof", "updates", "returned", "load", "credit", "progress", "kv_events", "kv_snapshot", "tenant_service", "step_model", "draining", "foreground_credit", "claimed")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     ACKNOWLEDGED_COMMAND_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
@@ -57,6 +60,7 @@ class WorkerFrame(_message.Message):
     STEP_MODEL_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     FOREGROUND_CREDIT_FIELD_NUMBER: _ClassVar[int]
+    CLAIMED_FIELD_NUMBER: _ClassVar[int]
     number: int
     acknowledged_command: int
     hello: Hello
@@ -72,7 +76,8 @@ class WorkerFrame(_message.Message):
     step_model: StepModel
     draining: Draining
     foreground_credit: Credit
-    def __init__(self, number: _Optional[int] = ..., acknowledged_command: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., proof: _Optional[_Union[Proof, _Mapping]] = ..., updates: _Optional[_Iterable[_Union[SequenceUpdate, _Mapping]]] = ..., returned: _Optional[_Iterable[_Union[Returned, _Mapping]]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., kv_events: _Optional[_Union[KvEvents, _Mapping]] = ..., kv_snapshot: _Optional[_Union[KvSnapshot, _Mapping]] = ..., tenant_service: _Optional[_Iterable[_Union[TenantService, _Mapping]]] = ..., step_model: _Optional[_Union[StepModel, _Mapping]] = ..., draining: _Optional[_Union[Draining, _Mapping]] = ..., foreground_credit: _Optional[_Union[Credit, _Mapping]] = ...) -> None: ...
+    claimed: _containers.RepeatedCompositeFieldContainer[Claimed]
+    def __init__(self, number: _Optional[int] = ..., acknowledged_command: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., proof: _Optional[_Union[Proof, _Mapping]] = ..., updates: _Optional[_Iterable[_Union[SequenceUpdate, _Mapping]]] = ..., returned: _Optional[_Iterable[_Union[Returned, _Mapping]]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., kv_events: _Optional[_Union[KvEvents, _Mapping]] = ..., kv_snapshot: _Optional[_Union[KvSnapshot, _Mapping]] = ..., tenant_service: _Optional[_Iterable[_Union[TenantService, _Mapping]]] = ..., step_model: _Optional[_Union[StepModel, _Mapping]] = ..., draining: _Optional[_Union[Draining, _Mapping]] = ..., foreground_credit: _Optional[_Union[Credit, _Mapping]] = ..., claimed: _Optional[_Iterable[_Union[Claimed, _Mapping]]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("protocol_version", "worker_id", "incarnation", "nonce", "model", "digests", "engine", "engine_version", "device", "kv_spec", "capabilities", "labels", "vocab_size", "eos_token_ids", "held")
@@ -148,7 +153,7 @@ class Proof(_message.Message):
     def __init__(self, mac: _Optional[bytes] = ...) -> None: ...
 
 class RouterFrame(_message.Message):
-    __slots__ = ("number", "challenge", "welcome", "submits", "prompt_pieces", "cancels", "demand", "kv_snapshot_wanted", "drain", "acknowledged_frame")
+    __slots__ = ("number", "challenge", "welcome", "submits", "prompt_pieces", "cancels", "demand", "kv_snapshot_wanted", "drain", "acknowledged_frame", "claims", "adoptions")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     CHALLENGE_FIELD_NUMBER: _ClassVar[int]
     WELCOME_FIELD_NUMBER: _ClassVar[int]
@@ -159,6 +164,8 @@ class RouterFrame(_message.Message):
     KV_SNAPSHOT_WANTED_FIELD_NUMBER: _ClassVar[int]
     DRAIN_FIELD_NUMBER: _ClassVar[int]
     ACKNOWLEDGED_FRAME_FIELD_NUMBER: _ClassVar[int]
+    CLAIMS_FIELD_NUMBER: _ClassVar[int]
+    ADOPTIONS_FIELD_NUMBER: _ClassVar[int]
     number: int
     challenge: Challenge
     welcome: Welcome
@@ -169,7 +176,9 @@ class RouterFrame(_message.Message):
     kv_snapshot_wanted: bool
     drain: DrainRequest
     acknowledged_frame: int
-    def __init__(self, number: _Optional[int] = ..., challenge: _Optional[_Union[Challenge, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., submits: _Optional[_Iterable[_Union[Submit, _Mapping]]] = ..., prompt_pieces: _Optional[_Iterable[_Union[PromptPiece, _Mapping]]] = ..., cancels: _Optional[_Iterable[_Union[Cancel, _Mapping]]] = ..., demand: _Optional[_Union[Demand, _Mapping]] = ..., kv_snapshot_wanted: _Optional[bool] = ..., drain: _Optional[_Union[DrainRequest, _Mapping]] = ..., acknowledged_frame: _Optional[int] = ...) -> None: ...
+    claims: _containers.RepeatedCompositeFieldContainer[Claim]
+    adoptions: _containers.RepeatedCompositeFieldContainer[Adopt]
+    def __init__(self, number: _Optional[int] = ..., challenge: _Optional[_Union[Challenge, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., submits: _Optional[_Iterable[_Union[Submit, _Mapping]]] = ..., prompt_pieces: _Optional[_Iterable[_Union[PromptPiece, _Mapping]]] = ..., cancels: _Optional[_Iterable[_Union[Cancel, _Mapping]]] = ..., demand: _Optional[_Union[Demand, _Mapping]] = ..., kv_snapshot_wanted: _Optional[bool] = ..., drain: _Optional[_Union[DrainRequest, _Mapping]] = ..., acknowledged_frame: _Optional[int] = ..., claims: _Optional[_Iterable[_Union[Claim, _Mapping]]] = ..., adoptions: _Optional[_Iterable[_Union[Adopt, _Mapping]]] = ...) -> None: ...
 
 class Challenge(_message.Message):
     __slots__ = ("nonce", "mac")
@@ -180,20 +189,22 @@ class Challenge(_message.Message):
     def __init__(self, nonce: _Optional[bytes] = ..., mac: _Optional[bytes] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("router_id", "session_id", "siblings", "heartbeat_ms", "resume_grace_ms", "resume")
+    __slots__ = ("router_id", "session_id", "siblings", "heartbeat_ms", "resume_grace_ms", "resume", "orphan_hold_ms")
     ROUTER_ID_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     SIBLINGS_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_MS_FIELD_NUMBER: _ClassVar[int]
     RESUME_GRACE_MS_FIELD_NUMBER: _ClassVar[int]
     RESUME_FIELD_NUMBER: _ClassVar[int]
+    ORPHAN_HOLD_MS_FIELD_NUMBER: _ClassVar[int]
     router_id: str
     session_id: str
     siblings: _containers.RepeatedScalarFieldContainer[str]
     heartbeat_ms: int
     resume_grace_ms: int
     resume: _containers.RepeatedCompositeFieldContainer[ResumeRequest]
-    def __init__(self, router_id: _Optional[str] = ..., session_id: _Optional[str] = ..., siblings: _Optional[_Iterable[str]] = ..., heartbeat_ms: _Optional[int] = ..., resume_grace_ms: _Optional[int] = ..., resume: _Optional[_Iterable[_Union[ResumeRequest, _Mapping]]] = ...) -> None: ...
+    orphan_hold_ms: int
+    def __init__(self, router_id: _Optional[str] = ..., session_id: _Optional[str] = ..., siblings: _Optional[_Iterable[str]] = ..., heartbeat_ms: _Optional[int] = ..., resume_grace_ms: _Optional[int] = ..., resume: _Optional[_Iterable[_Union[ResumeRequest, _Mapping]]] = ..., orphan_hold_ms: _Optional[int] = ...) -> None: ...
 
 class ResumeRequest(_message.Message):
     __slots__ = ("request_id", "slot", "attempt", "next_index", "handle")
@@ -210,7 +221,7 @@ class ResumeRequest(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., slot: _Optional[int] = ..., attempt: _Optional[int] = ..., next_index: _Optional[int] = ..., handle: _Optional[int] = ...) -> None: ...
 
 class Submit(_message.Message):
-    __slots__ = ("slot", "request_id", "attempt", "next_index", "prompt_tokens", "prompt_ids", "delivered_ids", "sampling", "max_tokens", "grammar", "latency_class", "remaining_ms", "waited_ms", "ttft_target_ms", "tpot_target_ms", "expected_output_tokens", "kv_key", "public_kv_key", "public_prefix_tokens", "tenant_tag", "traceparent")
+    __slots__ = ("slot", "request_id", "attempt", "next_index", "prompt_tokens", "prompt_ids", "delivered_ids", "sampling", "max_tokens", "grammar", "latency_class", "remaining_ms", "waited_ms", "ttft_target_ms", "tpot_target_ms", "expected_output_tokens", "kv_key", "public_kv_key", "public_prefix_tokens", "tenant_tag", "traceparent", "claim_key", "router_state")
     SLOT_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
@@ -232,6 +243,8 @@ class Submit(_message.Message):
     PUBLIC_PREFIX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TENANT_TAG_FIELD_NUMBER: _ClassVar[int]
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
+    CLAIM_KEY_FIELD_NUMBER: _ClassVar[int]
+    ROUTER_STATE_FIELD_NUMBER: _ClassVar[int]
     slot: int
     request_id: str
     attempt: int
@@ -253,7 +266,69 @@ class Submit(_message.Message):
     public_prefix_tokens: int
     tenant_tag: bytes
     traceparent: str
-    def __init__(self, slot: _Optional[int] = ..., request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., next_index: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., delivered_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., max_tokens: _Optional[int] = ..., grammar: _Optional[_Union[_types_pb2.Grammar, _Mapping]] = ..., latency_class: _Optional[_Union[_types_pb2.LatencyClass, str]] = ..., remaining_ms: _Optional[int] = ..., waited_ms: _Optional[int] = ..., ttft_target_ms: _Optional[int] = ..., tpot_target_ms: _Optional[int] = ..., expected_output_tokens: _Optional[int] = ..., kv_key: _Optional[bytes] = ..., public_kv_key: _Optional[bytes] = ..., public_prefix_tokens: _Optional[int] = ..., tenant_tag: _Optional[bytes] = ..., traceparent: _Optional[str] = ...) -> None: ...
+    claim_key: bytes
+    router_state: bytes
+    def __init__(self, slot: _Optional[int] = ..., request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., next_index: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., delivered_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., max_tokens: _Optional[int] = ..., grammar: _Optional[_Union[_types_pb2.Grammar, _Mapping]] = ..., latency_class: _Optional[_Union[_types_pb2.LatencyClass, str]] = ..., remaining_ms: _Optional[int] = ..., waited_ms: _Optional[int] = ..., ttft_target_ms: _Optional[int] = ..., tpot_target_ms: _Optional[int] = ..., expected_output_tokens: _Optional[int] = ..., kv_key: _Optional[bytes] = ..., public_kv_key: _Optional[bytes] = ..., public_prefix_tokens: _Optional[int] = ..., tenant_tag: _Optional[bytes] = ..., traceparent: _Optional[str] = ..., claim_key: _Optional[bytes] = ..., router_state: _Optional[bytes] = ...) -> None: ...
+
+class RouterState(_message.Message):
+    __slots__ = ("request", "model", "class_reason", "encode_us")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    CLASS_REASON_FIELD_NUMBER: _ClassVar[int]
+    ENCODE_US_FIELD_NUMBER: _ClassVar[int]
+    request: _router_pb2.GenerateRequest
+    model: str
+    class_reason: _router_pb2.ClassReason
+    encode_us: int
+    def __init__(self, request: _Optional[_Union[_router_pb2.GenerateRequest, _Mapping]] = ..., model: _Optional[str] = ..., class_reason: _Optional[_Union[_router_pb2.ClassReason, str]] = ..., encode_us: _Optional[int] = ...) -> None: ...
+
+class Claim(_message.Message):
+    __slots__ = ("claim_key", "next_index")
+    CLAIM_KEY_FIELD_NUMBER: _ClassVar[int]
+    NEXT_INDEX_FIELD_NUMBER: _ClassVar[int]
+    claim_key: bytes
+    next_index: int
+    def __init__(self, claim_key: _Optional[bytes] = ..., next_index: _Optional[int] = ...) -> None: ...
+
+class Claimed(_message.Message):
+    __slots__ = ("claim_key", "found", "submit", "handle", "output_tokens", "end", "orphaned", "offset", "ids", "first_logprob", "logprobs", "last")
+    CLAIM_KEY_FIELD_NUMBER: _ClassVar[int]
+    FOUND_FIELD_NUMBER: _ClassVar[int]
+    SUBMIT_FIELD_NUMBER: _ClassVar[int]
+    HANDLE_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    ORPHANED_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_LOGPROB_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    claim_key: bytes
+    found: bool
+    submit: Submit
+    handle: int
+    output_tokens: int
+    end: SequenceEnd
+    orphaned: bool
+    offset: int
+    ids: _containers.RepeatedScalarFieldContainer[int]
+    first_logprob: int
+    logprobs: _containers.RepeatedCompositeFieldContainer[_types_pb2.PositionLogprobs]
+    last: bool
+    def __init__(self, claim_key: _Optional[bytes] = ..., found: _Optional[bool] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., handle: _Optional[int] = ..., output_tokens: _Optional[int] = ..., end: _Optional[_Union[SequenceEnd, _Mapping]] = ..., orphaned: _Optional[bool] = ..., offset: _Optional[int] = ..., ids: _Optional[_Iterable[int]] = ..., first_logprob: _Optional[int] = ..., logprobs: _Optional[_Iterable[_Union[_types_pb2.PositionLogprobs, _Mapping]]] = ..., last: _Optional[bool] = ...) -> None: ...
+
+class Adopt(_message.Message):
+    __slots__ = ("handle", "slot", "attempt", "next_index")
+    HANDLE_FIELD_NUMBER: _ClassVar[int]
+    SLOT_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    NEXT_INDEX_FIELD_NUMBER: _ClassVar[int]
+    handle: int
+    slot: int
+    attempt: int
+    next_index: int
+    def __init__(self, handle: _Optional[int] = ..., slot: _Optional[int] = ..., attempt: _Optional[int] = ..., next_index: _Optional[int] = ...) -> None: ...
 
 class PromptPiece(_message.Message):
     __slots__ = ("slot", "attempt", "offset", "ids")

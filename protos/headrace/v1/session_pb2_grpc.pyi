@@ -38,6 +38,17 @@ class SessionServiceStub:
         │ ◀── commands of one event-loop turn    │   numbered; acknowledged by every worker frame
 
     Frames are at most 64 KiB; what is longer travels in pieces. Unknown enum values and fields are ignored.
+
+    A client's stream outlives its router. A worker keeps what its router submitted for Welcome.orphan_hold_ms after
+    the session broke, and as long after its end. A router that is asked to resume a stream asks all its workers:
+
+      any router                               worker
+        │ Claim (key of the request)         ──▶ │
+        │ ◀── Claimed: no, or all that is known   │   in pieces; nothing has changed hands yet
+        │ Adopt (slot, the next attempt)     ──▶ │   to the worker with the latest attempt, while it runs there
+        │ ◀── SequenceUpdates of that attempt     │   the router that had it, if any, is told END_REASON_CLAIMED
+
+    What has ended needs no Adopt; what was cancelled goes on as another attempt, by a Submit to any worker.
     """
 
     @_typing.overload
@@ -63,6 +74,17 @@ class SessionServiceAsyncStub(SessionServiceStub):
         │ ◀── commands of one event-loop turn    │   numbered; acknowledged by every worker frame
 
     Frames are at most 64 KiB; what is longer travels in pieces. Unknown enum values and fields are ignored.
+
+    A client's stream outlives its router. A worker keeps what its router submitted for Welcome.orphan_hold_ms after
+    the session broke, and as long after its end. A router that is asked to resume a stream asks all its workers:
+
+      any router                               worker
+        │ Claim (key of the request)         ──▶ │
+        │ ◀── Claimed: no, or all that is known   │   in pieces; nothing has changed hands yet
+        │ Adopt (slot, the next attempt)     ──▶ │   to the worker with the latest attempt, while it runs there
+        │ ◀── SequenceUpdates of that attempt     │   the router that had it, if any, is told END_REASON_CLAIMED
+
+    What has ended needs no Adopt; what was cancelled goes on as another attempt, by a Submit to any worker.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -84,6 +106,17 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         │ ◀── commands of one event-loop turn    │   numbered; acknowledged by every worker frame
 
     Frames are at most 64 KiB; what is longer travels in pieces. Unknown enum values and fields are ignored.
+
+    A client's stream outlives its router. A worker keeps what its router submitted for Welcome.orphan_hold_ms after
+    the session broke, and as long after its end. A router that is asked to resume a stream asks all its workers:
+
+      any router                               worker
+        │ Claim (key of the request)         ──▶ │
+        │ ◀── Claimed: no, or all that is known   │   in pieces; nothing has changed hands yet
+        │ Adopt (slot, the next attempt)     ──▶ │   to the worker with the latest attempt, while it runs there
+        │ ◀── SequenceUpdates of that attempt     │   the router that had it, if any, is told END_REASON_CLAIMED
+
+    What has ended needs no Adopt; what was cancelled goes on as another attempt, by a Submit to any worker.
     """
 
     @_abc_1.abstractmethod
