@@ -21,7 +21,8 @@ from services.router.policy.ticket import Digests
 NAME_BYTES = 16
 ASK_AGAIN_S = 5.0
 MOST_FAILURES = 5
-_EVENTS_QUEUED = 1 << 16
+EVENTS_QUEUED = 1 << 16
+"""Most that wait for a snapshot."""
 
 
 class Change(IntEnum):
@@ -61,6 +62,11 @@ class KvFeed:
     def in_step(self) -> bool:
         """Whether the index says what the worker keeps."""
         return self._next is not None
+
+    @property
+    def queued(self) -> int:
+        """Events that wait for a snapshot."""
+        return self._queued
 
     @property
     def deaf(self) -> bool:
@@ -128,7 +134,7 @@ class KvFeed:
         """Lets events wait for the snapshot."""
         self._queued += len(batch.changes)
         self._queue.append(batch)
-        while self._queued > _EVENTS_QUEUED:
+        while self._queued > EVENTS_QUEUED:
             self._queued -= len(self._queue.popleft().changes)
 
     def _take(self, batch: _Batch) -> None:
