@@ -16,6 +16,7 @@ from services.common import errors, logs
 from services.router.metrics import RouterMetrics
 from services.router.policy import Scheduler
 from services.router.policy.kv_feed import KvFeed
+from services.router.sessions.resume import same_process
 from services.router.sessions.served import TenantBook
 from services.router.sessions.session import Session
 from services.router.sessions.workers import Workers
@@ -48,7 +49,7 @@ class Attendance:
         earlier = self._workers.add(session)
         away = self._away.pop(session.worker_id, None)
         before = earlier or (away.session if away else None)
-        if before is not None and not _same(before, session):
+        if before is not None and not same_process(before, session):
             self._scheduler.worker_gone(session.worker_id)
             before = None
         self._scheduler.worker_changed(session.view(now))
@@ -98,8 +99,3 @@ class Attendance:
         fleet = self._scheduler.fleet(session.model)
         position = fleet.index.positions.get(session.worker_id)
         return 0.0 if position is None else _FASTER / float(fleet.speeds.token_s[position])
-
-
-def _same(before: Session, after: Session) -> bool:
-    """Whether it is the same process with the same memory."""
-    return before.hello.incarnation == after.hello.incarnation and before.model == after.model

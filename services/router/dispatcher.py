@@ -15,11 +15,12 @@ from headrace.v1 import session_pb2
 from services.common import errors, logs
 from services.router import scheduling
 from services.router.attendance import Attendance
+from services.router.failover import Failover
 from services.router.kv_shares import KvShares
 from services.router.metrics import RouterMetrics
 from services.router.policy import Assignment, QueueLimits, Scheduler
 from services.router.quotas import Quotas
-from services.router.relay.flight import Flight
+from services.router.relay.flight import Blame, Flight
 from services.router.relay.order import Order
 from services.router.sessions.session import Session
 from services.router.sessions.workers import Workers
@@ -43,6 +44,7 @@ class Dispatcher:
         self.scheduler = Scheduler(scheduling.policy_settings(settings))
         self.workers = workers
         self._attendance = Attendance(self.scheduler, workers, metrics, settings.session.resume_grace_s)
+        self._failover = Failover(settings.failover, self.scheduler, workers, metrics, self._dispatch)
         self._kv_shares = KvShares(self.scheduler, quotas or Quotas())
         self._resumes = settings.limits.resumes
         self._max_waiting = settings.limits.queued_requests
@@ -103,25 +105,29 @@ class Dispatcher:
     def join(self, session: Session) -> None:
         """A worker is there. An earlier session of the same worker is over."""
         earlier = self._attendance.join(session, time.monotonic())
-        if earlier is not None:
-            earlier.give_up()
+        for flight in self._failover.join(session, earlier):
+            self.again(flight)
         log.info("worker_joined", worker=session.worker_id, model=session.model, engine=session.hello.engine)
         self.changed(session)
 
     def part(self, session: Session) -> None:
-        """A session is over: what it held moves."""
+        """A session is over: what it held moves, or waits a little for its worker."""
         self._changed.discard(session)
         self._attendance.part(session, time.monotonic())
-        held = len(session.flights())
-        session.give_up()
         error = session.close_error
-        log.info("worker_left", worker=session.worker_id, held=held, why=error.reason if error else "ended")
+        log.info(
+            "worker_left",
+            worker=session.worker_id,
+            held=len(session.flights()),
+            why=error.reason if error else "ended",
+        )
+        self._failover.part(session)
         self._dispatch()
 
     def changed(self, session: Session) -> None:
         """Floor: a session may take more or other work than before."""
         self._changed.add(session)
-        if len(self.scheduler):
+        if len(self.scheduler) or self._failover.migrations:
             self._dispatch()
 
     def again(self, flight: Flight) -> None:
@@ -129,19 +135,28 @@ class Dispatcher:
         if not flight.over:
             self._queue(flight)
 
-    def lost(self, flight: Flight, *, alone: bool) -> None:
+    def lost(self, flight: Flight, blame: Blame = Blame.NONE) -> None:
         """Floor: a request lost its attempt; it goes on elsewhere unless that happened too often."""
-        if not flight.over and flight.lose_worker(alone=alone, resumes=self._resumes):
+        if not flight.over and flight.lose_worker(blame, resumes=self._resumes):
+            self.leaves(flight)
+
+    def leaves(self, flight: Flight) -> None:
+        """Floor: a request has left its worker for good; it goes on elsewhere when its turn is there."""
+        if not flight.over:
             self._metrics.moved.inc()
-            self._queue(flight)
+            self._kv_shares.left(flight.order.number, time.monotonic())
+            self._failover.migrations.add(flight)
 
     def streamed(self, flight: Flight, tokens: int, now: float) -> None:
         """Floor: a request got output tokens."""
         self.scheduler.streamed(flight.order.number, tokens, now)
+        if self._failover.migrations.passing:
+            self._failover.migrations.discard(flight)
 
     def over(self, flight: Flight) -> None:
         """Floor: a request has ended, and holds no worker any more."""
         self._kv_shares.left(flight.order.number, time.monotonic())
+        self._failover.migrations.discard(flight)
         self.scheduler.ended(flight.order.number, flight.reported_cached)
 
     def served(self, session: Session, told: Iterable[session_pb2.TenantService], now: float) -> None:
@@ -154,6 +169,8 @@ class Dispatcher:
             if slept_s > _SLEPT_S:
                 session.last_frame_s += slept_s
             session.check(now)
+        for session, flight in self._failover.from_leaving(now):
+            self._move(session, flight, now)
         for flight in list(self._flights.values()):
             slow = None if flight.over else flight.outlet.too_slow(now)
             if slow is not None:
@@ -178,6 +195,7 @@ class Dispatcher:
 
     def close(self) -> None:
         """Ends all sessions and requests."""
+        self._failover.close()
         for flight in list(self._flights.values()):
             self.end(flight, errors.Unavailable("the router stops", retry_s=RETRY_S))
         for session in self.workers:
@@ -193,8 +211,20 @@ class Dispatcher:
         kinds = self.workers.chain_kinds(flight.order.model)
         self.scheduler.submit(flight.ticket(kinds), now)
 
+    def _move(self, session: Session, flight: Flight, now: float) -> None:
+        """Takes a stream from a worker that leaves, where another has room for it now."""
+        ticket = flight.ticket(())
+        fleet = self.scheduler.fleet(session.model)
+        if (fleet.suited(ticket) & fleet.affordable(ticket.cost, ticket.foreground)).any():
+            session.cancel(flight)
+            self._metrics.moved.inc()
+            self._failover.migrations.pass_on(flight, now)
+            self._queue(flight)
+
     def _dispatch(self) -> None:
         now = time.monotonic()
+        for flight in self._failover.released(now):
+            self._wait(flight, now)
         for session in self._changed:
             if self.workers.get(session.worker_id) is session:
                 self.scheduler.worker_changed(session.view(now))
@@ -241,10 +271,11 @@ class Dispatcher:
         return scheduling.refused(refusal) if refusal is not None else None
 
     def _withdraw(self, flight: Flight) -> None:
+        self._failover.migrations.discard(flight)
         if flight.seat is None:
             self.scheduler.remove(flight.order.number)
             return
-        session = self.workers.get(flight.seat.worker_id)
+        session = self._failover.session_of(flight)
         if session is not None:
             session.cancel(flight)
 

@@ -143,6 +143,11 @@ class RouterMetrics:
         self.moved = Counter(
             "headrace_requests_moved", "Requests that lost their worker and went on", registry=registry
         )
+        self.resumed = Counter(
+            "headrace_requests_resumed",
+            "Requests that went on where they were after their worker's session had broken",
+            registry=registry,
+        )
         self.bad_frames = Counter(
             "headrace_bad_frames", "What workers sent against the protocol", ["kind"], registry=registry
         )

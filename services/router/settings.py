@@ -128,10 +128,26 @@ class SessionTimes(_Group):
     stale_s: float = Field(default=1.0, gt=0, description="silence after which a worker gets no new work")
     lost_s: float = Field(default=1.5, gt=0, description="silence after which its requests are moved")
     hung_s: float = Field(
-        default=30.0, gt=0, description="work without a finished step after which its requests are moved"
+        default=1.0,
+        gt=0,
+        description="work without a finished step after which its requests are moved, at least; "
+        "20 of its last steps or 3 of the longest it can be in, where that is more",
     )
     resume_grace_s: float = Field(
         default=3.0, ge=0, description="how long a worker keeps requests of a broken session"
+    )
+
+
+class FailoverSettings(_Group):
+    """What becomes of requests whose worker breaks, leaves, or is much slower than another."""
+
+    return_s: float = Field(
+        default=0.25,
+        ge=0,
+        description="how long requests of a broken session wait for its worker, in seconds",
+    )
+    migrations_a_worker: int = Field(
+        default=8, ge=1, description="moved requests that are on their way to one worker at a time"
     )
 
 
@@ -189,6 +205,7 @@ class RouterSettings(ServiceSettings):
     scheduling: SchedulingSettings = SchedulingSettings()
     limits: LimitSettings = LimitSettings()
     session: SessionTimes = SessionTimes()
+    failover: FailoverSettings = FailoverSettings()
     slow_reader: SlowReaderSettings = SlowReaderSettings()
     caching: CacheSettings = CacheSettings()
 

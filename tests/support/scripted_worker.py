@@ -74,9 +74,11 @@ class ScriptedWorker:
         max_tokens: int = 4096,
         sequences: int = 8,
         protocol_version: int = 1,
+        incarnation: int | None = None,
+        held: Sequence[session_pb2.HeldRequest] = (),
     ) -> None:
         self.worker_id = worker_id
-        self.incarnation = next(_incarnations)
+        self.incarnation = incarnation or next(_incarnations)
         self.welcome: session_pb2.Welcome | None = None
         self.submits: list[session_pb2.Submit] = []
         self.pieces: list[session_pb2.PromptPiece] = []
@@ -110,6 +112,7 @@ class ScriptedWorker:
             capabilities=capabilities,
             labels=labels or {},
             vocab_size=512,
+            held=held,
         )
 
     async def connect(self, *, beat: bool = True) -> Self:

@@ -23,7 +23,15 @@ from services.router.relay.text import TextReader
 
 STOP = types_pb2.FINISH_REASON_STOP
 LENGTH = types_pb2.FINISH_REASON_LENGTH
-MAX_SUSPICIONS = 2
+
+
+class Blame(Enum):
+    """What a request may have to do with the death of its worker."""
+
+    NONE = auto()
+    SUSPECTED = auto()
+    CONVICTED = auto()
+    """It killed two."""
 
 
 class Progress(Enum):
@@ -74,7 +82,9 @@ class Flight:
         self.last_update_s = 0.0
         self.finished: router_pb2.Finished | None = None
         self._text = text
-        self._suspicions = 0
+        self.suspected = False
+        """Whether its last worker died before it gave this request a token."""
+        self._ids_before = 0
 
     @property
     def over(self) -> bool:
@@ -88,10 +98,16 @@ class Flight:
             chains = chains_at_once(order.scope, kinds, order.prompt_ids + packed(self.ids))
         return order.ticket(len(self.ids), self.barred, chains)
 
+    @property
+    def proven(self) -> bool:
+        """Whether it got a token on its seat: what kills a worker does so when it comes there."""
+        return len(self.ids) > self._ids_before
+
     def take_seat(self, seat: Seat, now: float) -> None:
         """Begins the next attempt on a worker."""
         self.attempt += 1
         self.seat = seat
+        self._ids_before = len(self.ids)
         self.queue_s += now - self.waiting_since
         self.submitted_s = now
 
@@ -101,21 +117,21 @@ class Flight:
             first = self.predicted or predicted
             self.predicted = Prediction(first.wait_s, predicted.ttft_s)
 
+    def keep_seat(self, seat: Seat) -> None:
+        """The attempt goes on under another slot: the worker is back before it was given up."""
+        self.seat = seat
+
     def leave_seat(self) -> None:
         """Ends the attempt; its late updates no longer count."""
         self.seat = None
 
-    def lose_worker(self, *, alone: bool, resumes: int) -> bool:
-        """Notes that its worker was lost under it. False: it may not be tried again, and has failed.
-
-        `alone` says that nothing else ran there, so that nothing else can have been the cause.
-        """
+    def lose_worker(self, blame: Blame, *, resumes: int) -> bool:
+        """Notes that its worker was lost under it. False: it may not be tried again, and has failed."""
         self.losses += 1
-        self._suspicions += alone
-        if self._suspicions >= MAX_SUSPICIONS:
-            self.fail(
-                errors.Aborted("two workers died while only this request ran there", reason="QUARANTINED")
-            )
+        self.suspected = blame is not Blame.NONE
+        if blame is Blame.CONVICTED:
+            message = "two workers died as soon as this request ran there, so it is not tried on a third"
+            self.fail(errors.Aborted(message, reason="QUARANTINED"))
         elif self.losses > resumes:
             self.fail(self._lost_error())
         return not self.over

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from headrace.v1 import session_pb2
 
-from services.router.relay.flight import Flight
+from services.router.relay.flight import Blame, Flight
 
 if TYPE_CHECKING:
     from services.router.sessions.session import Session
@@ -22,8 +22,11 @@ class Floor(Protocol):
     def again(self, flight: Flight) -> None:
         """The flight has left its seat and wants another."""
 
-    def lost(self, flight: Flight, *, alone: bool) -> None:
+    def lost(self, flight: Flight, blame: Blame = Blame.NONE) -> None:
         """The flight's attempt failed under it."""
+
+    def leaves(self, flight: Flight) -> None:
+        """The flight has left a worker that others are to stand in for, without harm."""
 
     def streamed(self, flight: Flight, tokens: int, now: float) -> None:
         """The flight got output tokens."""

@@ -54,8 +54,8 @@ class Seats:
         """The attempt in a slot is over at the worker."""
         del self.by_slot[slot]
 
-    def empty(self) -> list[Occupied]:
-        """Frees all slots; returns who sat there."""
-        seats = list(self.by_slot.values())
+    def empty(self) -> dict[int, Occupied]:
+        """Frees all slots; returns who sat where."""
+        seats = self.by_slot.copy()
         self.by_slot.clear()
         return seats

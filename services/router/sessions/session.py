@@ -22,14 +22,16 @@ from services.router.sessions.floor import Floor
 from services.router.sessions.kv import hear
 from services.router.sessions.ledger import Booking
 from services.router.sessions.outbox import Outbox
+from services.router.sessions.pulse import Pulse
 from services.router.sessions.seats import Occupied, Seats
 from services.router.sessions.served import ServedMeter
 from services.router.sessions.suspects import Suspects
+from services.router.sessions.trial import NOBODY, trial
 from services.router.settings import SessionTimes
 
 MAX_BAD_FRAMES = 1000
 NO_CREDIT_PAUSE_S = 0.05
-_STEPS_UNTIL_HUNG = 20
+_DEATHS = ("STALE", "HUNG", "REPLACED")
 log = logs.get(__name__)
 
 
@@ -65,12 +67,15 @@ class Session:
         self.last_frame_s = now
         self.closed = False
         self.close_error: errors.HeadraceError | None = None
+        self.resumed: list[session_pb2.ResumeRequest] = []
+        """Requests of the session before that go on in this one, for its Welcome."""
         self._times = times
         self._floor = floor
         self._metrics = metrics
         self._frames_received = frames_received
         self._seats = Seats()
         self._suspects = Suspects()
+        self._pulse = Pulse(times.hung_s)
         self._paused_until = 0.0
         self._bad_frames = 0
         self._demand = Waiting(0, 0)
@@ -176,22 +181,61 @@ class Session:
             self.closed, self.close_error = True, error
             self.outbox.close()
 
+    @property
+    def may_come_back(self) -> bool:
+        """Whether its worker may go on with its requests: it did not leave, and was not sent away."""
+        return not self.draining and self.close_error is None
+
+    @property
+    def _died(self) -> bool:
+        """Whether it ended as it does when an engine dies or hangs."""
+        return self.close_error is None or self.close_error.reason in _DEATHS
+
+    def take_up(self, flight: Flight, booking: Booking, handle: int) -> None:
+        """Goes on with what the worker still holds under `handle`: its load has it, no credit is taken."""
+        slot = self._seats.free_slot()
+        flight.keep_seat(Seat(self.worker_id, slot, self.hello.digests.numerics))
+        self._seats.take(slot, Occupied(flight.attempt, booking, flight))
+        self.resumed.append(
+            session_pb2.ResumeRequest(
+                request_id=flight.order.request_id,
+                slot=slot,
+                attempt=flight.attempt,
+                next_index=len(flight.ids),
+                handle=handle,
+            )
+        )
+
+    def vacate(self) -> dict[int, Occupied]:
+        """Frees all seats after the session has ended; what sat there is the caller's."""
+        return self._seats.empty()
+
+    def send_back_unsent(self) -> None:
+        """After the session has ended: what never left for the worker waits again at its place."""
+        for slot, seat in list(self._seats.by_slot.items()):
+            if seat.flight is not None and seat.booking.number is None:
+                flight = seat.flight
+                self._seats.free(slot)
+                flight.leave_seat()
+                self._floor.again(flight)
+
     def give_up(self) -> None:
         """Moves all its requests after the session has ended."""
+        self.send_back_unsent()
         flights = self.flights()
-        alone = len(flights) == 1 and self.load.running + self.load.waiting <= 1
-        for seat in self._seats.empty():
-            flight, seat.flight = seat.flight, None
-            if flight is None:
-                continue
+        self.vacate()
+        verdict = trial(flights) if self._died else NOBODY
+        for flight in flights:
             flight.leave_seat()
-            if self.draining or seat.booking.number is None:
-                self._floor.again(flight)
+            if self.draining or flight in verdict.cleared:
+                self._floor.leaves(flight)
             else:
-                self._floor.lost(flight, alone=alone)
+                self._floor.lost(flight, verdict.of(flight))
 
     def handle(self, frame: session_pb2.WorkerFrame, now: float) -> None:
-        """Takes one frame of the worker."""
+        """Takes one frame of the worker; what comes late counts no more."""
+        if self.closed:
+            return
         if frame.number <= self._frames_received:
             self._bad("duplicate_frame")
             return
@@ -206,7 +250,7 @@ class Session:
         for returned in frame.returned:
             self._returned(returned, now)
         if frame.HasField("progress"):
-            self._progressed(frame.progress)
+            self._progressed(frame.progress, now)
         if frame.tenant_service:
             self._floor.served(self, frame.tenant_service, now)
         self._heard_of_blocks(frame, now)
@@ -260,7 +304,7 @@ class Session:
         if progress is Progress.GAP:
             self._bad("index_gap")
         if progress in (Progress.GAP, Progress.LOST):
-            self._floor.lost(flight, alone=False)
+            self._floor.lost(flight)
         else:
             self._floor.over(flight)
 
@@ -277,7 +321,10 @@ class Session:
             if returned.reason == session_pb2.RETURN_REASON_UNSUPPORTED:
                 flight.barred |= {self.worker_id}
             self._metrics.returned.labels(_reason(returned.reason)).inc()
-            self._floor.again(flight)
+            if returned.reason == session_pb2.RETURN_REASON_DRAINING:
+                self._floor.leaves(flight)
+            else:
+                self._floor.again(flight)
 
     def _lose_suspects(self, now: float) -> None:
         for slot in self._suspects.due(now):
@@ -285,11 +332,11 @@ class Session:
             if seat is not None and seat.flight is not None:
                 flight = seat.flight
                 self.cancel(flight)
-                self._floor.lost(flight, alone=False)
+                self._floor.lost(flight)
 
-    def _progressed(self, progress: session_pb2.Progress) -> None:
-        stuck_s = progress.since_last_step_us / 1e6 if progress.has_work else 0.0
-        if stuck_s > max(self._times.hung_s, _STEPS_UNTIL_HUNG * self.load.step_us / 1e6):
+    def _progressed(self, progress: session_pb2.Progress, now: float) -> None:
+        stuck_s = self._pulse.stuck_s(progress, self.load, self._step_model, now)
+        if stuck_s is not None:
             self.close(errors.Unavailable(f"no step finished for {stuck_s:.1f} s", reason="HUNG"))
 
     def _seat(self, slot: int, attempt: int) -> Occupied | None:

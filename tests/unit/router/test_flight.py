@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.common import errors
-from services.router.relay.flight import Flight, Progress
+from services.router.relay.flight import Blame, Flight, Progress
 from services.router.relay.outlet import Outlet, Patience
 from tests.support.flights import IDS, LENGTH, TEXT, TOKENIZER, flight, news, seated
 
@@ -87,7 +87,7 @@ async def _interleave(data: st.DataObject) -> None:
                 progress = Progress.LOST
         if progress in (Progress.GAP, Progress.LOST):
             it.leave_seat()
-            if it.lose_worker(alone=False, resumes=2):
+            if it.lose_worker(Blame.NONE, resumes=2):
                 seated(it)
     if not it.over:
         it.advance(news(len(it.ids), IDS[len(it.ids) :], LENGTH), 9.0)
@@ -122,7 +122,7 @@ async def test_a_stop_string_survives_a_lost_worker_in_its_middle() -> None:
         it = seated(flight(stops=(stop,)))
         it.advance(news(0, IDS[:border]), 2.0)
         it.leave_seat()
-        assert it.lose_worker(alone=False, resumes=2)
+        assert it.lose_worker(Blame.NONE, resumes=2)
         seated(it, "other")
         it.advance(news(border, IDS[border:]), 3.0)
         client = await outcome(it)
@@ -158,13 +158,14 @@ async def test_an_end_that_lies_beyond_what_came_is_a_gap() -> None:
     assert not it.over
 
 
-async def test_two_workers_that_die_with_it_alone_quarantine_a_request() -> None:
+async def test_a_request_that_is_convicted_of_a_death_ends_as_quarantined() -> None:
     it = seated(flight())
     it.leave_seat()
-    assert it.lose_worker(alone=True, resumes=2)
+    assert it.lose_worker(Blame.SUSPECTED, resumes=2)
+    assert it.suspected
     seated(it, "other")
     it.leave_seat()
-    assert not it.lose_worker(alone=True, resumes=2)
+    assert not it.lose_worker(Blame.CONVICTED, resumes=2)
     [error] = (await outcome(it)).ends
     assert isinstance(error, errors.Aborted)
     assert error.reason == "QUARANTINED"
@@ -177,7 +178,7 @@ async def test_the_third_loss_ends_a_request(begun: bool, kind: type[errors.Head
         it.advance(news(0, IDS[:2]), 2.0)
     for loss in range(3):
         it.leave_seat()
-        assert it.lose_worker(alone=False, resumes=2) == (loss < 2)
+        assert it.lose_worker(Blame.NONE, resumes=2) == (loss < 2)
         seated(it)
     assert isinstance((await outcome(it)).ends[0], kind)
 

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 from services.common.errors import FailedPrecondition
 from services.router.metrics import RouterMetrics
 from services.router.policy import Cost, LatencyClass
-from services.router.relay.flight import Flight
+from services.router.relay.flight import Blame, Flight
 from services.router.sessions.session import MAX_BAD_FRAMES, Session
 from services.router.settings import SessionTimes
 from tests.support.flights import IDS, LENGTH, flight, news
@@ -26,7 +26,12 @@ class Floor:
 
     def __init__(self) -> None:
         self.back: list[Flight] = []
-        self.gone: list[tuple[Flight, bool]] = []
+        self.gone: list[tuple[Flight, Blame]] = []
+        self.left: list[Flight] = []
+
+    @property
+    def all(self) -> list[Flight]:
+        return [*self.back, *self.left, *(it for it, _ in self.gone)]
 
     def changed(self, session: Session) -> None:
         pass
@@ -34,8 +39,11 @@ class Floor:
     def again(self, it: Flight) -> None:
         self.back.append(it)
 
-    def lost(self, it: Flight, *, alone: bool) -> None:
-        self.gone.append((it, alone))
+    def lost(self, it: Flight, blame: Blame = Blame.NONE) -> None:
+        self.gone.append((it, blame))
+
+    def leaves(self, it: Flight) -> None:
+        self.left.append(it)
 
     def streamed(self, it: Flight, tokens: int, now: float) -> None:
         pass
@@ -133,7 +141,7 @@ async def test_a_gap_cancels_the_attempt_and_asks_for_another(bench: Bench) -> N
     bench.session.outbox.take()
     bench.say(updates=[bench.update(it, 0, IDS[:2])])
     bench.say(updates=[bench.update(it, 5, IDS[5:7])])
-    assert bench.floor.gone == [(it, False)]
+    assert bench.floor.gone == [(it, Blame.NONE)]
     assert it.seat is None
     frame = bench.session.outbox.take()
     assert frame is not None
@@ -207,25 +215,49 @@ async def test_work_without_steps_counts_as_hung_and_rest_does_not(bench: Bench)
     hour_us = 3600 * 1_000_000
     bench.say(progress=session_pb2.Progress(steps=1, has_work=False, since_last_step_us=hour_us))
     assert not bench.session.closed
-    bench.say(progress=session_pb2.Progress(steps=1, has_work=True, since_last_step_us=hour_us))
+    bench.say(1.0, progress=session_pb2.Progress(steps=1, has_work=True, since_last_step_us=hour_us))
+    assert not bench.session.closed, "a second beat must agree"
+    bench.say(1.4, progress=session_pb2.Progress(steps=1, has_work=True, since_last_step_us=hour_us))
     assert bench.session.closed
 
 
-async def test_a_lost_session_moves_what_it_held_and_suspects_only_what_ran_alone(bench: Bench) -> None:
-    alone = bench.seat()
+async def test_a_lost_session_suspects_what_had_no_token_and_sends_back_what_never_left(bench: Bench) -> None:
+    fresh, running = bench.seat(), bench.seat()
     bench.session.outbox.take()
-    bench.session.give_up()
-    assert bench.floor.gone == [(alone, True)]
-    assert alone.seat is None
-
-
-async def test_a_lost_session_suspects_nobody_in_company_nor_what_never_left(bench: Bench) -> None:
-    one, other = bench.seat(), bench.seat()
-    bench.session.outbox.take()
+    bench.say(updates=[bench.update(running, 0, IDS[:2])])
     unsent = bench.seat()
     bench.session.give_up()
-    assert bench.floor.gone == [(one, False), (other, False)]
+    assert bench.floor.gone == [(fresh, Blame.SUSPECTED), (running, Blame.NONE)]
     assert bench.floor.back == [unsent]
+    assert fresh.seat is running.seat is unsent.seat is None
+
+
+async def test_who_is_sent_away_for_nonsense_makes_nobody_a_suspect(bench: Bench) -> None:
+    it = bench.seat()
+    bench.session.outbox.take()
+    for _ in range(MAX_BAD_FRAMES + 1):
+        bench.say(updates=[session_pb2.SequenceUpdate(slot=99)])
+    bench.session.give_up()
+    assert bench.floor.gone == [(it, Blame.NONE)]
+
+
+async def test_the_only_suspect_of_two_deaths_is_convicted_and_its_neighbours_are_cleared(
+    bench: Bench,
+) -> None:
+    poison, innocent = bench.seat(), bench.seat()
+    bench.session.outbox.take()
+    poison.suspected = True
+    bench.session.give_up()
+    assert bench.floor.gone == [(poison, Blame.CONVICTED)]
+    assert bench.floor.left == [innocent]
+
+
+async def test_frames_after_the_end_of_a_session_count_no_more(bench: Bench) -> None:
+    it = bench.seat()
+    late = bench.update(it, 0, IDS[:2])
+    bench.session.close()
+    bench.say(updates=[late])
+    assert it.ids == []
 
 
 async def test_a_draining_worker_costs_no_request_a_resume(bench: Bench) -> None:
@@ -234,7 +266,7 @@ async def test_a_draining_worker_costs_no_request_a_resume(bench: Bench) -> None
     bench.say(draining=session_pb2.Draining(remaining_ms=10))
     assert not bench.session.view(0.0).ready
     bench.session.give_up()
-    assert (bench.floor.back, bench.floor.gone) == ([it], [])
+    assert (bench.floor.left, bench.floor.gone) == ([it], [])
 
 
 async def test_a_long_prompt_leaves_in_pieces_within_the_frame_limit(bench: Bench) -> None:
@@ -308,7 +340,7 @@ async def _fuzz(frames: list[session_pb2.WorkerFrame]) -> None:
         bench.session.view(1.0)
     bench.session.give_up()
     for it in flights:
-        outcomes = (it in bench.floor.back) + any(it is each for each, _ in bench.floor.gone) + it.over
+        outcomes = it.over + bench.floor.all.count(it)
         assert outcomes == 1, "ended, or to be tried again, and never both"
         assert it.seat is None
 
@@ -338,7 +370,7 @@ async def test_a_request_whose_end_was_in_a_lost_frame_is_moved(bench: Bench) ->
     assert bench.floor.gone == []
     bench.say(3.5)
     bench.session.check(3.5)
-    assert bench.floor.gone == [(ended, False)]
+    assert bench.floor.gone == [(ended, Blame.NONE)]
     assert ended.seat is None
     assert lively.seat is not None
 

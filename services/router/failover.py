@@ -1,0 +1,114 @@
+"""What happens to requests whose worker is lost, comes back, or leaves.
+
+    a session breaks    its requests keep their seats for `return_s`: the same process may be back with them
+    it is back          what it holds goes on there, replayed from the next index; the rest goes elsewhere
+    it is not           all go elsewhere as their next attempt; what it says of them later counts no more
+    it is draining      its streams go elsewhere as fast as others take them, and stay where nobody does
+
+What goes elsewhere passes `Migrations`, which bounds how many are on their way at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from services.common import logs
+from services.router.metrics import RouterMetrics
+from services.router.migrations import Migrations, turn
+from services.router.policy import Scheduler
+from services.router.relay.flight import Flight
+from services.router.sessions.resume import hand_over, same_process
+from services.router.sessions.session import Session
+from services.router.sessions.workers import Workers
+from services.router.settings import FailoverSettings
+
+log = logs.get(__name__)
+
+
+class _Parted(NamedTuple):
+    session: Session
+    timer: asyncio.TimerHandle
+
+
+class Failover:
+    """Requests between two workers. All methods are synchronous; times in seconds."""
+
+    def __init__(
+        self,
+        settings: FailoverSettings,
+        scheduler: Scheduler,
+        workers: Workers,
+        metrics: RouterMetrics,
+        dispatch: Callable[[], None],
+    ) -> None:
+        self.migrations = Migrations(settings.migrations_a_worker)
+        self._settings = settings
+        self._scheduler = scheduler
+        self._workers = workers
+        self._metrics = metrics
+        self._dispatch = dispatch
+        self._parted: dict[str, _Parted] = {}
+
+    def join(self, session: Session, earlier: Session | None) -> list[Flight]:
+        """A worker is there; `earlier`: its session until now. Returns requests that it no longer holds."""
+        parted = self._parted.pop(session.worker_id, None)
+        if parted is not None:
+            parted.timer.cancel()
+            earlier = parted.session
+        if earlier is None:
+            return []
+        if not same_process(earlier, session):
+            earlier.give_up()
+            return []
+        gone = hand_over(earlier, session)
+        self._metrics.resumed.inc(len(session.resumed))
+        log.info("session_resumed", worker=session.worker_id, resumed=len(session.resumed), gone=len(gone))
+        return gone
+
+    def part(self, session: Session) -> None:
+        """A session is over: its requests wait for its worker, or go elsewhere."""
+        session.send_back_unsent()
+        if not session.flights():
+            session.give_up()
+        elif session.may_come_back and self._settings.return_s:
+            timer = asyncio.get_running_loop().call_later(self._settings.return_s, self._expire, session)
+            self._parted[session.worker_id] = _Parted(session, timer)
+        else:
+            session.give_up()
+
+    def session_of(self, flight: Flight) -> Session | None:
+        """Where a request is seated: in an open session, or in one whose worker may be back."""
+        if flight.seat is None:
+            return None
+        parted = self._parted.get(flight.seat.worker_id)
+        return parted.session if parted is not None else self._workers.get(flight.seat.worker_id)
+
+    def released(self, now: float) -> Iterator[Flight]:
+        """Moved requests whose turn it is to be queued."""
+        for model in self.migrations.models():
+            ready = int(self._scheduler.fleet(model).ready.sum())
+            yield from self.migrations.release(model, ready, now)
+
+    def from_leaving(self, now: float) -> Iterator[tuple[Session, Flight]]:
+        """Streams of draining workers that others can take at once, the oldest of the foreground first."""
+        for session in self._workers:
+            if session.draining:
+                fleet = self._scheduler.fleet(session.model)
+                room = self.migrations.room(session.model, int(fleet.ready.sum()), now)
+                for flight in sorted(session.flights(), key=turn)[:room]:
+                    yield session, flight
+
+    def close(self) -> None:
+        """The router stops."""
+        for parted in self._parted.values():
+            parted.timer.cancel()
+        self._parted.clear()
+
+    def _expire(self, session: Session) -> None:
+        parted = self._parted.pop(session.worker_id, None)
+        if parted is not None:
+            log.info("worker_not_back", worker=session.worker_id, held=len(session.flights()))
+            parted.session.give_up()
+            self._dispatch()
