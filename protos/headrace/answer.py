@@ -1,9 +1,8 @@
 """One answer: a stream of events that survives refusals before it begins and breaks after it has.
 
-Before the first token, a refusal that says when to retry (RetryInfo) is retried then, as long as the
-caller's time allows, unless the request asked for a refusal instead of a wait. After it, a broken stream is
-taken up from the next token by `Generate(resume)`; where the mesh cannot do that, the error that broke it is
-raised. A token is never seen twice and none is skipped.
+Before the first token, a refusal that says when to retry (RetryInfo) is retried then, as long as the caller's
+time allows, unless the request asked for a refusal instead of a wait. A broken stream is taken up from the
+next token by `Generate(resume)`, on whichever router answers. A token is never seen twice, none is skipped.
 """
 
 from __future__ import annotations
@@ -17,23 +16,15 @@ from typing import Self, TypeAlias
 import grpc
 
 from headrace import errors
+from headrace.lines import Line, Lines
+from headrace.recovery import Ask, Recovery
 from headrace.v1 import router_pb2, types_pb2
 
 Delta = router_pb2.Delta
 Finished = router_pb2.Finished
 Event: TypeAlias = router_pb2.Delta | router_pb2.Finished
 Call: TypeAlias = "grpc.aio.UnaryStreamCall[router_pb2.GenerateRequest, router_pb2.GenerateResponse]"
-Start: TypeAlias = Callable[[router_pb2.GenerateRequest, float | None], Call]
-
-RESUME_WINDOW_S = 5.0
-"""How long workers hold what a lost router left: after it there is nothing to resume."""
-_RESUME_FIRST_PAUSE_S = 0.05
-_TRANSPORT_BREAKS = (
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.INTERNAL,
-    grpc.StatusCode.UNKNOWN,
-    grpc.StatusCode.CANCELLED,
-)
+Start: TypeAlias = Callable[[Line, router_pb2.GenerateRequest, float | None], Call]
 
 
 class Answer:
@@ -43,22 +34,34 @@ class Answer:
     or when nobody holds it any more. Reading raises HeadraceError.
     """
 
-    def __init__(self, start: Start, request: router_pb2.GenerateRequest, timeout_s: float | None) -> None:
+    def __init__(
+        self, start: Start, lines: Lines, request: router_pb2.GenerateRequest, timeout_s: float | None
+    ) -> None:
         self._start = start
-        self._request = request
+        self._lines = lines
+        self._line: Line | None = None
+        self._request = self._asked = request
         self._deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         self._call: Call | None = None
         self._next_index = 0
-        self._began = False
-        self._broke_s: float | None = None
+        self._text_bytes = 0
+        self._recovery = Recovery(len(lines))
         self._ended = False
-        self.retries = 0
-        self.resumes = 0
 
     @property
     def request_id(self) -> str:
         """The name of the request in the mesh."""
         return self._request.request_id
+
+    @property
+    def retries(self) -> int:
+        """How often the whole request was sent again."""
+        return self._recovery.retries
+
+    @property
+    def resumes(self) -> int:
+        """How often the rest of the answer was asked for."""
+        return self._recovery.resumes
 
     async def text(self) -> str:
         """The whole text. Ends the answer."""
@@ -96,9 +99,8 @@ class Answer:
             try:
                 event = await self._next_event()
             except errors.HeadraceError as error:
-                self._drop_call()
                 if not self._ended:
-                    await self._recover_or_raise(error)
+                    await self._recover(error)
                 continue
             except BaseException:
                 self._close()
@@ -122,7 +124,8 @@ class Answer:
         """The next event of the call that runs, starting one where there is none."""
         try:
             if self._call is None:
-                self._call = self._start(self._request, self._remaining_s())
+                self._line = self._lines.take()
+                self._call = self._start(self._line, self._asked, self._remaining_s())
             message = await self._call.read()
         except grpc.aio.AioRpcError as error:
             raise errors.from_rpc(error) from None
@@ -135,7 +138,7 @@ class Answer:
 
     def _accept(self, event: Event) -> bool:
         """Whether the event is news; ends the answer with its last one."""
-        self._began, self._broke_s = True, None
+        self._recovery.arrived()
         if isinstance(event, Finished):
             self._ended = True
             self._drop_call()
@@ -148,49 +151,31 @@ class Answer:
             gap = f"expected token {self._next_index}, got {event.index}"
             raise errors.StreamLost(gap, code=grpc.StatusCode.ABORTED, reason="GAP")
         self._next_index = max(end, self._next_index)
+        self._text_bytes += len(event.text.encode())
         return True
 
-    async def _recover_or_raise(self, error: errors.HeadraceError) -> None:
-        if not self._began:
-            await self._wait_to_retry(error)
-        elif self._broke_s is None:
-            await self._take_up(error)
-        else:
-            await self._take_up_again(error)
-
-    async def _wait_to_retry(self, error: errors.HeadraceError) -> None:
-        if error.pause_s is None or not self._fits(error.pause_s):
+    async def _recover(self, error: errors.HeadraceError) -> None:
+        """Prepares the next call after a failure, or ends the answer with its error."""
+        line = self._line
+        self._drop_call()
+        try:
+            step = self._recovery.step(error, self._next_index, time.monotonic())
+        except errors.HeadraceError:
+            self._ended = True
+            raise
+        if not self._fits(step.pause_s):
             self._ended = True
             raise error
-        self.retries += 1
-        await asyncio.sleep(error.pause_s)
+        if step.elsewhere and line is not None:
+            self._lines.broke(line)
+        self._asked = self._request if step.ask is Ask.AGAIN else self._rest()
+        await asyncio.sleep(step.pause_s)
 
-    async def _take_up(self, error: errors.HeadraceError) -> None:
-        """The first break: asks for the rest, whichever router answers."""
-        own_words = error.reason and not isinstance(error, errors.Unavailable)
-        if error.code not in _TRANSPORT_BREAKS or own_words:
-            self._ended = True
-            raise error
-        self._break = error
-        self._broke_s = time.monotonic()
-        self._pause_s = _RESUME_FIRST_PAUSE_S
-        self._ask_for_the_rest()
-
-    async def _take_up_again(self, error: errors.HeadraceError) -> None:
-        """A resume failed: again while there may be a router, else the break itself is the caller's."""
-        assert self._broke_s is not None
-        over = time.monotonic() + self._pause_s > self._broke_s + RESUME_WINDOW_S
-        if not isinstance(error, errors.Unavailable) or over or not self._fits(self._pause_s):
-            self._ended = True
-            raise self._break from error
-        await asyncio.sleep(self._pause_s)
-        self._pause_s *= 2
-        self._ask_for_the_rest()
-
-    def _ask_for_the_rest(self) -> None:
-        self.resumes += 1
-        resume = router_pb2.Resume(request_id=self.request_id, next_index=self._next_index)
-        self._request.resume.CopyFrom(resume)
+    def _rest(self) -> router_pb2.GenerateRequest:
+        resume = router_pb2.Resume(
+            request_id=self.request_id, next_index=self._next_index, text_bytes=self._text_bytes
+        )
+        return rest_of(self._request, resume)
 
     def _fits(self, pause_s: float) -> bool:
         remaining_s = self._remaining_s()
@@ -205,8 +190,18 @@ class Answer:
 
     def _drop_call(self) -> None:
         call, self._call = self._call, None
+        line, self._line = self._line, None
         if call is not None:
             call.cancel()
+        if line is not None:
+            self._lines.give_back(line)
+
+
+def rest_of(request: router_pb2.GenerateRequest, resume: router_pb2.Resume) -> router_pb2.GenerateRequest:
+    """What asks for the rest of a request: its options are known where it is."""
+    return router_pb2.GenerateRequest(
+        resume=resume, stream=request.stream if request.HasField("stream") else None
+    )
 
 
 def raise_own_cancellation() -> None:

@@ -29,10 +29,12 @@ from typing import Any, Self, TypeVar
 import grpc
 
 from headrace import errors
-from headrace.answer import Answer, Call, Delta, Event, Finished, raise_own_cancellation
+from headrace.answer import Answer, Call, Delta, Event, Finished, raise_own_cancellation, rest_of
 from headrace.errors import HeadraceError
+from headrace.lines import Line, Lines
+from headrace.recovery import Ask, Recovery
 from headrace.request import Message, build_request, put_prompt
-from headrace.v1 import router_pb2, router_pb2_grpc
+from headrace.v1 import router_pb2
 
 __all__ = ["Answer", "Delta", "Event", "Finished", "Headrace", "HeadraceError", "Tls", "build_request"]
 
@@ -63,7 +65,8 @@ class Headrace:
     """A connection to a mesh. Use it in one event loop; close it, or use `async with`.
 
     Args:
-        address: `host:port`, `unix:path`, or any gRPC target such as `dns:///router:50051`.
+        address: `host:port`, `unix:path`, or any gRPC target such as `dns:///router:50051`; several of them,
+            with commas between, are taken in turn.
         api_key: `hr_…`; None where the mesh needs none.
         tls: None for plain text; off loopback a key should not travel without TLS.
         timeout_s: seconds that a call may take where it does not say itself; None: no limit.
@@ -77,8 +80,8 @@ class Headrace:
         tls: Tls | None = None,
         timeout_s: float | None = None,
     ) -> None:
-        self._channel = channel(address, tls)
-        self._stub = router_pb2_grpc.RouterServiceStub(self._channel)
+        addresses = [each.strip() for each in address.split(",") if each.strip()]
+        self._lines = Lines(addresses or [address], lambda each: channel(each, tls))
         self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
         self._timeout_s = timeout_s
         self._answers: weakref.WeakSet[Answer] = weakref.WeakSet()
@@ -108,7 +111,7 @@ class Headrace:
     def answer(self, request: router_pb2.GenerateRequest, *, timeout_s: float | None = None) -> Answer:
         """`generate` for who builds the message; names the request where it has no name."""
         request.request_id = request.request_id or uuid.uuid4().hex
-        answer = Answer(self._start, request, timeout_s or self._timeout_s)
+        answer = Answer(self._start, self._lines, request, timeout_s or self._timeout_s)
         self._answers.add(answer)
         return answer
 
@@ -129,13 +132,15 @@ class Headrace:
     async def answer_unary(
         self, request: router_pb2.GenerateRequest, *, timeout_s: float | None = None
     ) -> Finished:
-        """`generate_unary` for who builds the message."""
-        found: Finished = await self._unary(self._stub.GenerateUnary, request, timeout_s)
+        """`generate_unary` for who builds the message; names the request where it has no name."""
+        request.request_id = request.request_id or uuid.uuid4().hex
+        rest = rest_of(request, router_pb2.Resume(request_id=request.request_id))
+        found: Finished = await self._unary("GenerateUnary", request, timeout_s, rest)
         return found
 
     async def models(self, *, timeout_s: float | None = None) -> list[router_pb2.Model]:
         """The models that can be asked for now. Raises HeadraceError."""
-        found = await self._unary(self._stub.ListModels, router_pb2.ListModelsRequest(), timeout_s)
+        found = await self._unary("ListModels", router_pb2.ListModelsRequest(), timeout_s)
         return list(found.models)
 
     async def count_tokens(
@@ -149,14 +154,14 @@ class Headrace:
         """Prompt tokens that a generation would use. Raises HeadraceError."""
         request = router_pb2.CountTokensRequest(model=model)
         put_prompt(request, prompt, messages, None)
-        found: router_pb2.CountTokensResponse = await self._unary(self._stub.CountTokens, request, timeout_s)
+        found: router_pb2.CountTokensResponse = await self._unary("CountTokens", request, timeout_s)
         return found.tokens
 
     async def close(self) -> None:
         """Gives up all answers that run and closes the connection."""
         for answer in list(self._answers):
             await answer.aclose()
-        await self._channel.close()
+        await self._lines.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -166,21 +171,37 @@ class Headrace:
     ) -> None:
         await self.close()
 
-    def _start(self, request: router_pb2.GenerateRequest, timeout_s: float | None) -> Call:
-        return self._stub.Generate(request, timeout=timeout_s, metadata=self._metadata)
+    def _start(self, line: Line, request: router_pb2.GenerateRequest, timeout_s: float | None) -> Call:
+        return line.stub.Generate(request, timeout=timeout_s, metadata=self._metadata)
 
-    async def _unary(self, method: Any, request: Any, timeout_s: float | None) -> Any:
-        """One unary call, retried when the mesh says when and the time allows."""
+    async def _unary(self, method: str, request: Any, timeout_s: float | None, rest: Any = None) -> Any:
+        """One unary call, retried when the mesh says when and the time allows, and where its router is lost.
+
+        Args:
+            rest: what asks for the outcome of a call that broke; None: the same again.
+        """
         limit_s = timeout_s or self._timeout_s
         deadline_s = None if limit_s is None else time.monotonic() + limit_s
+        recovery, asked = Recovery(len(self._lines)), request
         while True:
             remaining_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
+            line = self._lines.take()
             try:
-                return await _outcome(method(request, timeout=remaining_s, metadata=self._metadata))
-            except (errors.Unavailable, errors.Exhausted) as error:
-                if error.pause_s is None or (remaining_s is not None and error.pause_s >= remaining_s):
+                return await self._call_once(line, method, asked, remaining_s)
+            except HeadraceError as error:
+                step = recovery.step(error, 0, time.monotonic())
+                if remaining_s is not None and step.pause_s >= remaining_s:
                     raise
-                await asyncio.sleep(error.pause_s)
+                if step.elsewhere:
+                    self._lines.broke(line)
+            finally:
+                self._lines.give_back(line)
+            asked = request if step.ask is Ask.AGAIN or rest is None else rest
+            await asyncio.sleep(step.pause_s)
+
+    async def _call_once(self, line: Line, method: str, request: Any, timeout_s: float | None) -> Any:
+        call = getattr(line.stub, method)
+        return await _outcome(call(request, timeout=timeout_s, metadata=self._metadata))
 
 
 async def _outcome(call: Awaitable[Reply]) -> Reply:

@@ -34,6 +34,9 @@ def fail(error: errors.HeadraceError, *first: router_pb2.GenerateResponse) -> An
     return script
 
 
+GONE = errors.NotFound("nothing is left", kind="request", name="r", reason="NOTHING_TO_RESUME")
+
+
 def break_connection(*first: router_pb2.GenerateResponse) -> Any:
     """Ends like a transport that broke: a status without a word of the mesh."""
 
@@ -181,13 +184,18 @@ async def test_a_gap_is_an_error_and_never_skipped() -> None:
             await mesh.generate("x").text()
 
 
-@pytest.mark.parametrize(
-    "refusal", [errors.Unimplemented("no resume"), errors.NotFound("gone", kind="request", name="r")]
-)
-async def test_where_nothing_can_be_resumed_the_break_itself_is_raised(refusal: Any) -> None:
-    router = ScriptedRouter(break_connection(delta(0, "a")), fail(refusal))
+async def test_where_no_stream_can_be_resumed_the_break_itself_is_raised() -> None:
+    router = ScriptedRouter(break_connection(delta(0, "a")), fail(errors.Unimplemented("no resume")))
     async with serving(router) as address, Headrace(address) as mesh:
         with pytest.raises(Unavailable, match="Socket closed"):
+            await mesh.generate("x", timeout_s=20).text()
+    assert len(router.requests) == 2
+
+
+async def test_a_stream_of_which_nothing_is_left_is_lost_and_the_caller_told_how_far_it_came() -> None:
+    router = ScriptedRouter(break_connection(delta(0, "a", "b")), fail(GONE))
+    async with serving(router) as address, Headrace(address) as mesh:
+        with pytest.raises(StreamLost, match=r"after 2 tokens.*Socket closed"):
             await mesh.generate("x", timeout_s=20).text()
     assert len(router.requests) == 2
 

@@ -1,0 +1,143 @@
+"""What to do about a call that failed: ask again, take the stream up elsewhere, or tell the caller. Pure.
+
+    nothing arrived   refused, with a time to retry       the same again after that time
+                      no router reached                   the next address at once, each once
+                      the connection broke                the rest, from token 0
+    tokens arrived    the connection broke                the rest, from the next token
+    asked for it      nothing is left, nothing arrived    the whole request again, under its name
+                      nothing is left, tokens arrived     the caller is told
+                      no router there, or a busy one      again, for as long as workers keep what routers lost
+
+A refusal in the mesh's own words is final, but for UNAVAILABLE: a router that stops hands its streams on.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import NamedTuple
+
+import grpc
+
+from headrace import errors
+
+WINDOW_S = 5.0
+"""How long workers keep what a lost router left: after it there is nothing to resume."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 0.5
+STOPS = "ROUTER_STOPS"
+DRAINING = "DRAINING"
+_BREAKS = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.CANCELLED,
+)
+_NOT_REACHED = ("failed to connect", "DNS resolution failed")
+
+
+class Ask(Enum):
+    """What to ask for next."""
+
+    AGAIN = auto()
+    """The whole request."""
+    REST = auto()
+    """What is left of it from the next token on."""
+
+
+class Step(NamedTuple):
+    """Ask for this after a pause."""
+
+    ask: Ask
+    pause_s: float
+    elsewhere: bool
+    """On another connection: this one is no good."""
+
+
+class Recovery:
+    """The failures of one request. `step` says what follows each, or raises."""
+
+    def __init__(self, addresses: int = 1, jitter: Callable[[], float] = random.random) -> None:
+        self.retries = 0
+        self.resumes = 0
+        self._untried = addresses - 1
+        self._again_s: float | None = None
+        self._jitter = jitter
+        self._break: errors.HeadraceError | None = None
+        self._broke_s = 0.0
+        self._pause_s = FIRST_PAUSE_S
+
+    def arrived(self) -> None:
+        """There is output: what broke is mended."""
+        self._break = None
+
+    def step(self, error: errors.HeadraceError, arrived_tokens: int, now: float) -> Step:
+        """What follows a failure when so much had arrived. Raises HeadraceError where nothing does."""
+        if self._break is None:
+            return self._first(error, arrived_tokens, now)
+        if isinstance(error, errors.NotFound):
+            return self._nothing_left(arrived_tokens, now)
+        if not _passing(error) or now >= self._broke_s + WINDOW_S:
+            raise self._break from error
+        return self._rest(error)
+
+    def _first(self, error: errors.HeadraceError, arrived_tokens: int, now: float) -> Step:
+        if not arrived_tokens and (refused := self._refused(error, now)) is not None:
+            return refused
+        unreached = not arrived_tokens and _not_reached(error)
+        if unreached or not (_broke(error) or (arrived_tokens and isinstance(error, errors.Unavailable))):
+            raise error
+        self._break, self._broke_s, self._pause_s = error, now, FIRST_PAUSE_S
+        return self._rest(error)
+
+    def _refused(self, error: errors.HeadraceError, now: float) -> Step | None:
+        """Before the first token: a refusal that says when, or an address where nobody takes requests."""
+        if _not_reached(error) and self._untried > 0:
+            self._untried -= 1
+            return Step(Ask.AGAIN, 0.0, elsewhere=True)
+        pause_s = error.pause_s
+        if error.reason == DRAINING or self._still_there(error, now):
+            pause_s = self._pause()
+        elif pause_s is None or error.reason == STOPS:
+            return None
+        self.retries += 1
+        return Step(Ask.AGAIN, pause_s, elsewhere=error.reason == DRAINING)
+
+    def _still_there(self, error: errors.HeadraceError, now: float) -> bool:
+        """Whether a router has not yet noticed that the call before this one is gone."""
+        recent = self._again_s is not None and now < self._again_s + WINDOW_S
+        return recent and isinstance(error, errors.Conflict)
+
+    def _rest(self, error: errors.HeadraceError) -> Step:
+        self.resumes += 1
+        elsewhere = isinstance(error, errors.Unavailable) or not error.reason
+        return Step(Ask.REST, self._pause(), elsewhere)
+
+    def _pause(self) -> float:
+        """A little longer each time, and not the same for all who lost one router."""
+        pause_s, self._pause_s = self._pause_s, min(LONGEST_PAUSE_S, 2 * self._pause_s)
+        return pause_s * (0.5 + self._jitter() / 2)
+
+    def _nothing_left(self, arrived_tokens: int, now: float) -> Step:
+        broke = self._break
+        assert broke is not None
+        if arrived_tokens:
+            message = f"the answer broke off after {arrived_tokens} tokens and nothing is left of it: {broke}"
+            raise errors.StreamLost(message, code=grpc.StatusCode.ABORTED, reason="STREAM_LOST") from broke
+        self.retries += 1
+        self._break, self._again_s = None, now
+        return Step(Ask.AGAIN, 0.0, elsewhere=False)
+
+
+def _broke(error: errors.HeadraceError) -> bool:
+    """Whether the transport failed, or a router that stops says so."""
+    return (error.code in _BREAKS and not error.reason) or error.reason == STOPS
+
+
+def _not_reached(error: errors.HeadraceError) -> bool:
+    return isinstance(error, errors.Unavailable) and str(error).startswith(_NOT_REACHED)
+
+
+def _passing(error: errors.HeadraceError) -> bool:
+    """Whether the next attempt to take a stream up may go better."""
+    return _broke(error) or isinstance(error, errors.Unavailable | errors.Conflict | errors.Exhausted)
