@@ -131,6 +131,8 @@ async def _read(session: WorkerSession, frames: Frames) -> None:
         async for frame in frames:
             session.handle(frame, time.monotonic())
         session.close()
+    except errors.InvalidArgument as error:
+        session.unreadable(error)
     except errors.HeadraceError as error:
         session.close(error)
     except Exception as error:

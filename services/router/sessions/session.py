@@ -9,6 +9,7 @@ from __future__ import annotations
 from headrace.v1 import admin_pb2, session_pb2
 
 from services.common import errors, logs
+from services.common.conduct import Conduct
 from services.router.chains import ChainKind
 from services.router.metrics import RouterMetrics
 from services.router.policy import Cost, LatencyClass, Waiting, WorkerView
@@ -24,12 +25,12 @@ from services.router.sessions.ledger import Booking
 from services.router.sessions.outbox import Outbox
 from services.router.sessions.pulse import Pulse
 from services.router.sessions.seats import Occupied, Seats
+from services.router.sessions.sense import take_away_nonsense
 from services.router.sessions.served import ServedMeter
 from services.router.sessions.suspects import Suspects
 from services.router.sessions.trial import NOBODY, trial
 from services.router.settings import SessionTimes
 
-MAX_BAD_FRAMES = 1000
 NO_CREDIT_PAUSE_S = 0.05
 _DEATHS = ("STALE", "HUNG", "REPLACED")
 log = logs.get(__name__)
@@ -77,7 +78,9 @@ class Session:
         self._suspects = Suspects()
         self._pulse = Pulse(times.hung_s)
         self._paused_until = 0.0
-        self._bad_frames = 0
+        self._conduct = Conduct(now)
+        self._faults: set[str] = set()
+        """Kinds of nonsense that were reported."""
         self._demand = Waiting(0, 0)
 
     def view(self, now: float) -> WorkerView:
@@ -233,7 +236,10 @@ class Session:
                 self._floor.lost(flight, verdict.of(flight))
 
     def handle(self, frame: session_pb2.WorkerFrame, now: float) -> None:
-        """Takes one frame of the worker; what comes late counts no more."""
+        """Takes one frame of the worker; what comes late counts no more.
+
+        Raises FailedPrecondition when it has gone on with nonsense for too long.
+        """
         if self.closed:
             return
         if frame.number <= self._frames_received:
@@ -257,6 +263,8 @@ class Session:
         self._floor.changed(self)
 
     def _reported(self, frame: session_pb2.WorkerFrame) -> None:
+        for kind in take_away_nonsense(frame, self.hello.kv_spec.blocks, self.outbox.number):
+            self._bad(kind)
         self._account.reported(frame)
         if frame.HasField("step_model"):
             told = frame.step_model
@@ -349,15 +357,25 @@ class Session:
         return seat
 
     def misbehaved(self, kind: str) -> None:
-        """Counts nonsense that the worker sent; one that goes on with it is closed."""
+        """Counts nonsense that the worker sent. Raises FailedPrecondition when there is too much of it."""
         self._bad(kind)
 
+    def unreadable(self, error: errors.InvalidArgument) -> None:
+        """The worker sent what is no frame: nothing can be trusted after it."""
+        self._note("unreadable")
+        self.close(error)
+
     def _bad(self, kind: str) -> None:
-        self._bad_frames += 1
+        self._note(kind)
+        if self._conduct.fault(self.last_frame_s):
+            self.close(error := errors.FailedPrecondition("too many bad frames", reason="BAD_FRAMES"))
+            raise error
+
+    def _note(self, kind: str) -> None:
         self._metrics.bad_frames.labels(kind).inc()
-        log.warning("bad_frame", worker=self.worker_id, kind=kind)
-        if self._bad_frames > MAX_BAD_FRAMES:
-            self.close(errors.FailedPrecondition("too many bad frames", reason="BAD_FRAMES"))
+        if kind not in self._faults:
+            self._faults.add(kind)
+            log.warning("bad_frame", worker=self.worker_id, kind=kind)
 
 
 def _chain_kind(hello: session_pb2.Hello) -> ChainKind | None:

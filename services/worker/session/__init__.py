@@ -6,7 +6,6 @@
     job.py        one request            outgoing.py   everything to say, merged into frames ≤ 64 KiB
     intake.py     Submit → Request       prompts.py    long prompts, piece by piece
     prefixes.py   reusable blocks        books.py      credits of all and of foreground work
-    conduct.py    how much nonsense a router may send
 
 A request lives here as a `Job`. It outlasts a broken session for the grace that the router named, with all
 output that the router has not acknowledged, and goes on in the next session from the index that it lacks.

@@ -12,8 +12,8 @@ from collections import deque
 from headrace.v1 import session_pb2
 
 from services.common import logs
+from services.common.conduct import Conduct
 from services.worker.engine.report import StepReport
-from services.worker.session.conduct import Conduct
 from services.worker.session.credits import Demand, Room
 from services.worker.session.desk import Desk
 from services.worker.session.intake import refusal

@@ -11,7 +11,7 @@ import pytest
 from headrace.v1 import session_pb2 as pb
 from headrace.v1 import types_pb2
 
-from services.worker.session.conduct import BURST
+from services.common.conduct import BURST
 from tests.support.gated_engine import SPEC, output_of
 from tests.support.session_router import TAG, Record, RouterSession, SessionRouter
 from tests.support.waiting import eventually

@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
+from services.common.conduct import BURST
 from services.common.errors import FailedPrecondition
 from services.router.metrics import RouterMetrics
 from services.router.policy import Cost, LatencyClass
 from services.router.relay.flight import Blame, Flight
-from services.router.sessions.session import MAX_BAD_FRAMES, Session
+from services.router.sessions.session import Session
 from services.router.settings import SessionTimes
 from tests.support.flights import IDS, LENGTH, flight, news
 
@@ -175,9 +176,18 @@ async def test_unknown_slots_other_attempts_and_repeated_frames_are_counted_and_
 
 
 async def test_a_worker_that_goes_on_with_nonsense_is_closed(bench: Bench) -> None:
-    for _ in range(MAX_BAD_FRAMES + 1):
+    for _ in range(BURST):
+        bench.say(updates=[session_pb2.SequenceUpdate(slot=99)])
+    assert not bench.session.closed
+    with pytest.raises(FailedPrecondition):
         bench.say(updates=[session_pb2.SequenceUpdate(slot=99)])
     assert isinstance(bench.session.close_error, FailedPrecondition)
+
+
+async def test_a_little_nonsense_now_and_then_is_forgiven_for_ever(bench: Bench) -> None:
+    for turn in range(3 * BURST):
+        bench.say(float(turn), updates=[session_pb2.SequenceUpdate(slot=99)])
+    assert not bench.session.closed
 
 
 async def test_a_returned_request_comes_back_and_no_credit_pauses_the_worker(bench: Bench) -> None:
@@ -235,8 +245,8 @@ async def test_a_lost_session_suspects_what_had_no_token_and_sends_back_what_nev
 async def test_who_is_sent_away_for_nonsense_makes_nobody_a_suspect(bench: Bench) -> None:
     it = bench.seat()
     bench.session.outbox.take()
-    for _ in range(MAX_BAD_FRAMES + 1):
-        bench.say(updates=[session_pb2.SequenceUpdate(slot=99)])
+    with pytest.raises(FailedPrecondition):
+        bench.say(updates=[session_pb2.SequenceUpdate(slot=99)] * (BURST + 1))
     bench.session.give_up()
     assert bench.floor.gone == [(it, Blame.NONE)]
 

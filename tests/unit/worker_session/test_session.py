@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
+from services.common.conduct import BURST
 from services.worker.metrics import WorkerMetrics
 from services.worker.scheduler.events import Rejected, RejectReason, Returned, Room
 from services.worker.scheduler.request import FinishReason, LatencyClass
-from services.worker.session.conduct import BURST
 from services.worker.session.credits import Demand
 from services.worker.session.desk import Desk
 from services.worker.session.session import Misbehaved, Session

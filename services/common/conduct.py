@@ -1,4 +1,4 @@
-"""How much nonsense a router may send before its session is closed. Pure."""
+"""How much nonsense the other end of a session may send before it is closed. Pure."""
 
 from __future__ import annotations
 
