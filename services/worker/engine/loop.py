@@ -27,7 +27,6 @@ QUIET_S = 0.02  # nothing to do and nothing asked for so long: an idle moment, f
 class _Launched(NamedTuple):
     step: Step
     pending: Pending
-    at_s: float
 
 
 class EngineLoop:
@@ -49,6 +48,8 @@ class EngineLoop:
         self._snapshot_wanted = False
         self._closing = False
         self._improvable = True
+        self._going_since_s = 0.0
+        """Since when there was no pause: a step costs the loop's work beside it, too."""
         self._progress = Progress(0, False, time.monotonic(), 0, 0, 0.0)
 
     def run(self) -> None:
@@ -58,9 +59,13 @@ class EngineLoop:
             wait_s: float | None = None
             while not self._closing:
                 news = self._receive(wait_s)
+                if wait_s != 0.0:
+                    self._going_since_s = time.monotonic()
                 self._hear_grammars()
                 launched = self._launch(outbox)
                 settled = self._settle_if_due(launched)
+                if not (launched or settled):
+                    self._going_since_s = time.monotonic()
                 if news or settled or self._scheduler.has_news:
                     self._report(outbox)
                 wait_s = self._may_wait_s(launched)
@@ -104,10 +109,10 @@ class EngineLoop:
             outbox.mark_busy()
             if step.constrained:
                 step = replace(step, masks=self._grammars.masks(step.constrained))
-            at_s = time.monotonic()
-            if not self._in_flight:  # the idle time before it is no sign of a step that hangs
-                self._progress = self._progress._replace(last_finished_s=at_s)
-            self._in_flight.append(_Launched(step, self._runner.launch(step), at_s))
+            if not self._in_flight:  # a pause before it is no sign of a step that hangs, and no part of it
+                began_s = max(self._progress.last_finished_s, self._going_since_s)
+                self._progress = self._progress._replace(last_finished_s=began_s)
+            self._in_flight.append(_Launched(step, self._runner.launch(step)))
         return step is not None
 
     def _settle_if_due(self, launched: bool) -> bool:
@@ -121,7 +126,7 @@ class EngineLoop:
         sampled = launched.pending.result()
         now = time.monotonic()
         step, before = launched.step, self._progress
-        seconds = now - max(launched.at_s, before.last_finished_s)
+        seconds = now - before.last_finished_s
         self._scheduler.commit(step, sampled, now, seconds)
         for row, handle in step.constrained:
             self._grammars.advance(handle, int(sampled.tokens[row]))
