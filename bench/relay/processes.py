@@ -74,6 +74,11 @@ class Child:
         """Whether it has not ended."""
         return self._process.poll() is None
 
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs; negative when a signal ended it."""
+        return self._process.poll()
+
     def cpu_s(self) -> float:
         """User and system time of all its threads that live, in nanoseconds' precision; of no child."""
         return sum(_ran_s(each) for each in Path(f"/proc/{self.pid}/task").iterdir())

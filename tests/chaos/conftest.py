@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from bench.relay.mesh import Site
+from services.common.models import ModelDirectory
+from tests.support.tiny_llama import write_tiny_llama
+from tests.support.tiny_tokenizer import write_tiny_tokenizer
+
+
+@pytest.fixture(scope="session")
+def invented_model(tmp_path_factory: pytest.TempPathFactory) -> ModelDirectory:
+    """What simulated engines need of a model."""
+    directory = tmp_path_factory.mktemp("models") / "tiny"
+    write_tiny_tokenizer(directory)
+    write_tiny_llama(directory)
+    return ModelDirectory(directory, "tiny")
+
+
+@pytest_asyncio.fixture
+async def site(invented_model: ModelDirectory, tmp_path: Path) -> AsyncIterator[Site]:
+    """Where processes are started that end with the test; a tokenizer service is there."""
+    with ExitStack() as children:
+        found = Site(tmp_path, invented_model, children, step_s=0.0)
+        await found.start_tokenizer()
+        yield found
