@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from headrace.v1 import session_pb2
 
@@ -182,6 +183,8 @@ class Dispatcher:
         self._ticks += 1
         if self._ticks % TICKS_A_SURVEY == 0:
             self._give_up_waiting(now)
+            for session, flight in self._failover.better_off(now):
+                self._move(session, flight, now)
             self._metrics.observe(self.scheduler, self.workers, now)
 
     async def keep_house(self) -> None:
@@ -205,20 +208,27 @@ class Dispatcher:
         self._wait(flight, time.monotonic())
         self._dispatch()
 
-    def _wait(self, flight: Flight, now: float) -> None:
+    def _wait(self, flight: Flight, now: float, *, without: str | None = None) -> None:
+        """Queues a request; `without`: the worker that it has just left."""
         flight.waiting_since = now
         self._kv_shares.left(flight.order.number, now)
-        kinds = self.workers.chain_kinds(flight.order.model)
-        self.scheduler.submit(flight.ticket(kinds), now)
+        ticket = flight.ticket(self.workers.chain_kinds(flight.order.model))
+        if without is not None:
+            ticket = replace(ticket, barred=ticket.barred | {without})
+        self.scheduler.submit(ticket, now)
 
     def _move(self, session: Session, flight: Flight, now: float) -> None:
-        """Takes a stream from a worker that leaves, where another has room for it now."""
-        ticket = flight.ticket(())
+        """Takes a stream from a worker that leaves, or is slow, where another has room for it now."""
+        ticket = replace(flight.ticket(()), barred=flight.barred | {session.worker_id})
         fleet = self.scheduler.fleet(session.model)
-        if (fleet.suited(ticket) & fleet.affordable(ticket.cost, ticket.foreground)).any():
-            session.cancel(flight)
-            self._metrics.moved.inc()
-            self._failover.migrations.pass_on(flight, now)
+        if not (fleet.suited(ticket) & fleet.affordable(ticket.cost, ticket.foreground)).any():
+            return
+        session.cancel(flight)
+        self._metrics.moved.inc()
+        self._failover.migrations.pass_on(flight, now)
+        self._wait(flight, now, without=session.worker_id)
+        self._dispatch()
+        if flight.seat is None and not flight.over:
             self._queue(flight)
 
     def _dispatch(self) -> None:

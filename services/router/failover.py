@@ -4,6 +4,7 @@
     it is back          what it holds goes on there, replayed from the next index; the rest goes elsewhere
     it is not           all go elsewhere as their next attempt; what it says of them later counts no more
     it is draining      its streams go elsewhere as fast as others take them, and stay where nobody does
+    another is better   streams that end sooner there, recomputation included, go there (`policy.moving`)
 
 What goes elsewhere passes `Migrations`, which bounds how many are on their way at once.
 """
@@ -11,20 +12,27 @@ What goes elsewhere passes `Migrations`, which bounds how many are on their way 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from services.common import logs
 from services.router.metrics import RouterMetrics
 from services.router.migrations import Migrations, turn
 from services.router.policy import Scheduler
-from services.router.relay.flight import Flight
+from services.router.policy.moving import MovingSettings, Stream, moves, slow_workers
+from services.router.relay.flight import Flight, numerics_label
 from services.router.sessions.resume import hand_over, same_process
 from services.router.sessions.session import Session
 from services.router.sessions.workers import Workers
 from services.router.settings import FailoverSettings
 
 log = logs.get(__name__)
+
+
+class _Seated(NamedTuple):
+    session: Session
+    flight: Flight
+    stream: Stream
 
 
 class _Parted(NamedTuple):
@@ -45,6 +53,7 @@ class Failover:
     ) -> None:
         self.migrations = Migrations(settings.migrations_a_worker)
         self._settings = settings
+        self._moving = MovingSettings(saved_s=settings.moving_saved_s)
         self._scheduler = scheduler
         self._workers = workers
         self._metrics = metrics
@@ -99,6 +108,28 @@ class Failover:
                 room = self.migrations.room(session.model, int(fleet.ready.sum()), now)
                 for flight in sorted(session.flights(), key=turn)[:room]:
                     yield session, flight
+
+    def better_off(self, now: float) -> Iterator[tuple[Session, Flight]]:
+        """Running streams that another worker would end sooner. Nothing while anybody waits for one."""
+        for model in self._workers.models() if self._settings.moving else ():
+            if self._scheduler.waiting(model).requests or self.migrations.passing or self.migrations:
+                continue
+            fleet = self._scheduler.fleet(model)
+            seated = self._settled(slow_workers(fleet, self._moving), now)
+            for move in moves([each.stream for each in seated.values()], fleet, self._moving):
+                log.info("stream_moves", worker=move.worker, to=move.to, saved_s=round(move.saved_s, 1))
+                yield seated[move.number].session, seated[move.number].flight
+
+    def _settled(self, keys: Iterable[str], now: float) -> dict[int, _Seated]:
+        """Streams of these workers that have been there long enough."""
+        found = {}
+        for session in filter(None, map(self._workers.get, keys)):
+            for flight in session.flights():
+                if flight.proven and now - flight.submitted_s >= self._settings.moving_stay_s:
+                    numerics = numerics_label(session.hello.digests.numerics)
+                    stream = Stream(flight.ticket(()), session.worker_id, numerics)
+                    found[flight.order.number] = _Seated(session, flight, stream)
+        return found
 
     def close(self) -> None:
         """The router stops."""

@@ -149,6 +149,17 @@ class FailoverSettings(_Group):
     migrations_a_worker: int = Field(
         default=8, ge=1, description="moved requests that are on their way to one worker at a time"
     )
+    moving: bool = Field(
+        default=True, description="whether running streams go where they end sooner, recomputation included"
+    )
+    moving_stay_s: float = Field(
+        default=5.0,
+        ge=0,
+        description="time on a worker before a stream goes to a faster one, in seconds",
+    )
+    moving_saved_s: float = Field(
+        default=2.0, ge=0, description="least that a stream must gain by being moved, in seconds"
+    )
 
 
 class SlowReaderSettings(_Group):

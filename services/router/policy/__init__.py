@@ -7,6 +7,7 @@ admission     who is let in while the mesh is busy
 queue/        classes, tenants and deadlines: who is next
 placement     which worker takes a request; fleet, prefix_index, speed: what it knows of workers
 prediction    waits and costs in seconds, from the workers' step models
+moving        which running streams are better off elsewhere
 preemption    which batch request gives way
 rates         token buckets of tenants
 ticket        what the scheduler knows of a request

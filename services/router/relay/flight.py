@@ -56,6 +56,11 @@ class Seat(NamedTuple):
     numerics: bytes
 
 
+def numerics_label(numerics: bytes) -> frozenset[tuple[str, str]]:
+    """A label of workers that compute alike bit by bit: what has begun prefers them."""
+    return frozenset({("headrace/numerics", numerics.hex())})
+
+
 class Flight:
     """The state of one request. All methods are synchronous; `outlet` is what its client reads."""
 
@@ -85,6 +90,7 @@ class Flight:
         self.suspected = False
         """Whether its last worker died before it gave this request a token."""
         self._ids_before = 0
+        self._last_numerics = b""
 
     @property
     def over(self) -> bool:
@@ -96,7 +102,8 @@ class Flight:
         order, chains = self.order, None
         if len(self.ids) >= BLOCK_TOKENS and order.chains:
             chains = chains_at_once(order.scope, kinds, order.prompt_ids + packed(self.ids))
-        return order.ticket(len(self.ids), self.barred, chains)
+        alike = numerics_label(self._last_numerics) if self.ids else frozenset()
+        return order.ticket(len(self.ids), self.barred, chains, alike)
 
     @property
     def proven(self) -> bool:
@@ -195,7 +202,8 @@ class Flight:
         self.last_token_s = now
         self.ids.extend(ids)
         if self.seat is not None:
-            self.numerics.add(self.seat.numerics)
+            self._last_numerics = self.seat.numerics
+            self.numerics.add(self._last_numerics)
 
     def _end(self, end: session_pb2.SequenceEnd) -> Progress:
         """Takes the worker's word that the sequence is over."""

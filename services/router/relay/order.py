@@ -80,11 +80,16 @@ class Order:
         )
 
     def ticket(
-        self, delivered: int, barred: frozenset[str], chains: Mapping[bytes, Digests] | None = None
+        self,
+        delivered: int,
+        barred: frozenset[str],
+        chains: Mapping[bytes, Digests] | None = None,
+        alike: frozenset[tuple[str, str]] = frozenset(),
     ) -> Ticket:
         """What the scheduler needs to know, with `delivered` output tokens to compute again.
 
-        `chains` are those of the prompt with what was delivered, where they are more than the prompt's.
+        `chains` are those of the prompt with what was delivered, where they are more than the prompt's;
+        `alike`: labels of workers that would go on with it bit by bit.
         """
         again = len(self.prompt_ids) + delivered
         blocks = -(-(len(self.prompt_ids) + max(self.expected_output, delivered + 1)) // BLOCK_TOKENS)
@@ -98,7 +103,7 @@ class Order:
             arrival_s=self.arrival_s,
             deadline_s=self.deadline_s,
             labels=self.labels,
-            preferred_labels=self.preferred_labels,
+            preferred_labels=self.preferred_labels | alike,
             capabilities=self.capabilities,
             barred=barred,
             weight=self.weight,

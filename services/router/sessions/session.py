@@ -16,7 +16,7 @@ from services.router.policy import Cost, LatencyClass, Waiting, WorkerView
 from services.router.policy.kv_feed import KvFeed
 from services.router.policy.speed import StepModel
 from services.router.policy.worker import BLOCK_TOKENS
-from services.router.relay.flight import Flight, Progress, Seat
+from services.router.relay.flight import Flight, Progress, Seat, numerics_label
 from services.router.sessions import submit
 from services.router.sessions.account import Account
 from services.router.sessions.floor import Floor
@@ -55,7 +55,7 @@ class Session:
         self.worker_id = hello.worker_id
         self.model = hello.model
         self.session_id = session_id
-        self.labels = frozenset(hello.labels.items())
+        self.labels = frozenset(hello.labels.items()) | numerics_label(hello.digests.numerics)
         self.capabilities = frozenset(hello.capabilities)
         self.chain_kind = _chain_kind(hello)
         self.outbox = Outbox(frames_sent)

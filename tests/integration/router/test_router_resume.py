@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from headrace.v1 import router_pb2, session_pb2
 
+from services.router.dispatcher import TICKS_A_SURVEY
 from tests.support.router_house import House, open_house, read
 from tests.support.scripted_worker import ScriptedWorker, all_at_once, end, update
 from tests.support.waiting import eventually
@@ -229,3 +230,29 @@ async def test_streams_leave_a_draining_worker_while_it_still_runs(tmp_path: Pat
             assert answer.ids == ids
             assert answer.finished is not None
             assert (answer.finished.worker_id, answer.finished.attempts) == ("other", 2)
+
+
+@pytest.mark.parametrize("moving", [True, False])
+async def test_a_stream_moves_to_a_worker_that_ends_it_sooner(tmp_path: Path, moving: bool) -> None:
+    async with open_house(tmp_path, failover={"moving": moving, "moving_stay_s": 0.0}) as house:
+        ids = house.tokenizer.ids(ANSWER)
+        slow = await house.worker(worker_id="slow").connect()
+        slow.say(step_model=session_pb2.StepModel(a=0.2, b=1e-4, c=1e-9, d=1e-8, e=1e-3))
+        call = house.stub.Generate(Request(text=PROMPT, max_tokens=1000))
+        submit = await slow.submitted()
+        slow.say(update(submit, 0, ids[:3]))
+        await tokens(house, 3)
+        fast = await house.worker(worker_id="fast").connect()
+        fast.say(step_model=session_pb2.StepModel(a=0.03, b=1e-5, c=1e-10, d=1e-9, e=1e-4))
+        if not moving:
+            dispatcher = house.router._dispatcher
+            surveyed = dispatcher._ticks + 2 * TICKS_A_SURVEY
+            await eventually(lambda: dispatcher._ticks > surveyed, "two surveys")
+            assert not slow.cancels
+            slow.say(update(submit, 3, ids[3:], end()))
+        else:
+            again = await fast.submitted()
+            assert (again.attempt, again.next_index) == (2, 3)
+            assert (await slow.cancelled()).slot == submit.slot
+            fast.say(update(again, 3, ids[3:], end()))
+        assert (await read(call)).ids == ids

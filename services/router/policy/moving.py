@@ -1,0 +1,148 @@
+"""Which running streams are better off on another worker, recomputation included. Pure.
+
+    here     what is left of it × the step of its worker now
+    there    prefill that waits there + its prompt and output computed again + what is left × the step with it
+
+It is moved when that saves `MovingSettings.saved_s`, and `factor` times what is computed again, and when the
+others do not lose more by it there than they gain here. What is left is what is expected of such an answer
+less what there is of it; who is past that is not moved. Each move counts at once in what is believed of both
+workers, so that moves of one survey agree with each other and none is undone by the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from services.router.policy.fleet import Fleet
+from services.router.policy.speed import Floats, Mask
+from services.router.policy.ticket import Ticket
+
+_CONSIDERED = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MovingSettings:
+    """When a move pays."""
+
+    saved_s: float = 2.0
+    """Least that a stream's end must come sooner, in seconds."""
+    factor: float = 2.0
+    """And least in times of what is computed again for it."""
+    slower: float = 1.5
+    """Streams are looked at on workers whose steps last so many times as long as elsewhere."""
+    most: int = 2
+    """Streams a survey."""
+
+
+class Stream(NamedTuple):
+    """One that runs: its ticket as if it came back now."""
+
+    ticket: Ticket
+    worker: str
+    numerics: frozenset[tuple[str, str]] = frozenset()
+    """Labels of workers that would go on exactly as its own does."""
+
+
+class Move(NamedTuple):
+    """A stream that is to leave its worker for another."""
+
+    number: int
+    worker: str
+    to: str
+    saved_s: float
+
+
+class _Steps:
+    """Steps of all workers as decodes come and go. [positions]"""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._a, self._b, _, self._d, self._e, _ = fleet.speeds.models
+        self.sequences = fleet.sequences.copy()
+        self._context = fleet.running_context.copy()
+        self.queue_s = fleet.busy(foreground=True).queue_s.copy()
+
+    def now_s(self) -> Floats:
+        """Each worker's decode step."""
+        return self._step_s(self.sequences, self._context)
+
+    def with_s(self, context: float) -> Floats:
+        """The same with one sequence more that reads so many tokens."""
+        return self._step_s(self.sequences + 1, self._context + context)
+
+    def more_s(self, context: float) -> Floats:
+        """What such a sequence adds to a step."""
+        return np.asarray(self._b + self._e + context * self._d)
+
+    def move(self, here: int, there: int, context: float, prefill_s: float) -> None:
+        """A stream goes from one worker to another."""
+        for position, sign in ((here, -1), (there, 1)):
+            self.sequences[position] = max(0.0, self.sequences[position] + sign)
+            self._context[position] = max(0.0, self._context[position] + sign * context)
+        self.queue_s[there] += prefill_s
+
+    def _step_s(self, sequences: Floats, context: Floats) -> Floats:
+        return np.asarray(self._a + sequences * (self._b + self._e) + context * self._d)
+
+
+def slow_workers(fleet: Fleet, settings: MovingSettings) -> list[str]:
+    """Workers whose streams might gain by leaving; none in a pool that is even. Constant work a worker."""
+    takers = fleet.ready & fleet.foreground_open
+    if len(fleet) < 2 or not takers.any() or not settings.most:
+        return []
+    steps = _Steps(fleet)
+    best_s = float(steps.with_s(0.0)[takers].min())
+    slow = fleet.ready & (fleet.sequences > 0) & (steps.now_s() > settings.slower * best_s)
+    return [fleet.at(position).key for position in slow.nonzero()[0].tolist()]
+
+
+def moves(streams: Iterable[Stream], fleet: Fleet, settings: MovingSettings) -> Iterator[Move]:
+    """The moves that pay, at most `most`; those with most left to do are looked at first."""
+    left = sorted(streams, key=lambda each: each.ticket.expected_output, reverse=True)
+    steps, found = _Steps(fleet), 0
+    for stream in left[:_CONSIDERED]:
+        if found >= settings.most:
+            return
+        move = _best(stream, fleet, steps, settings)
+        if move is not None:
+            found += 1
+            yield move
+
+
+def _best(stream: Stream, fleet: Fleet, steps: _Steps, settings: MovingSettings) -> Move | None:
+    here = fleet.index.positions.get(stream.worker)
+    takers = _takers(stream, fleet)
+    if here is None or not takers.any():
+        return None
+    takers[here] = False
+    context, remaining = stream.ticket.prefill_tokens, stream.ticket.expected_output
+    prefill_s = _prefill_s(fleet, context)
+    saved_s = (
+        remaining * float(steps.now_s()[here]) - steps.queue_s - prefill_s - remaining * steps.with_s(context)
+    )
+    more_s = remaining * steps.more_s(context)
+    lost_there_s = steps.sequences * (more_s + prefill_s)
+    gained_here_s = max(0.0, float(steps.sequences[here]) - 1) * float(more_s[here])
+    pays = takers & (saved_s >= settings.saved_s + settings.factor * prefill_s)
+    pays &= saved_s + gained_here_s > lost_there_s
+    if not pays.any():
+        return None
+    there = int(np.where(pays, saved_s, -np.inf).argmax())
+    steps.move(here, there, context, float(prefill_s[there]))
+    return Move(stream.ticket.number, stream.worker, fleet.at(there).key, float(saved_s[there]))
+
+
+def _takers(stream: Stream, fleet: Fleet) -> Mask:
+    ticket = stream.ticket
+    able: Mask = fleet.suited(ticket) & fleet.affordable(ticket.cost, ticket.foreground)
+    return able & fleet.labelled(stream.numerics, frozenset()) if stream.numerics else able.copy()
+
+
+def _prefill_s(fleet: Fleet, tokens: int) -> Floats:
+    """Seconds of computing so many tokens again, alone, by worker."""
+    a, b, c, *_ = fleet.speeds.models
+    chunks = max(1.0, tokens / 2048)
+    return np.asarray(chunks * a + tokens * b + tokens * (tokens / 2) * c)
