@@ -2,7 +2,7 @@
 
     HeadraceError
     ├── InvalidArgument        a field is wrong; names it
-    ├── NotFound               model, worker
+    ├── NotFound               model, worker, a stream to resume
     ├── AlreadyExists          a request id that is running
     ├── Unauthenticated        no key, wrong key, stranger on an internal port
     ├── PermissionDenied       another tenant's
@@ -86,8 +86,8 @@ class NotFound(HeadraceError):
     code = grpc.StatusCode.NOT_FOUND
     reason = "NOT_FOUND"
 
-    def __init__(self, message: str, *, kind: str, name: str) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *, kind: str, name: str, reason: str | None = None) -> None:
+        super().__init__(message, reason=reason)
         self.kind, self.name = kind, _cut(name)
 
     def details(self) -> list[message.Message]:

@@ -15,6 +15,7 @@ from headrace.v1 import session_pb2
 
 from services.common import errors, logs
 from services.router import scheduling
+from services.router.adoption import Adoption
 from services.router.attendance import Attendance
 from services.router.failover import Failover
 from services.router.kv_shares import KvShares
@@ -23,6 +24,7 @@ from services.router.policy import Assignment, QueueLimits, Scheduler
 from services.router.quotas import Quotas
 from services.router.relay.flight import Blame, Flight
 from services.router.relay.order import Order
+from services.router.sessions.found import Found
 from services.router.sessions.session import Session
 from services.router.sessions.workers import Workers
 from services.router.settings import RouterSettings
@@ -46,6 +48,7 @@ class Dispatcher:
         self.workers = workers
         self._attendance = Attendance(self.scheduler, workers, metrics, settings.session.resume_grace_s)
         self._failover = Failover(settings.failover, self.scheduler, workers, metrics, self._dispatch)
+        self.adoption = Adoption(lambda: workers, settings.session.orphan_hold_s)
         self._kv_shares = KvShares(self.scheduler, quotas or Quotas())
         self._resumes = settings.limits.resumes
         self._max_waiting = settings.limits.queued_requests
@@ -71,11 +74,8 @@ class Dispatcher:
 
         Failures reach the caller through the flight's outlet.
         """
-        number = flight.order.number
-        self._flights[number] = flight
-        self._on_start[number] = on_start
-        self._attendance.tenants.note(flight.order.tenant_tag, flight.order.tenant)
-        self._watch_deadline(flight)
+        self._hold(flight)
+        self._on_start[flight.order.number] = on_start
         refusal = self._refusal(flight.order, limits)
         if refusal is not None:
             self.end(flight, refusal)
@@ -84,6 +84,18 @@ class Dispatcher:
         if not flight.order.wait and flight.seat is None:
             message = "the request cannot start now and was not to wait"
             self.end(flight, errors.Overloaded(message, reason="WOULD_QUEUE", retry_s=RETRY_S))
+
+    def take_up(self, flight: Flight, found: Found | None) -> None:
+        """Goes on with a request that another call left: where it runs, else as another attempt."""
+        self._hold(flight)
+        if flight.over:
+            return
+        session = found.session if found is not None else None
+        if found is None or session is None or self.workers.get(session.worker_id) is not session:
+            self._queue(flight)
+            return
+        session.adopt(flight, found.handle, time.monotonic())
+        self._changed.add(session)
 
     def leave(self, flight: Flight) -> None:
         """The client is done with the request, or gone: it holds nothing any more when this returns."""
@@ -108,6 +120,7 @@ class Dispatcher:
         earlier = self._attendance.join(session, time.monotonic())
         for flight in self._failover.join(session, earlier):
             self.again(flight)
+        self.adoption.joined(session)
         log.info("worker_joined", worker=session.worker_id, model=session.model, engine=session.hello.engine)
         self.changed(session)
 
@@ -123,6 +136,7 @@ class Dispatcher:
             why=error.reason if error else "ended",
         )
         self._failover.part(session)
+        self.adoption.parted(session)
         self._dispatch()
 
     def changed(self, session: Session) -> None:
@@ -164,6 +178,10 @@ class Dispatcher:
         """Floor: what a worker has done for tenants in all."""
         self._attendance.served(session, told, now)
 
+    def claimed(self, session: Session, piece: session_pb2.Claimed) -> None:
+        """Floor: what the worker says of a request that is looked for."""
+        self.adoption.answered(session, piece)
+
     def tick(self, now: float, slept_s: float) -> None:
         """Housekeeping, every TICK_S. When this process itself slept, no worker is blamed for silence."""
         for session in self.workers:
@@ -197,12 +215,18 @@ class Dispatcher:
             last = now
 
     def close(self) -> None:
-        """Ends all sessions and requests."""
+        """Ends all sessions and calls. Workers go on with the requests: other routers may take them up."""
+        stops = errors.Unavailable("the router stops", reason="ROUTER_STOPS", retry_s=RETRY_S)
+        for session in self.workers:
+            session.close(stops)
         self._failover.close()
         for flight in list(self._flights.values()):
-            self.end(flight, errors.Unavailable("the router stops", retry_s=RETRY_S))
-        for session in self.workers:
-            session.close(errors.Unavailable("the router stops", retry_s=RETRY_S))
+            self.end(flight, stops)
+
+    def _hold(self, flight: Flight) -> None:
+        self._flights[flight.order.number] = flight
+        self._attendance.tenants.note(flight.order.tenant_tag, flight.order.tenant)
+        self._watch_deadline(flight)
 
     def _queue(self, flight: Flight) -> None:
         self._wait(flight, time.monotonic())

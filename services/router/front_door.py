@@ -26,6 +26,7 @@ from services.router.relay.outlet import Flush, Outlet, Patience
 from services.router.relay.report import wire_reason
 from services.router.relay.text import TextReader
 from services.router.relay.trailers import trailers
+from services.router.resumption import Resumption
 from services.router.settings import RouterSettings
 
 log = logs.get(__name__)
@@ -40,6 +41,7 @@ class RouterServicer:
         settings: RouterSettings,
         reception: Reception,
         preparation: Preparation,
+        resumption: Resumption,
         models: ModelBook,
         dispatcher: Dispatcher,
         cache: CacheClient | None,
@@ -49,6 +51,7 @@ class RouterServicer:
         self._settings = settings
         self._reception = reception
         self._preparation = preparation
+        self._resumption = resumption
         self._models = models
         self._dispatcher = dispatcher
         self._cache = cache
@@ -125,17 +128,22 @@ class RouterServicer:
                 self._leave(visit, outcome)
 
     async def _begin(self, visit: Visit) -> Outlet:
-        """Where the output comes from: the cache, or a worker."""
+        """Where the output comes from: the cache, a worker, or what another call left."""
+        if visit.request.HasField("resume"):
+            return await self._resumption.begin(visit, self._patience())
         prepared = await self._preparation.prepare(visit)
         if prepared.order is None:
             return self._replay(visit, prepared)
         return self._launch(visit, prepared.model, prepared.order)
 
     def _launch(self, visit: Visit, model: ServedModel, order: Order) -> Outlet:
-        order = self._within_budget(visit, order)
+        order = self._resumption.claimable(visit, self._within_budget(visit, order))
         text = TextReader(model.table, order.stops, order.sampling.min_tokens)
         outlet = Outlet(
-            self._flush(visit), self._patience(), whole=not visit.streaming, keep=visit.keys is not None
+            visit.flush(self._settings.classes[visit.latency_class]),
+            self._patience(),
+            whole=not visit.streaming,
+            keep=visit.keys is not None,
         )
         visit.flight = Flight(order, text, outlet)
         visit.shares.charge(len(order.prompt_ids))
@@ -187,7 +195,7 @@ class RouterServicer:
         flight = visit.flight
         if flight is not None:
             self._dispatcher.leave(flight)
-            visit.shares.charge(len(flight.ids))
+            visit.shares.charge(max(0, len(flight.ids) - visit.charged_tokens))
         visit.shares.leave()
         log.info(
             "request",
@@ -200,11 +208,6 @@ class RouterServicer:
             attempts=flight.attempt if flight else 0,
             total_ms=int((time.monotonic() - visit.arrival_s) * 1000),
         )
-
-    def _flush(self, visit: Visit) -> Flush:
-        defaults, accepted = self._settings.classes[visit.latency_class], visit.accepted
-        delay_s = defaults.flush_delay_s if accepted.flush_delay_s is None else accepted.flush_delay_s
-        return Flush(delay_s, accepted.flush_tokens or defaults.flush_tokens)
 
     def _patience(self) -> Patience:
         slow = self._settings.slow_reader

@@ -148,6 +148,12 @@ class RouterMetrics:
             "Requests that went on where they were after their worker's session had broken",
             registry=registry,
         )
+        self.taken_up = Counter(
+            "headrace_streams_taken_up",
+            "Streams that another call had begun, by how they went on",
+            ["how"],
+            registry=registry,
+        )
         self.bad_frames = Counter(
             "headrace_bad_frames", "What workers sent against the protocol", ["kind"], registry=registry
         )

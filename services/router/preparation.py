@@ -30,6 +30,11 @@ DETERMINISTIC = "deterministic"
 _numbers = itertools.count(1)
 
 
+def next_number() -> int:
+    """A number that no other order of this process has."""
+    return next(_numbers)
+
+
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """What a visit became: an order to run, or an answer that was kept."""
@@ -69,7 +74,7 @@ class Preparation:
         model = await self._models.find(visit.accepted.model)
         self._check_capabilities(visit, model)
         keys = self._keyring.tenant(visit.tenant.name)
-        scope = _scope(visit, keys)
+        scope = scope_of(visit, keys)
         context = self._workers.context_length(model.name, model.description.context_length)
         lookup = self._look_for_answer(visit, model, context, scope)
         started = time.monotonic()
@@ -106,7 +111,7 @@ class Preparation:
     def _check_capabilities(self, visit: Visit, model: ServedModel) -> None:
         """Refuses at once what no worker that is there can do."""
         sessions = self._workers.of(model.name)
-        for capability in _needed(visit):
+        for capability in needed(visit):
             if sessions and not any(capability in each.capabilities for each in sessions):
                 raise _lacking(capability, model.name)
         if visit.accepted.chat is not None and not model.description.chat:
@@ -150,7 +155,7 @@ class Preparation:
         max_tokens = min(accepted.max_tokens, context - len(ids))
         history = (tenant.name, model.name, latency_class)
         return Order(
-            number=next(_numbers),
+            number=next_number(),
             request_id=accepted.request_id,
             tenant=tenant.name,
             tenant_tag=keys.tag,
@@ -169,7 +174,7 @@ class Preparation:
             output_known=self._history.knows(*history),
             scope=scope,
             labels=accepted.labels,
-            capabilities=frozenset(_needed(visit)),
+            capabilities=frozenset(needed(visit)),
             end_ids=frozenset(model.description.eos_token_ids),
             encode_s=0.0,
             traceparent=visit.traceparent,
@@ -187,22 +192,24 @@ class Preparation:
         return scheduling.targets(self._settings.classes[latency_class], latency_class, tenant)
 
 
-def _scope(visit: Visit, keys: TenantKeys) -> ScopeKeys | None:
+def scope_of(visit: Visit, keys: TenantKeys) -> ScopeKeys | None:
+    """Whose cached work a visit may reuse; None: nobody's."""
     if visit.accepted.cache_scope == types_pb2.CACHE_SCOPE_NONE:
         return None
     user = visit.accepted.user if visit.accepted.cache_scope == types_pb2.CACHE_SCOPE_USER else None
     return keys.scope(user)
 
 
-def _needed(visit: Visit) -> list[str]:
-    needed = []
+def needed(visit: Visit) -> list[str]:
+    """Capabilities that a worker must have."""
+    found = []
     if visit.accepted.grammar is not None:
-        needed.append("grammar")
+        found.append("grammar")
     if visit.accepted.sampling.HasField("logprobs"):
-        needed.append("logprobs")
+        found.append("logprobs")
     if visit.accepted.deterministic:
-        needed.append(DETERMINISTIC)
-    return needed
+        found.append(DETERMINISTIC)
+    return found
 
 
 def _lacking(capability: str, model: str) -> errors.HeadraceError:

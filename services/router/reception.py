@@ -19,8 +19,9 @@ from services.router.limits import Gate, Pass
 from services.router.policy import LatencyClass, classify
 from services.router.policy.classify import Verdict
 from services.router.relay.flight import Flight
+from services.router.relay.outlet import Flush
 from services.router.responses import ResponseKeys
-from services.router.settings import LimitSettings
+from services.router.settings import ClassSettings, LimitSettings
 from services.router.validation import Accepted
 
 RETRY_S = 1.0
@@ -42,6 +43,8 @@ class Visit:
     flight: Flight | None = None
     keys: ResponseKeys | None = None
     """Where its answer may be kept."""
+    charged_tokens: int = 0
+    """Of its output, those that another call was charged for."""
     complete: bool = False
     """Its final event is on its way: it ended well, also where the client hangs up before the status."""
 
@@ -49,6 +52,14 @@ class Visit:
     def latency_class(self) -> LatencyClass:
         """The class that it runs in."""
         return self.verdict.latency_class
+
+    def flush(self, defaults: ClassSettings) -> Flush:
+        """When waiting tokens go to its client."""
+        delay_s = self.accepted.flush_delay_s
+        return Flush(
+            defaults.flush_delay_s if delay_s is None else delay_s,
+            self.accepted.flush_tokens or defaults.flush_tokens,
+        )
 
     def remaining_s(self, limit_s: float) -> float:
         """Time that is left, at most `limit_s`. Raises DeadlineExceeded when there is none."""
@@ -90,7 +101,7 @@ class Reception:
             request=request,
             accepted=accepted,
             tenant=tenant,
-            shares=self._gate.enter(tenant, accepted.request_id, request.ByteSize()),
+            shares=self._gate.enter(tenant, _name(request, accepted), request.ByteSize()),
             streaming=streaming,
             verdict=classify(
                 accepted.latency_class,
@@ -115,6 +126,11 @@ class Reception:
             yield shares
         finally:
             shares.leave()
+
+
+def _name(request: router_pb2.GenerateRequest, accepted: Accepted) -> str:
+    """Unique among the tenant's running requests: the call that is taken up may still be one of them."""
+    return f"resume\0{secrets.token_hex(12)}" if request.HasField("resume") else accepted.request_id
 
 
 def _time_left(accepted: Accepted, context: Context) -> float | None:

@@ -56,7 +56,13 @@ SAMPLING = {
 
 
 def violations(request: router_pb2.GenerateRequest, limits: LimitSettings) -> list[FieldViolation]:
-    """Everything that is wrong with the request's fields."""
+    """Everything that is wrong with the request's fields; of a resumption only a few count."""
+    if request.HasField("resume"):
+        return [
+            *_id_faults("resume.request_id", request.resume.request_id),
+            *_deadline_faults(request),
+            *_flush_faults(request.flush),
+        ]
     return [
         *_prompt_faults(request),
         *_sampling_faults(request.sampling),
@@ -69,7 +75,7 @@ def violations(request: router_pb2.GenerateRequest, limits: LimitSettings) -> li
 
 def _prompt_faults(request: router_pb2.GenerateRequest) -> list[FieldViolation]:
     kind = request.WhichOneof("prompt")
-    if kind is None and not request.HasField("resume"):
+    if kind is None:
         return [FieldViolation("prompt", "needed: text, chat or token_ids")]
     if kind == "text" and not request.text:
         return [FieldViolation("text", "must not be empty")]
@@ -144,14 +150,8 @@ def _is_schema(text: str) -> bool:
 
 
 def _handling_faults(request: router_pb2.GenerateRequest) -> list[FieldViolation]:
-    found = []
-    if request.HasField("request_id") and not _REQUEST_ID.fullmatch(request.request_id):
-        found.append(FieldViolation("request_id", "must be 1 to 128 printable ASCII characters"))
-    if (
-        request.HasField("completion_deadline")
-        and not 0 < seconds(request.completion_deadline) <= _MAX_DEADLINE_S
-    ):
-        found.append(FieldViolation("completion_deadline", f"must be in (0, {_MAX_DEADLINE_S}] s"))
+    found = _id_faults("request_id", request.request_id) if request.HasField("request_id") else []
+    found += _deadline_faults(request)
     if request.latency_class == types_pb2.LATENCY_CLASS_SYSTEM:
         found.append(FieldViolation("latency_class", "SYSTEM is for the mesh's own probes"))
     elif request.latency_class not in (0, *LatencyClass):
@@ -159,6 +159,19 @@ def _handling_faults(request: router_pb2.GenerateRequest) -> list[FieldViolation
     for name in ("required_labels", "preferred_labels"):
         found += _label_faults(name, getattr(request, name))
     return [*found, *_flush_faults(request.flush)]
+
+
+def _id_faults(field: str, request_id: str) -> list[FieldViolation]:
+    if _REQUEST_ID.fullmatch(request_id):
+        return []
+    return [FieldViolation(field, "must be 1 to 128 printable ASCII characters")]
+
+
+def _deadline_faults(request: router_pb2.GenerateRequest) -> list[FieldViolation]:
+    deadline = request.completion_deadline
+    if not request.HasField("completion_deadline") or 0 < seconds(deadline) <= _MAX_DEADLINE_S:
+        return []
+    return [FieldViolation("completion_deadline", f"must be in (0, {_MAX_DEADLINE_S}] s")]
 
 
 def _label_faults(name: str, labels: Mapping[str, str]) -> list[FieldViolation]:

@@ -29,6 +29,7 @@ from services.router.policy.classify import OutputHistory
 from services.router.preparation import Preparation
 from services.router.quotas import Leaser, Quotas
 from services.router.reception import Reception
+from services.router.resumption import Resumption
 from services.router.sessions.servicer import SessionServicer
 from services.router.sessions.workers import Workers
 from services.router.settings import RouterSettings
@@ -65,7 +66,7 @@ class RouterService:
         self._leaser = self._quota_leaser(quotas)
         self._gate = Gate(settings.limits.queued_bytes, quotas)
         self._reception = Reception(self._access, self._gate, settings.limits)
-        self._public = transport.server()
+        self._public = transport.server(reuse_port=settings.shared_port)
         self._internal = transport.server()
         self._sessions = SessionServicer(
             self._mesh, self._models, self._dispatcher, tasks, settings.session, metrics
@@ -118,10 +119,12 @@ class RouterService:
         preparation = Preparation(
             settings, self._models, encoder, dispatcher.workers, self._keys, self._cache, history
         )
+        resumption = Resumption(settings, self._models, self._keys, preparation, dispatcher, self._metrics)
         front_door = RouterServicer(
             settings,
             self._reception,
             preparation,
+            resumption,
             self._models,
             dispatcher,
             self._cache,

@@ -136,6 +136,9 @@ class SessionTimes(_Group):
     resume_grace_s: float = Field(
         default=3.0, ge=0, description="how long a worker keeps requests of a broken session"
     )
+    orphan_hold_s: float = Field(
+        default=5.0, ge=0, description="how long a worker keeps requests for a client that resumes elsewhere"
+    )
 
 
 class FailoverSettings(_Group):
@@ -185,6 +188,15 @@ class RouterSettings(ServiceSettings):
     service: ClassVar[str] = "router"
 
     listen: ListenAddress = Field(default="127.0.0.1:50051", description="host:port for clients")
+    processes: int = Field(
+        default=1,
+        ge=1,
+        le=256,
+        description="router processes behind the public port; mesh, advertised and metrics ports count up",
+    )
+    shared_port: bool = Field(
+        default=False, description="whether other processes listen on the public port, too (SO_REUSEPORT)"
+    )
     mesh_listen: ListenAddress = Field(
         default="127.0.0.1:50061", description="host:port for workers and operators"
     )

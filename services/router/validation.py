@@ -11,7 +11,7 @@ import numpy as np
 from google.protobuf.message import Message
 from headrace.v1 import router_pb2, types_pb2
 
-from services.common.errors import FieldViolation, InvalidArgument, ResourceExhausted, Unimplemented
+from services.common.errors import FieldViolation, InvalidArgument, ResourceExhausted
 from services.router.chains import packed
 from services.router.policy import LatencyClass
 from services.router.rules import SAMPLING, SCOPES, seconds, violations
@@ -63,7 +63,7 @@ def accept(request: router_pb2.GenerateRequest, limits: LimitSettings) -> Accept
 
     Raises:
         InvalidArgument: names every field that is wrong.
-        ResourceExhausted: the request is too large. Unimplemented: it asks to resume.
+        ResourceExhausted: the request is too large.
     """
     if request.ByteSize() > limits.request_bytes:
         message = f"the request has more than {limits.request_bytes} bytes"
@@ -71,8 +71,11 @@ def accept(request: router_pb2.GenerateRequest, limits: LimitSettings) -> Accept
     found = violations(request, limits)
     if found:
         raise InvalidArgument(*found)
-    if request.HasField("resume"):
-        raise Unimplemented("this router does not take up streams of other connections", reason="NO_RESUME")
+    return _accepted(request)
+
+
+def revived(request: router_pb2.GenerateRequest) -> Accepted:
+    """A request that another router has accepted; it has no prompt."""
     return _accepted(request)
 
 
@@ -88,7 +91,7 @@ def _accepted(request: router_pb2.GenerateRequest) -> Accepted:
     flush = request.flush
     kind = request.WhichOneof("prompt")
     return Accepted(
-        request_id=request.request_id if request.HasField("request_id") else secrets.token_hex(12),
+        request_id=_request_id(request),
         model=request.model if request.HasField("model") else None,
         text=request.text if kind == "text" else None,
         chat=request.chat if kind == "chat" else None,
@@ -109,6 +112,12 @@ def _accepted(request: router_pb2.GenerateRequest) -> Accepted:
         sheddable=request.sheddable if request.HasField("sheddable") else None,
         deterministic=request.deterministic,
     )
+
+
+def _request_id(request: router_pb2.GenerateRequest) -> str:
+    if request.HasField("resume"):
+        return request.resume.request_id
+    return request.request_id if request.HasField("request_id") else secrets.token_hex(12)
 
 
 def complete(sampling: types_pb2.SamplingParams) -> types_pb2.SamplingParams:

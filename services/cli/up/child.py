@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -13,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from services.cli.up.last_words import last_words, reason
+from services.common import leash
 
-LEASH = Path(__file__).with_name("leash.py")
 _POLL_S = 0.05
 _LAST_BYTES = 8192
 
@@ -75,12 +74,10 @@ class Child:
     async def start(self) -> None:
         """Starts the process; returns before it is ready. Raises OSError."""
         self.ready_since_s = None
-        leash = (sys.executable, "-I", "-S", str(LEASH), str(os.getpid()))
         with self.log.open("ab") as log:
             self._log_begins = log.tell()
             self._process = await asyncio.create_subprocess_exec(
-                *leash,
-                *self.spec.command,
+                *leash.leashed(self.spec.command),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -9,8 +9,8 @@ from itertools import groupby
 from pathlib import Path
 
 from services.cli.errors import CliError
-from services.cli.up.backoff import Backoff
 from services.cli.up.child import Child, ChildSpec, NotReady
+from services.common.backoff import Backoff
 
 Say = Callable[[str], None]
 LAST_LINES = 3

@@ -62,6 +62,11 @@ def wire_reason(reason: ClassReason) -> router_pb2.ClassReason:
     return _REASONS[reason]
 
 
+def read_reason(reason: router_pb2.ClassReason) -> ClassReason:
+    """The reverse of `wire_reason`; what is not known counts as inferred."""
+    return next((each for each, wire in _REASONS.items() if wire == reason), ClassReason.INFERRED)
+
+
 def _timings(flight: Flight, end: session_pb2.SequenceEnd | None) -> types_pb2.Timings:
     """The worker's own times where it told them, else what was seen from here."""
     arrival_s = flight.order.arrival_s
@@ -88,6 +93,8 @@ def failure(
     """The error for a sequence that its worker ended badly; `begun`: tokens had been made."""
     if end.reason == session_pb2.END_REASON_DEADLINE:
         return errors.DeadlineExceeded("the deadline passed while the request ran")
+    if end.reason == session_pb2.END_REASON_CLAIMED:
+        return errors.Aborted("another call took this stream up", reason="TAKEN_OVER")
     if end.reason != session_pb2.END_REASON_GRAMMAR:
         return errors.Internal(end.message or "the engine failed on this request", reason="ENGINE_FAULT")
     message = end.message or "the grammar cannot be used"

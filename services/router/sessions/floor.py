@@ -34,5 +34,8 @@ class Floor(Protocol):
     def over(self, flight: Flight) -> None:
         """The flight has ended, and its seat is free."""
 
+    def claimed(self, session: Session, piece: session_pb2.Claimed) -> None:
+        """What the worker says of a request that is looked for."""
+
     def served(self, session: Session, told: Iterable[session_pb2.TenantService], now: float) -> None:
         """What the worker has done for tenants in all."""

@@ -16,7 +16,9 @@ from headrace.v1 import session_pb2
 from services.router.sessions.ledger import Booking
 
 FRAME_BYTES = 60 << 10
-Command = session_pb2.Submit | session_pb2.PromptPiece | session_pb2.Cancel
+Command = (
+    session_pb2.Submit | session_pb2.PromptPiece | session_pb2.Cancel | session_pb2.Claim | session_pb2.Adopt
+)
 
 
 class _Entry(NamedTuple):
@@ -104,5 +106,9 @@ def _append(frame: session_pb2.RouterFrame, command: Command) -> None:
         frame.submits.append(command)
     elif isinstance(command, session_pb2.Cancel):
         frame.cancels.append(command)
-    else:
+    elif isinstance(command, session_pb2.PromptPiece):
         frame.prompt_pieces.append(command)
+    elif isinstance(command, session_pb2.Claim):
+        frame.claims.append(command)
+    else:
+        frame.adoptions.append(command)

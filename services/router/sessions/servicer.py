@@ -120,6 +120,7 @@ class SessionServicer:
                 siblings=self.siblings,
                 heartbeat_ms=int(self._times.heartbeat_s * 1000),
                 resume_grace_ms=int(self._times.resume_grace_s * 1000),
+                orphan_hold_ms=int(self._times.orphan_hold_s * 1000),
                 resume=session.resumed,
             ),
         )

@@ -32,6 +32,7 @@ from services.router.sessions.trial import NOBODY, trial
 from services.router.settings import SessionTimes
 
 NO_CREDIT_PAUSE_S = 0.05
+NOTHING = Cost(0, 0, 0)
 _DEATHS = ("STALE", "HUNG", "REPLACED")
 log = logs.get(__name__)
 
@@ -138,6 +139,21 @@ class Session:
         self._account.book(booking)
         self._seats.take(slot, Occupied(flight.attempt, booking, flight))
         self.outbox.put(commands, booking)
+
+    def claim(self, claim: session_pb2.Claim) -> None:
+        """Asks for a request, whoever submitted it."""
+        self.outbox.put([claim])
+
+    def adopt(self, flight: Flight, handle: int, now: float) -> None:
+        """Goes on, as the next attempt, with what runs there under `handle`: its load has it already."""
+        slot = self._seats.free_slot()
+        flight.take_seat(Seat(self.worker_id, slot, self.hello.digests.numerics), now)
+        booking = Booking(NOTHING, foreground=flight.order.latency_class is not LatencyClass.BATCH)
+        self._seats.take(slot, Occupied(flight.attempt, booking, flight))
+        adopt = session_pb2.Adopt(
+            handle=handle, slot=slot, attempt=flight.attempt, next_index=len(flight.ids)
+        )
+        self.outbox.put([adopt], booking)
 
     def cancel(self, flight: Flight) -> None:
         """Ends a flight's attempt; the command leaves with the others of this turn."""
@@ -255,6 +271,8 @@ class Session:
             self._update(update, now)
         for returned in frame.returned:
             self._returned(returned, now)
+        for piece in frame.claimed:
+            self._floor.claimed(self, piece)
         if frame.HasField("progress"):
             self._progressed(frame.progress, now)
         if frame.tenant_service:

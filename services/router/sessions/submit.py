@@ -11,6 +11,7 @@ from services.router.sessions.served import service_tag
 
 PIECE_IDS = 8192
 """At most 5 bytes an id: a piece stays under 64 KiB whatever the ids are."""
+SMALL_BYTES = 8 << 10
 
 
 def commands(flight: Flight, slot: int, numerics: bytes, now: float) -> list[Command]:
@@ -26,7 +27,7 @@ def _submit(flight: Flight, slot: int, numerics: bytes, now: float) -> session_p
         attempt=flight.attempt,
         next_index=len(flight.ids),
         prompt_tokens=len(order.prompt_ids),
-        prompt_ids=order.prompt_ids[:PIECE_IDS],
+        prompt_ids=order.prompt_ids[: _ids_in_submit(order)],
         delivered_ids=flight.ids,
         sampling=order.sampling,
         max_tokens=order.max_tokens,
@@ -40,7 +41,15 @@ def _submit(flight: Flight, slot: int, numerics: bytes, now: float) -> session_p
         kv_key=order.scope.kv_key(numerics) if order.scope else b"",
         tenant_tag=service_tag(order.tenant_tag, order.latency_class),
         traceparent=order.traceparent,
+        claim_key=order.claimable.key,
+        router_state=order.claimable.state,
     )
+
+
+def _ids_in_submit(order: Order) -> int:
+    """None where the rest of the message is large: they all come in pieces then."""
+    rest = len(order.claimable.state) + (order.grammar.ByteSize() if order.grammar is not None else 0)
+    return PIECE_IDS if rest <= SMALL_BYTES else 0
 
 
 def _pieces(flight: Flight, slot: int) -> list[Command]:
@@ -49,7 +58,7 @@ def _pieces(flight: Flight, slot: int) -> list[Command]:
         session_pb2.PromptPiece(
             slot=slot, attempt=flight.attempt, offset=offset, ids=ids[offset : offset + PIECE_IDS]
         )
-        for offset in range(PIECE_IDS, len(ids), PIECE_IDS)
+        for offset in range(_ids_in_submit(flight.order), len(ids), PIECE_IDS)
     ]
 
 

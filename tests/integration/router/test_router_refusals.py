@@ -105,10 +105,10 @@ async def test_a_deterministic_request_needs_a_worker_that_is(house: House) -> N
     assert details(error)["ErrorInfo"].reason == "NOT_DETERMINISTIC"
 
 
-async def test_resuming_is_not_offered_yet(house: House) -> None:
-    error = await refused(house, Request(resume={"request_id": "x", "next_index": 3}))
-    assert error.code() is Code.UNIMPLEMENTED
-    assert details(error)["ErrorInfo"].reason == "NO_RESUME"
+async def test_where_nothing_is_left_to_resume_it_is_said_so(house: House) -> None:
+    error = await refused(house, Request(resume={"request_id": "x"}))
+    assert error.code() is Code.NOT_FOUND
+    assert details(error)["ErrorInfo"].reason == "NOTHING_TO_RESUME"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from services.cli.errors import CliError
 from services.cli.state import Running, StateDir, locate, read_running, write_running
-from services.cli.up.backoff import FIRST_S, HEALTHY_S, MOST_S, Backoff
+from services.common.backoff import FIRST_S, HEALTHY_S, MOST_S, Backoff
 from services.cli.up.child import describe
 from services.cli.up.devices import Device, choose
 from services.cli.up.last_words import last_words, reason

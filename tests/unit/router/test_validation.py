@@ -9,7 +9,7 @@ from headrace.v1 import router_pb2, types_pb2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.common.errors import InvalidArgument, ResourceExhausted, Unimplemented
+from services.common.errors import InvalidArgument, ResourceExhausted
 from services.router.settings import LimitSettings
 from services.router.validation import accept, check_ids
 
@@ -112,9 +112,11 @@ def test_a_request_beyond_the_size_limit_is_refused() -> None:
     assert caught.value.reason == "REQUEST_TOO_LARGE"
 
 
-def test_resuming_is_refused_clearly() -> None:
-    with pytest.raises(Unimplemented):
-        accept(router_pb2.GenerateRequest(resume={"request_id": "a"}), LIMITS)
+def test_what_resumes_needs_a_name_and_no_prompt_and_its_other_fields_are_ignored() -> None:
+    resume = {"request_id": "a", "next_index": 3}
+    assert accept(router_pb2.GenerateRequest(resume=resume, max_tokens=0), LIMITS).request_id == "a"
+    with pytest.raises(InvalidArgument, match=r"resume\.request_id"):
+        accept(router_pb2.GenerateRequest(resume={"next_index": 3}), LIMITS)
 
 
 def test_greedy_and_top_1_are_reproducible_and_nothing_else() -> None:

@@ -10,8 +10,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Sequence
 
 PR_SET_PDEATHSIG = 1
+
+
+def leashed(command: Sequence[str]) -> tuple[str, ...]:
+    """The command line that runs `command` on a leash of this process."""
+    return (sys.executable, "-I", "-S", __file__, str(os.getpid()), *command)
 
 
 def main(parent: int, command: list[str]) -> None:
