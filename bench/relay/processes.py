@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from services.cli.up.child import LEASH
+from services.common.leash import leashed
 
 ROOT = Path(__file__).parent.parent.parent
 LOOPBACK = "127.0.0.1"
@@ -49,11 +49,10 @@ class Child:
         self.name = name
         self.port = 0
         self._log = scratch / f"{name}.log"
-        leash = (sys.executable, "-I", "-S", str(LEASH), str(os.getpid()))
         pinned = () if core is None else ("taskset", "-c", str(core))
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                (*leash, *pinned, *command),
+                leashed((*pinned, *command)),
                 cwd=ROOT,
                 env={**os.environ, **(environment or {})},
                 stdin=subprocess.DEVNULL,

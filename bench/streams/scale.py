@@ -43,7 +43,7 @@ class Scaled:
     drained_s: list[float] = field(default_factory=list)
     exits: list[int | None] = field(default_factory=list)
     around_s: list[float] = field(default_factory=list)  # gaps while workers left
-    spread: int = 0  # workers that ended streams
+    held: list[int] = field(default_factory=list)  # streams on each worker as it was asked to leave
     left: tuple[stock.Stock, stock.Stock] | None = None
 
 
@@ -75,7 +75,8 @@ async def _scaled(mesh: StreamMesh, plan: Scale, found: Scaled) -> None:
     await mesh.add_workers(names)
     found.joined_s = time.monotonic() - began_s
     await asyncio.sleep(plan.seconds / 3)
-    found.spread = len(found.tally.by_worker)
+    there = await mesh.listed(mesh.doors[0])
+    found.held = [each.requests for each in there if each.worker_id in names]
     began_s = time.monotonic()
     found.drained_s = await asyncio.gather(*(_drained(mesh.mills[name], found) for name in names))
     found.around_s = found.tally.gaps.between(began_s, time.monotonic())
@@ -97,7 +98,7 @@ def rows(plan: Scale, found: Scaled) -> Iterator[Row]:
     case = f"1 → {plan.workers} → 1 workers, {plan.streams} streams"
     yield from faultless(case, found.tally)
     yield row(case, "start of workers", "s", [found.joined_s])
-    yield row(case, "workers that ended streams", "workers", [found.spread])
+    yield row(case, "streams on each that leaves", "streams", found.held)
     worst_s = max(found.drained_s)
     met = worst_s <= DRAIN_AIM_S
     yield row(case, "drain", "s", found.drained_s, aim=f"each <= {DRAIN_AIM_S:g}", met=met)

@@ -26,7 +26,7 @@ async def test_streams_outlive_workers_that_are_killed_and_frozen(site: Site) ->
 
 async def test_workers_come_and_go_and_no_stream_notices(site: Site) -> None:
     found = await scale.run(site, scale.Scale(streams=24, workers=3, seconds=6.0, step_s=0.05, mix=MIX))
-    assert found.spread > 1
+    assert sum(found.held) > 0
     assert found.exits == [0, 0]
     assert_faultless(found.tally)
     assert found.left is not None
