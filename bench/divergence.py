@@ -1,11 +1,13 @@
-"""At which output index seeded requests first differ from themselves alone: python -m bench.divergence.
+"""At which output index seeded requests first differ from themselves: python -m bench.divergence.
 
     python -m bench.divergence [--models 60m default] [--dtype bfloat16] [--requests 96] [--tokens 64]
 
 Randomness does not depend on neighbours, rounding may: a product over more rows may add up in another order.
 Each request runs alone, then with 1, 3, 17 and 64 others beside it at any time, prompts in the steps of
 decodes: 16 to 96 tokens of prompt, temperature 1, a seed each. With 0 neighbours it runs alone again: the
-control. In float32 all must be equal, which a test holds; elsewhere another, equally valid token may come.
+control. Then each is resumed, as after the loss of its worker: the prompt and the first 1, 8 and 32 tokens of
+its output are computed in one piece, alone and with 16 others beside it, and it goes on. In float32 all must be
+equal, which tests hold; elsewhere another, equally valid token may come. No length may ever differ.
 """
 
 from __future__ import annotations
@@ -14,9 +16,10 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
+import numpy as np
 import uvloop
 from rich.console import Console
 
@@ -30,11 +33,14 @@ from services.worker.engine.settings import Dtype, EngineSettings
 from services.worker.scheduler.policy import SchedulerSettings
 
 NEIGHBOURS = (0, 1, 3, 17, 64)
+RESUMED_AFTER = (1, 8, 32)  # tokens of output
+RESUMED_BESIDE = (0, 16)  # neighbours, resumed as well
 BUCKETS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256)  # borders of the histogram
 PROMPT = Lengths(16, 96)
 ONE_PIECE = SchedulerSettings(max_chunk=256, idle_step_s=10.0)  # a prompt alone is not cut by the clock
 BAR = 40  # characters of a whole histogram
 Answers = list[list[int]]  # ids, by job
+Differences = dict[str, list[int | None]]
 
 
 async def answers(engine: Engine, jobs: list[Job], concurrency: int) -> Answers:
@@ -42,8 +48,8 @@ async def answers(engine: Engine, jobs: list[Job], concurrency: int) -> Answers:
     ids: dict[int, list[int]] = {}
 
     def note(report: StepReport) -> None:
-        for news in report.outputs:
-            ids.setdefault(news.handle, []).extend(news.tokens.tolist())
+        for handle, _, token in report.outputs.plain():
+            ids.setdefault(handle, []).append(token)
 
     await engine.run(jobs, concurrency, note)
     return [ids[handle] for handle in sorted(ids)]  # handles rise in the order of the jobs
@@ -57,23 +63,36 @@ def first_difference(one: list[int], other: list[int]) -> int | None:
     )
 
 
-async def differences(
-    settings: EngineSettings, requests: int, tokens: int, seed: int
-) -> dict[int, list[int | None]]:
-    """First differences of all requests, by number of neighbours."""
+async def differences(settings: EngineSettings, requests: int, tokens: int, seed: int) -> Differences:
+    """First differences of all requests, by what was done to them."""
     async with started(settings) as engine:
         work = Work(PROMPT, Lengths(tokens, tokens), engine.description.vocab_size, temperature=1.0)
         jobs = offline(work, requests, seed)
         alone = await answers(engine, jobs, 1)
-        found = {}
+        found: Differences = {}
         for neighbours in NEIGHBOURS:
             crowd = await answers(engine, jobs, neighbours + 1)
-            found[neighbours] = list(map(first_difference, alone, crowd))
-            print(
-                f"{settings.model.name}, seed {seed}, {neighbours} neighbours: {found[neighbours]}",
-                flush=True,
-            )
+            found[f"{neighbours} neighbours"] = list(map(first_difference, alone, crowd))
+        for after, beside in product((each for each in RESUMED_AFTER if each < tokens), RESUMED_BESIDE):
+            case = f"resumed after {after}, {beside} neighbours"
+            found[case] = await resumed(engine, jobs, alone, after, beside)
+        for case, indices in found.items():
+            print(f"{settings.model.name}, seed {seed}, {case}: {indices}", flush=True)
         return found
+
+
+async def resumed(
+    engine: Engine, jobs: list[Job], alone: Answers, after: int, beside: int
+) -> list[int | None]:
+    """First differences when all go on after so many tokens of their own output."""
+    halves = [
+        job._replace(delivered=np.array(ids[:after], np.int32)) for job, ids in zip(jobs, alone, strict=True)
+    ]
+    rests = await answers(engine, halves, beside + 1)
+    return [
+        None if (index := first_difference(ids[after:], rest)) is None else after + index
+        for ids, rest in zip(alone, rests, strict=True)
+    ]
 
 
 def rows_of(case: str, runs: list[list[int | None]], tokens: int) -> Iterator[Row]:
@@ -120,9 +139,9 @@ def measure(name: str, dtype: Dtype, requests: int, tokens: int, seeds: int) -> 
         )
         runs = [uvloop.run(differences(settings, requests, tokens, seed)) for seed in range(seeds)]
     rows = []
-    for neighbours in NEIGHBOURS:
-        case = f"{name} {dtype}, {neighbours} neighbours"
-        rows += (part := list(rows_of(case, [run[neighbours] for run in runs], tokens)))
+    for done in runs[0]:
+        case = f"{name} {dtype}, {done}"
+        rows += (part := list(rows_of(case, [run[done] for run in runs], tokens)))
         show(case, part, Console())
     return rows
 

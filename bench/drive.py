@@ -134,7 +134,7 @@ class Flight:
             self._watch(report)
         for news in report.outputs:
             if (track := self.open.get(news.handle)) is not None:
-                track.token_s.extend([now] * len(news.tokens))
+                track.token_s.append(now)
         if report.terminals.rejected:
             raise RuntimeError(f"refused: {report.terminals.rejected[0].message}")
         if report.terminals.finished:

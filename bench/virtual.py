@@ -107,7 +107,7 @@ class VirtualWorker:
         events, now = self.scheduler.take_events(), self._clock.now()
         for news in events.outputs:
             story = self.stories[news.handle]
-            story.token_ids += news.tokens.tolist()
+            story.token_ids.append(news.token)
             story.first_s = now if story.first_s is None else story.first_s
             story.last_s = now
         for tenant, served in events.served.items():

@@ -161,10 +161,10 @@ class Engine:
         events, now = self.scheduler.take_events(), time.perf_counter()
         for news in events.outputs:
             track = self.tracks[news.handle]
-            assert news.first_index == len(track.ids), "a token is missing, or came twice"
-            track.ids += news.tokens.tolist()
-            track.token_s += [now] * len(news.tokens)
-            track.logprobs += [each.chosen for each in news.logprobs or ()]
+            assert news.output_index == len(track.ids), "a token is missing, or came twice"
+            track.ids.append(news.token)
+            track.token_s.append(now)
+            track.logprobs += [news.logprobs.chosen] if news.logprobs else []
         for finished in events.terminals.finished:
             self.tracks[finished.handle].finished = finished
             if finished.reason is FinishReason.ERROR:

@@ -40,9 +40,9 @@ class BareEngine:
         """Takes reports, for ever. Raises EngineDied."""
         async for report in self._client.reports():
             now_s = time.monotonic()
-            for handle, first_index, tokens, _ in report.outputs:
+            for handle, index, _ in report.outputs.plain():
                 seen = self._open[handle][0]
-                seen.message(len(tokens), self._at_s[handle], now_s, first=first_index == 0)
+                seen.message(1, self._at_s[handle], now_s, first=index == 0)
                 self._at_s[handle] = now_s
             for finished in report.terminals.finished:
                 ended = self._open.pop(finished.handle)[1]

@@ -60,9 +60,9 @@ class EngineStreams:
     async def listen(self) -> None:
         """Hands on what the engine reports, for ever. Raises EngineDied."""
         async for report in self._engine.reports():
-            for handle, first_index, tokens, _ in report.outputs:
+            for handle, index, token in report.outputs.plain():
                 if (queue := self._open.get(handle)) is not None:
-                    queue.put_nowait(delta(first_index, [int(each) for each in tokens]))
+                    queue.put_nowait(delta(index, [token]))
             for ended in report.terminals.finished:
                 if (queue := self._open.pop(ended.handle, None)) is not None:
                     queue.put_nowait(None)

@@ -299,7 +299,7 @@ class SimWorker:
         outputs = events.outputs
         for handle in outputs.handles.tolist():
             self._sessions[self._owners[handle]].made[handle] += 1
-        for row in np.flatnonzero(outputs.first_indices == 0).tolist():
+        for row in np.flatnonzero(outputs.indices == 0).tolist():
             handle = int(outputs.handles[row])
             self._sessions[self._owners[handle]].first.append(handle)
         for tag, served in events.served.items():

@@ -6,9 +6,9 @@ from headrace.v1 import session_pb2
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from services.worker.engine.report import StepReport, Work
+from services.worker.engine_state import EngineState
 from services.worker.gpu.collector import FRESH_S, GpuCollector
 
-_STEP_TERMS = ("step", "token", "attention", "context", "sequence")
 _STEP_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12)
 _COUNT_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _TOKEN_BUCKETS = (1, 4, 16, 64, 256, 512, 1024, 2048, 4096, 8192, 16384)
@@ -55,23 +55,6 @@ class WorkerMetrics:
         self.step_seconds = Histogram(
             "headrace_worker_step_seconds", "Duration of a step", buckets=_STEP_BUCKETS_S, registry=registry
         )
-        self.requests = Gauge(
-            "headrace_worker_requests", "Requests, by state (running, waiting)", ["state"], registry=registry
-        )
-        self.waiting_tokens = Gauge(
-            "headrace_worker_waiting_tokens", "Prompt tokens still to compute", registry=registry
-        )
-        self.kv_blocks = Gauge(
-            "headrace_worker_kv_blocks",
-            "KV blocks, by state (free, cached, held)",
-            ["state"],
-            registry=registry,
-        )
-        self.kv_usage = Gauge(
-            "headrace_worker_kv_usage_ratio",
-            "KV blocks that running requests hold, part of all; cached ones can be taken",
-            registry=registry,
-        )
         self.telemetry_failures = Counter(
             "headrace_worker_gpu_telemetry_failures",
             "Readings of the GPU that failed, by kind (error, hung)",
@@ -81,36 +64,24 @@ class WorkerMetrics:
         self.gpu = GpuCollector(FRESH_S)
         registry.register(self.gpu)
         self.work: Work | None = None
-        self.step_model = Gauge(
-            "headrace_worker_step_model_seconds",
-            "Learned cost of a step, by term (step, and each token, attention pair, context token, sequence)",
-            ["term"],
-            registry=registry,
-        )
+        self._state = EngineState()
+        registry.register(self._state)
+        self._prompt_tokens, self._output_tokens = map(self.tokens.labels, ("prompt", "output"))
         self._steps = 0
 
     def report(self, report: StepReport) -> None:
         """Takes the engine's state."""
-        load, progress = report.load, report.progress
-        self.requests.labels("running").set(load.running)
-        self.requests.labels("waiting").set(load.waiting)
-        self.waiting_tokens.set(load.waiting_uncached_tokens)
-        for state, blocks in zip(
-            ("free", "cached", "held"), (load.blocks_free, load.blocks_cached, load.blocks_held), strict=True
-        ):
-            self.kv_blocks.labels(state).set(blocks)
-        self.kv_usage.set(load.blocks_held / max(1, load.blocks_free + load.blocks_cached + load.blocks_held))
+        self._state.last = report
+        progress = report.progress
         self.work = progress.work
         for served in report.served.values():
-            self.tokens.labels("prompt").inc(served.prompt_tokens)
-            self.tokens.labels("output").inc(served.output_tokens)
+            self._prompt_tokens.inc(served.prompt_tokens)
+            self._output_tokens.inc(served.output_tokens)
         if progress.finished_steps > self._steps:
             self._steps = progress.finished_steps
             self.batch_size.observe(progress.batch_size)
             self.step_tokens.observe(progress.step_tokens)
             self.step_seconds.observe(progress.step_s)
-            for term, seconds in zip(_STEP_TERMS, report.step_model.coefficients, strict=True):
-                self.step_model.labels(term).set(seconds)
 
     def ended(self, end: session_pb2.SequenceEnd) -> None:
         """A request ended."""

@@ -94,7 +94,7 @@ async def listen(engine: EngineClient, heard: dict[int, Answered], enough: Calla
     async with asyncio.timeout(PATIENCE_S):
         async for report in engine.reports():
             for news in report.outputs:
-                heard[news.handle].ids += news.tokens.tolist()
+                heard[news.handle].ids.append(news.token)
             for end in (*report.terminals.finished, *report.terminals.rejected):
                 heard[end.handle].end = end
             if enough():

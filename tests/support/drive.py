@@ -72,10 +72,10 @@ class Drive:
         for news in events.outputs:
             story = self.stories[news.handle]
             if story.first_index is None:
-                story.first_index = news.first_index
-            assert news.first_index == story.first_index + len(story.tokens), "a token is lost or doubled"
+                story.first_index = news.output_index
+            assert news.output_index == story.first_index + len(story.tokens), "a token is lost or doubled"
             assert not story.terminals, "a token after the end"
-            story.tokens += news.tokens.tolist()
+            story.tokens.append(news.token)
         for terminals in events.terminals:
             for terminal in terminals:
                 self.stories[terminal.handle].terminals.append(terminal)

@@ -103,30 +103,21 @@ class RecordingEngine:
     def _outputs(
         self, tokens: dict[int, Sequence[int]], logprobs: dict[int, tuple[TokenLogprobs, ...]]
     ) -> Outputs:
-        firsts = []
+        rows: list[tuple[int, int, int]] = []
+        described: list[OutputLogprobs] = []
         for handle, ids in tokens.items():
-            firsts.append(self.made[handle])
+            described += _logprobs(len(rows), logprobs.get(handle, ()))
+            rows += [(handle, index, token) for index, token in enumerate(ids, self.made[handle])]
             self.made[handle] += len(ids)
-        offsets = np.cumsum([0, *(len(ids) for ids in tokens.values())]).astype(np.int32)
-        flat = [token for ids in tokens.values() for token in ids]
-        return Outputs(
-            np.array(list(tokens), np.int64),
-            np.array(firsts, np.int32),
-            offsets,
-            np.array(flat, np.int32),
-            tuple(
-                part
-                for handle, first in zip(tokens, offsets.tolist(), strict=False)
-                for part in _logprobs(first, logprobs.get(handle, ()))
-            ),
-        )
+        handles, indices, flat = np.array(rows, np.int64).reshape(-1, 3).T
+        return Outputs(handles, indices.astype(np.int32), flat.astype(np.int32), tuple(described))
 
 
-def _logprobs(first: int, values: tuple[TokenLogprobs, ...]) -> Iterator[OutputLogprobs]:
-    """Of tokens from place `first` on."""
-    for place, value in enumerate(values, first):
+def _logprobs(first_row: int, values: tuple[TokenLogprobs, ...]) -> Iterator[OutputLogprobs]:
+    """Of tokens from a row on."""
+    for row, value in enumerate(values, first_row):
         yield OutputLogprobs(
-            np.array([place], np.int32),
+            np.array([row], np.int32),
             np.array([len(value.top_ids)], np.int32),
             np.array([value.chosen], np.float32),
             np.array([value.top_ids], np.int32),

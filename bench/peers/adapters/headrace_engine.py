@@ -58,8 +58,8 @@ class _Flights:
 
     def take(self, report: StepReport) -> None:
         """One step's news. Raises when a request did not end by its length."""
-        for handle, _, tokens, _ in report.outputs:
-            self.answers[handle].arrived(tokens.tolist())
+        for handle, _, token in report.outputs.plain():
+            self.answers[handle].arrived([token])
         for finished in report.terminals.finished:
             if finished.reason is not FinishReason.LENGTH:
                 raise RuntimeError(f"a request ended by {finished.reason.name}: {finished.message}")

@@ -11,7 +11,7 @@ How the session half uses it (everything needed is `EngineClient`, `Request` and
     number = engine.submit(Request(handle=7, prompt=np.array(ids, np.int32), max_tokens=64, …))
     number = engine.abort(7)                # still answered by exactly one terminal event
     async for report in engine.reports():   # one StepReport an engine step, or a heartbeat (≤ 200 ms)
-        for handle, first_index, tokens, logprobs in report.outputs: …
+        for handle, output_index, token, logprobs in report.outputs: …
         for finished in report.terminals.finished: …     # reason, usage, timings, stop_token_id
         for rejected in report.terminals.rejected: …     # never accepted: reason, message
         for returned in report.terminals.returned: …     # after drain(): go on elsewhere

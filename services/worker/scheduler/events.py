@@ -23,55 +23,62 @@ class TokenLogprobs(NamedTuple):
     top: tuple[float, ...]
 
 
-class SequenceNews(NamedTuple):
-    """New output tokens of one sequence; a view into `Outputs`."""
+class TokenNews(NamedTuple):
+    """A new output token of one sequence; a row of `Outputs`."""
 
     handle: int
-    first_index: int  # output index of tokens[0]
-    tokens: Int32
-    logprobs: tuple[TokenLogprobs, ...] | None  # one a token, when the request asked
+    output_index: int
+    token: int
+    logprobs: TokenLogprobs | None  # when the request asked
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OutputLogprobs(Packed):
     """Log-probabilities of some tokens of `Outputs`: those of one step."""
 
-    places: Int32  # [m] in Outputs.tokens
+    rows: Int32  # [m] of Outputs
     counts: Int32  # [m] how many of the best ones were asked for, at most k
     chosen: Float32  # [m]
     top_ids: Int32  # [m, k] best first
     top: Float32  # [m, k]
 
-    def by_place(self) -> Iterator[tuple[int, TokenLogprobs]]:
+    def by_row(self) -> Iterator[tuple[int, TokenLogprobs]]:
         """As values, cut to what was asked for."""
-        tables = (self.places, self.counts, self.chosen, self.top_ids, self.top)
-        for place, count, chosen, ids, top in zip(*(table.tolist() for table in tables), strict=True):
-            yield place, TokenLogprobs(chosen, tuple(ids[:count]), tuple(top[:count]))
+        tables = (self.rows, self.counts, self.chosen, self.top_ids, self.top)
+        for row, count, chosen, ids, top in zip(*(table.tolist() for table in tables), strict=True):
+            yield row, TokenLogprobs(chosen, tuple(ids[:count]), tuple(top[:count]))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outputs(Packed):
-    """Tokens of all sequences with news, as arrays: sequence i owns tokens[offsets[i]:offsets[i + 1]]."""
+    """New tokens of all sequences as arrays, a row each; those of one sequence are in order."""
 
     handles: Int64  # [n]
-    first_indices: Int32  # [n]
-    offsets: Int32  # [n + 1]
-    tokens: Int32  # [offsets[-1]]
+    indices: Int32  # [n] in the output of their sequences
+    tokens: Int32  # [n]
     logprobs: tuple[OutputLogprobs, ...] = ()
 
     def __len__(self) -> int:
         return len(self.handles)
 
-    def __iter__(self) -> Iterator[SequenceNews]:
-        known = dict(chain.from_iterable(part.by_place() for part in self.logprobs))
-        bounds = self.offsets.tolist()
-        rows = zip(self.handles.tolist(), self.first_indices.tolist(), bounds, bounds[1:], strict=False)
-        for handle, first, start, stop in rows:
-            logprobs = tuple([known[place] for place in range(start, stop)]) if start in known else None
-            yield SequenceNews(handle, first, self.tokens[start:stop], logprobs)
+    def __iter__(self) -> Iterator[TokenNews]:
+        known = dict(chain.from_iterable(part.by_row() for part in self.logprobs))
+        for row, (handle, index, token) in enumerate(self.plain()):
+            yield TokenNews(handle, index, token, known.get(row))
+
+    def plain(self) -> Iterator[tuple[int, int, int]]:
+        """Handle, index and id of each; at a tenth of what `TokenNews` cost."""
+        return zip(self.handles.tolist(), self.indices.tolist(), self.tokens.tolist(), strict=True)
+
+    def described(self) -> Iterator[tuple[int, TokenLogprobs]]:
+        """Handle and log-probabilities of each token that has some."""
+        handles = self.handles.tolist() if self.logprobs else []
+        for part in self.logprobs:
+            for row, logprobs in part.by_row():
+                yield handles[row], logprobs
 
 
-NO_OUTPUTS = Outputs(np.empty(0, np.int64), NO_IDS, np.zeros(1, np.int32), NO_IDS)
+NO_OUTPUTS = Outputs(np.empty(0, np.int64), NO_IDS, NO_IDS)
 
 
 class Usage(NamedTuple):

@@ -52,13 +52,13 @@ class Ledger:
             self.served(tenant, 0, count)
 
     def _of_tokens(self, logprobs: Logprobs, rows: Int64, sequences: Rows[Sequence]) -> OutputLogprobs:
-        places = np.full(len(sequences), -1, np.int32)
-        places[rows] = np.arange(self._count, self._count + len(rows), dtype=np.int32)
-        places = places[logprobs.rows]
-        kept = np.flatnonzero(places >= 0)
+        told = np.full(len(sequences), -1, np.int32)
+        told[rows] = np.arange(self._count, self._count + len(rows), dtype=np.int32)
+        told = told[logprobs.rows]
+        kept = np.flatnonzero(told >= 0)
         counts = np.array([sequences[row].logprobs for row in logprobs.rows[kept].tolist()], np.int32)
         chosen, ids, top = logprobs.chosen[kept], logprobs.top_ids[kept], logprobs.top[kept]
-        return OutputLogprobs(places[kept], counts, chosen, ids, top)
+        return OutputLogprobs(told[kept], counts, chosen, ids, top)
 
     def served(self, tenant: bytes, prompt_tokens: int, output_tokens: int) -> None:
         """Work done for a tenant."""
@@ -103,7 +103,6 @@ class Ledger:
         return Outputs(
             np.concatenate(self._handles),
             np.concatenate(self._indices).astype(np.int32),
-            np.arange(self._count + 1, dtype=np.int32),
             np.concatenate(self._tokens),
             tuple(self._logprobs),
         )

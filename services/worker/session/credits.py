@@ -30,19 +30,35 @@ class Room(NamedTuple):
 
     def plus(self, other: Self) -> Room:
         """The sum."""
-        return Room(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+        return Room(
+            self.prefill_tokens + other.prefill_tokens,
+            self.sequences + other.sequences,
+            self.kv_blocks + other.kv_blocks,
+        )
 
     def minus(self, other: Self) -> Room:
         """The difference; may be negative."""
-        return Room(*(mine - theirs for mine, theirs in zip(self, other, strict=True)))
+        return Room(
+            self.prefill_tokens - other.prefill_tokens,
+            self.sequences - other.sequences,
+            self.kv_blocks - other.kv_blocks,
+        )
 
     def least(self, other: Self) -> Room:
         """The smaller of each."""
-        return Room(*(min(pair) for pair in zip(self, other, strict=True)))
+        return Room(
+            min(self.prefill_tokens, other.prefill_tokens),
+            min(self.sequences, other.sequences),
+            min(self.kv_blocks, other.kv_blocks),
+        )
 
     def most(self, other: Self) -> Room:
         """The larger of each."""
-        return Room(*(max(pair) for pair in zip(self, other, strict=True)))
+        return Room(
+            max(self.prefill_tokens, other.prefill_tokens),
+            max(self.sequences, other.sequences),
+            max(self.kv_blocks, other.kv_blocks),
+        )
 
 
 NOTHING = Room()
@@ -77,12 +93,32 @@ class _Account:
     admitted: int = 0  # when it was last admitted, as a running number
     share: Room = NOTHING
 
-    @property
-    def exposure(self) -> Room:
-        worst = NOTHING
+    exposure: Room = NOTHING  # the most that any of its grants leaves
+
+    def granted(self, frame: int, room: Room) -> None:
+        """One more grant; in the place of the last, when it takes nothing of that back."""
+        if self.grants and room.least(self.grants[-1].left) == self.grants[-1].left:
+            self.grants[-1].left = room
+        else:
+            self.grants.append(_Grant(frame, room))
+        self.exposure = self.exposure.most(room)
+
+    def charged(self, cost: Room, admission: int) -> None:
+        """A submission used some, of whichever grant it was."""
         for grant in self.grants:
-            worst = worst.most(grant.left)
-        return worst
+            grant.left = grant.left.minus(cost)
+        self.exposure = self.exposure.minus(cost).most(NOTHING)
+        self.admitted = admission
+
+    def forget_before(self, frame: int) -> None:
+        """Grants that were replaced by `frame` are not used any more."""
+        if len(self.grants) < 2 or self.grants[1].frame > frame:
+            return
+        while len(self.grants) > 1 and self.grants[1].frame <= frame:
+            self.grants.popleft()
+        self.exposure = NOTHING
+        for grant in self.grants:
+            self.exposure = self.exposure.most(grant.left)
 
 
 class CreditBook:
@@ -94,11 +130,12 @@ class CreditBook:
         self._accounts: dict[int, _Account] = {}
         self._charges: dict[int, _Charge] = {}
         self._admissions = 0
+        self._divided = False  # whether shares are those of the last report and demand
 
     def open(self, session: int) -> None:
         """A session begins, without credit until its first grant."""
         self._accounts[session] = _Account()
-        self._divide()
+        self._divided = False
 
     def close(self, session: int) -> None:
         """A session ends: its grants are void, what it submitted stays."""
@@ -108,23 +145,24 @@ class CreditBook:
             for key, charge in self._charges.items()
             if charge.session != session or charge.command is not None
         }
-        self._divide()
+        self._divided = False
 
     def report(self, window: Room, last_command: int, *, idle: bool) -> None:
         """The engine can start `window` more than all it was given up to `last_command`."""
         self._window = window
         self._idle = idle
-        self._charges = {
-            key: charge
-            for key, charge in self._charges.items()
-            if charge.command is None or charge.command > last_command
-        }
-        self._divide()
+        if self._charges:
+            self._charges = {
+                key: charge
+                for key, charge in self._charges.items()
+                if charge.command is None or charge.command > last_command
+            }
+        self._divided = False
 
     def demand(self, session: int, demand: Demand) -> None:
         """What waits in a session's router."""
         self._accounts[session].demand = Demand(*(min(value, _MOST) for value in demand))
-        self._divide()
+        self._divided = False
 
     def admit(self, session: int, key: int, cost: Room) -> bool:
         """Charges a submission, named `key`, unless the session has no credit at all.
@@ -139,11 +177,8 @@ class CreditBook:
 
     def charge(self, session: int, key: int, cost: Room) -> None:
         """Charges a submission that was admitted, whatever credit the session has here."""
-        account = self._accounts[session]
-        for grant in account.grants:
-            grant.left = grant.left.minus(cost)
         self._admissions += 1
-        account.admitted = self._admissions
+        self._accounts[session].charged(cost, self._admissions)
         self._charges[key] = _Charge(session, cost, None)
 
     def submitted(self, key: int, command: int) -> None:
@@ -158,17 +193,17 @@ class CreditBook:
 
     def grant(self, session: int, frame: int) -> Room:
         """Credit to send in `frame`, counted from the last report on, as the wire wants it."""
+        if not self._divided:
+            self._divide()
         account = self._accounts[session]
         others = self._sum(each.exposure for key, each in self._accounts.items() if key != session)
         room = self.free().minus(others).least(account.share).most(NOTHING)
-        account.grants.append(_Grant(frame, room))
+        account.granted(frame, room)
         return room.plus(self._sum(each.cost for each in self._charges.values() if each.session == session))
 
     def acknowledged(self, session: int, frame: int) -> None:
         """The router has handled `frame`: it uses no grant from before it any more."""
-        grants = self._accounts[session].grants
-        while len(grants) > 1 and grants[1].frame <= frame:
-            grants.popleft()
+        self._accounts[session].forget_before(frame)
 
     def free(self) -> Room:
         """What nobody was given or has submitted, exposures not counted."""
@@ -179,6 +214,7 @@ class CreditBook:
         return self._sum(account.exposure for account in self._accounts.values())
 
     def _divide(self) -> None:
+        self._divided = True
         free, accounts = self.free(), list(self._accounts.values())
         tokens = _shares(free.prefill_tokens, accounts, [each.demand.prefill_tokens for each in accounts])
         sequences = _shares(free.sequences, accounts, [each.demand.requests for each in accounts])

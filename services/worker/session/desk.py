@@ -12,10 +12,11 @@ from headrace.v1 import session_pb2, types_pb2
 from services.worker.engine.base import EngineDescription
 from services.worker.engine.report import StepReport
 from services.worker.metrics import WorkerMetrics
-from services.worker.scheduler.events import Finished, Rejected, RejectReason
+from services.worker.scheduler.events import Finished, Outputs, Rejected, RejectReason
 from services.worker.scheduler.request import Request
 from services.worker.session.books import Books
 from services.worker.session.credits import Room
+from services.worker.session.home import Home
 from services.worker.session.intake import to_request
 from services.worker.session.job import Job
 from services.worker.session.outgoing import MESSAGE_CHARS
@@ -44,24 +45,6 @@ class Engine(Protocol):
         """Have everything unfinished returned; returns the number of this command."""
 
 
-class Home(Protocol):
-    """What the desk needs of an open session."""
-
-    number: int
-
-    def has_news(self, job: Job) -> None:
-        """The job has output or an end to send."""
-
-    def give_back(self, job: Job, reason: session_pb2.ReturnReason, message: str = "") -> None:
-        """The job may run elsewhere."""
-
-    def heard(self, report: StepReport, now: float) -> None:
-        """The engine's state after its last step."""
-
-    def drain(self, remaining_ms: int) -> None:
-        """Says that the worker is leaving; gives back what has not begun."""
-
-
 class Desk:
     """All requests that the engine has, and the sessions that they belong to."""
 
@@ -79,7 +62,6 @@ class Desk:
         self._handles = count(1)
         self._sessions = count(1)
         self._jobs: dict[int, Job] = {}  # the engine owes each a terminal event
-        self._homes: dict[int, Home] = {}  # by handle; a job of a broken session has none
         self._open: dict[int, Home] = {}
         metrics.jobs.set_function(lambda: len(self._jobs))
 
@@ -114,7 +96,9 @@ class Desk:
         """A session ends; its jobs run on without a home."""
         del self._open[session.number]
         self.books.close(session.number)
-        self._homes = {handle: home for handle, home in self._homes.items() if home is not session}
+        for job in self._jobs.values():
+            if job.home is session:
+                job.home = None
         self.metrics.sessions.set(len(self._open))
 
     def submit(self, session: Home, arrival: Arrival) -> None:
@@ -128,7 +112,7 @@ class Desk:
 
     def adopt(self, session: Home, job: Job) -> None:
         """News of the job go to this session."""
-        self._homes[job.handle] = session
+        job.home = session
 
     def abort(self, job: Job) -> None:
         """Has the engine end a job; its terminal event still comes."""
@@ -137,7 +121,7 @@ class Desk:
 
     def abandon(self, job: Job) -> None:
         """Ends a job that nobody waits for."""
-        self._homes.pop(job.handle, None)
+        job.home = None
         self.metrics.abandoned.inc()
         self.abort(job)
 
@@ -153,18 +137,22 @@ class Desk:
         self.prefixes.apply(report.kv)
         idle = not (report.load.running or report.load.waiting)
         self.books.report(report.credits, report.last_command, idle=idle)
-        self._outputs(report)
+        self._outputs(report.outputs)
         self._terminals(report)
         self.metrics.report(report)
         for session in self._open.values():
             session.heard(report, now)
 
-    def _outputs(self, report: StepReport) -> None:
-        for news in report.outputs:
-            job = self._jobs.get(news.handle)
-            if job is not None:
-                job.append(news)
-                self._tell(job)
+    def _outputs(self, outputs: Outputs) -> None:
+        jobs = self._jobs
+        for handle, index, token in outputs.plain():
+            if (job := jobs.get(handle)) is not None:
+                job.append(index, token)
+                if job.home is not None:
+                    job.home.has_news(job)
+        for handle, logprobs in outputs.described():
+            if (job := jobs.get(handle)) is not None:
+                job.describe(logprobs)
 
     def _terminals(self, report: StepReport) -> None:
         for finished in report.terminals.finished:
@@ -188,15 +176,16 @@ class Desk:
         job = self._pop(handle)
         if job is not None:
             job.end = end
-            self._tell(job)
-            self._homes.pop(handle, None)
+            if job.home is not None:
+                job.home.has_news(job)
+            job.home = None
             self.metrics.ended(end)
 
     def _give_back(self, handle: int, reason: session_pb2.ReturnReason, message: str) -> None:
         job = self._pop(handle)
         if job is not None:
             job.returned = True
-            home = self._homes.pop(handle, None)
+            home, job.home = job.home, None
             if home is not None:
                 home.give_back(job, reason, message)
 
@@ -205,11 +194,6 @@ class Desk:
         if not self._jobs:
             self.idle.set()
         return job
-
-    def _tell(self, job: Job) -> None:
-        home = self._homes.get(job.handle)
-        if home is not None:
-            home.has_news(job)
 
 
 def _ending(finished: Finished) -> session_pb2.SequenceEnd:

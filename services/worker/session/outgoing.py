@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from headrace.v1 import session_pb2
 
@@ -18,24 +18,29 @@ from services.worker.scheduler.events import KVEvents, Served
 from services.worker.session.job import Job
 from services.worker.session.prefixes import NAME_BYTES
 
-LARGE_BYTES = (
-    28 << 10
-)  # a frame beyond this takes no further part; each part has at most 30 KiB: 64 KiB in all
+LARGE_BYTES = 28 << 10  # a frame beyond this takes no further part; each has at most 30 KiB: 64 KiB in all
 SMALL_BYTES = 8 << 10  # a frame beyond this takes no piece of a snapshot, which has 48 KiB
-RETURNED_A_FRAME = 64
-TAGS_A_FRAME = 256
-EVENTS_A_FRAME = 1024
+STATE_BYTES = 512  # of numbers, load, credits, progress and step model, at most
+RETURNED_A_FRAME = 30
+RETURNED_BYTES = 900  # of one, at most: its message may have four bytes a character
+TAGS_A_FRAME = 512
+TAG_BYTES = 48  # of one tenant's totals, at most
+EVENTS_A_FRAME = 1024  # of at most 22 bytes
 MOST_EVENTS = 1 << 16  # beyond this the router sees a gap and asks for a snapshot
 NOTICEABLE = 0.05  # relative change of a step model's coefficient
 MESSAGE_CHARS = 200
 
 
 class Receipt(NamedTuple):
-    """What a frame told of one job: output before `upto`, and whether its end."""
+    """What frames told of jobs."""
 
-    job: Job
-    upto: int
-    ended: bool
+    upto: dict[Job, int]  # all output before this index
+    ended: list[Job]  # whose end they told
+
+    def add(self, later: Self) -> None:
+        """With what a later frame told."""
+        self.upto.update(later.upto)
+        self.ended.extend(later.ended)
 
 
 class Outgoing:
@@ -49,7 +54,7 @@ class Outgoing:
         self._step_model: StepModelState | None = None
         self._served: dict[bytes, list[int]] = {}
         self._served_changed: dict[bytes, None] = {}
-        self._events: deque[session_pb2.KvEvent] = deque()
+        self._events: deque[tuple[bool, bytes]] = deque()  # whether it was stored, and its digest
         self._next_event = 0
         self._snapshot: deque[session_pb2.KvSnapshot] = deque()
         self._draining: session_pb2.Draining | None = None
@@ -113,17 +118,21 @@ class Outgoing:
         """The worker is leaving."""
         self._draining = session_pb2.Draining(remaining_ms=remaining_ms)
 
-    def fill(self, frame: session_pb2.WorkerFrame) -> list[Receipt]:
+    def fill(self, frame: session_pb2.WorkerFrame) -> Receipt:
         """Moves as much as fits into a frame; returns what it tells of jobs."""
         if self._draining is not None:
             frame.draining.CopyFrom(self._draining)
             self._draining = None
         self._fill_state(frame)
-        receipts = self._fill_updates(frame)
-        for part in (self._fill_returned, self._fill_served, self._fill_kv):
-            if frame.ByteSize() < LARGE_BYTES:
-                part(frame)
-        return receipts
+        receipt = Receipt({}, [])
+        size = STATE_BYTES + self._fill_updates(frame, receipt)
+        if self._returned and size < LARGE_BYTES:
+            size += self._fill_returned(frame)
+        if self._served_changed and size < LARGE_BYTES:
+            size += self._fill_served(frame)
+        if size < LARGE_BYTES:
+            self._fill_kv(frame, size)
+        return receipt
 
     def _serve(self, tag: bytes, served: Served) -> None:
         totals = self._served.setdefault(tag, [0, 0])
@@ -138,94 +147,90 @@ class Outgoing:
             self._events.clear()
         if not self._events:
             self._next_event = events.first_number
-        for stored, digest in zip(events.stored.tolist(), events.digests, strict=True):
-            name = digest[:NAME_BYTES]
-            self._events.append(
-                session_pb2.KvEvent(stored=name) if stored else session_pb2.KvEvent(removed=name)
-            )
+        self._events.extend(zip(events.stored.tolist(), events.digests, strict=True))
 
     def _fill_state(self, frame: session_pb2.WorkerFrame) -> None:
         report, self._report = self._report, None
         if report is None:
             return
-        frame.load.CopyFrom(to_load(report))
-        frame.progress.CopyFrom(to_progress(report, self._report_s))
+        _fill_load(frame.load, report)
+        _fill_progress(frame.progress, report, self._report_s)
         if self._step_model is None or _differs(self._step_model, report.step_model):
             self._step_model = report.step_model
-            frame.step_model.CopyFrom(to_step_model(report.step_model))
+            _fill_step_model(frame.step_model, report.step_model)
 
-    def _fill_updates(self, frame: session_pb2.WorkerFrame) -> list[Receipt]:
-        receipts, size = [], frame.ByteSize()
-        while self._jobs and size < LARGE_BYTES:
-            job = next(iter(self._jobs.values()))
-            update = job.message()
-            frame.updates.append(update)
-            size += update.ByteSize() + 4
-            receipts.append(Receipt(job, job.sent, job.end_sent))
-            if not job.has_news:
-                del self._jobs[job.handle]
-        return receipts
+    def _fill_updates(self, frame: session_pb2.WorkerFrame, receipt: Receipt) -> int:
+        """In the order in which they got news. This and the next two return how many bytes it is at most."""
+        size, updates = 0, frame.updates
+        for job in list(self._jobs.values()):
+            if size >= LARGE_BYTES:
+                break
+            del self._jobs[job.handle]
+            size += job.tell(updates)
+            receipt.upto[job] = job.sent
+            if job.sent < job.made:  # it was too much for one message: the rest comes after the others
+                self._jobs[job.handle] = job
+            elif job.end_sent:
+                receipt.ended.append(job)
+        return size
 
-    def _fill_returned(self, frame: session_pb2.WorkerFrame) -> None:
+    def _fill_returned(self, frame: session_pb2.WorkerFrame) -> int:
         """Only of jobs whose output has been told: it goes on elsewhere after that."""
-        ready = [handle for handle in self._returned if handle not in self._jobs]
-        for handle in ready[:RETURNED_A_FRAME]:
+        ready = [handle for handle in self._returned if handle not in self._jobs][:RETURNED_A_FRAME]
+        for handle in ready:
             frame.returned.append(self._returned.pop(handle))
+        return RETURNED_BYTES * len(ready)
 
-    def _fill_served(self, frame: session_pb2.WorkerFrame) -> None:
-        for tag in list(self._served_changed)[:TAGS_A_FRAME]:
+    def _fill_served(self, frame: session_pb2.WorkerFrame) -> int:
+        tags = list(self._served_changed)[:TAGS_A_FRAME]
+        for tag in tags:
             prompt_tokens, output_tokens = self._served[tag]
             del self._served_changed[tag]
-            frame.tenant_service.append(
-                session_pb2.TenantService(
-                    tenant_tag=tag, prompt_tokens=prompt_tokens, output_tokens=output_tokens
-                )
-            )
+            frame.tenant_service.add(tenant_tag=tag, prompt_tokens=prompt_tokens, output_tokens=output_tokens)
+        return TAG_BYTES * len(tags)
 
-    def _fill_kv(self, frame: session_pb2.WorkerFrame) -> None:
+    def _fill_kv(self, frame: session_pb2.WorkerFrame, size: int) -> None:
         """Events wait until a snapshot is complete."""
         if self._snapshot:
-            if frame.ByteSize() < SMALL_BYTES:
+            if size < SMALL_BYTES:
                 frame.kv_snapshot.CopyFrom(self._snapshot.popleft())
             return
         count = min(EVENTS_A_FRAME, len(self._events))
         if count:
             frame.kv_events.first_number = self._next_event
-            frame.kv_events.events.extend(self._events.popleft() for _ in range(count))
             self._next_event += count
+        for _ in range(count):
+            stored, digest = self._events.popleft()
+            name = digest[:NAME_BYTES]
+            frame.kv_events.events.add(**({"stored": name} if stored else {"removed": name}))
 
 
-def to_load(report: StepReport) -> session_pb2.Load:
-    """The engine's load as the wire tells it."""
+def _fill_load(told: session_pb2.Load, report: StepReport) -> None:
     load, progress = report.load, report.progress
-    return session_pb2.Load(
-        running=load.running,
-        waiting=load.waiting,
-        waiting_tokens=load.waiting_uncached_tokens,
-        kv_blocks_free=load.blocks_free,
-        kv_blocks_cached=load.blocks_cached,
-        kv_blocks_held=load.blocks_held,
-        batch_size=progress.batch_size,
-        step_tokens=progress.step_tokens,
-        step_us=int(progress.step_s * 1e6),
-        batch_sequences=load.batch_requests,
-        batch_waiting_tokens=load.batch_uncached_tokens,
-    )
+    told.running = load.running
+    told.waiting = load.waiting
+    told.waiting_tokens = load.waiting_uncached_tokens
+    told.kv_blocks_free = load.blocks_free
+    told.kv_blocks_cached = load.blocks_cached
+    told.kv_blocks_held = load.blocks_held
+    told.batch_size = progress.batch_size
+    told.step_tokens = progress.step_tokens
+    told.step_us = int(progress.step_s * 1e6)
+    told.batch_sequences = load.batch_requests
+    told.batch_waiting_tokens = load.batch_uncached_tokens
 
 
-def to_progress(report: StepReport, now: float) -> session_pb2.Progress:
-    """The engine's sign of life; `now` is when the report came."""
+def _fill_progress(told: session_pb2.Progress, report: StepReport, now: float) -> None:
+    """`now` is when the report came."""
     progress = report.progress
-    since_s = max(0.0, now - progress.last_finished_s) if progress.has_work else 0.0
-    return session_pb2.Progress(
-        steps=progress.finished_steps, has_work=progress.has_work, since_last_step_us=int(since_s * 1e6)
-    )
+    told.steps, told.has_work = progress.finished_steps, progress.has_work
+    if progress.has_work:
+        told.since_last_step_us = int(max(0.0, now - progress.last_finished_s) * 1e6)
 
 
-def to_step_model(state: StepModelState) -> session_pb2.StepModel:
-    """The cost of a step as the wire tells it."""
-    a, b, c, d, e = state.coefficients
-    return session_pb2.StepModel(a=a, b=b, c=c, d=d, e=e, upper_quantile=state.quantile)
+def _fill_step_model(told: session_pb2.StepModel, state: StepModelState) -> None:
+    told.a, told.b, told.c, told.d, told.e = state.coefficients
+    told.upper_quantile = state.quantile
 
 
 def _differs(old: StepModelState, new: StepModelState) -> bool:

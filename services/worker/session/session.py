@@ -22,7 +22,7 @@ from services.worker.session.outgoing import Outgoing, Receipt
 from services.worker.session.prompts import Arrival, Assembly, is_complete
 
 NO_CREDIT_RETRY_MS = 50
-MOST_RECEIPTS = 4096  # a router that acknowledges nothing may resume so many frames back, not more
+MOST_RECEIPTS = 64  # beyond that the last one takes in what follows: output is kept longer, never lost
 HANDSHAKE_FRAMES = 2
 log = logs.get(__name__)
 
@@ -45,7 +45,7 @@ class Session:
         self._slots: dict[int, Job] = {}  # by slot, until the terminal event is written
         self._jobs: dict[int, Job] = {}  # by handle, until the terminal event is acknowledged
         self._assemblies: dict[int, Assembly] = {}  # by handle
-        self._receipts: deque[tuple[int, list[Receipt]]] = deque()
+        self._receipts: deque[tuple[int, Receipt]] = deque()  # by frame
         self._outgoing = Outgoing()
         self._conduct = Conduct(now)
         self._faults: set[str] = set()  # that were logged
@@ -85,7 +85,7 @@ class Session:
             self._fault("frame_number", now)
         self._received = frame.number
         self._commands(frame, now)
-        self._handled.append((frame.number, self._desk.last_command))
+        self._note_handled(frame.number)
         self._acknowledge(frame.acknowledged_frame, now)  # after the submits, which used earlier grants
         if not self._outgoing.empty:
             self.news.set()
@@ -97,13 +97,13 @@ class Session:
             return None
         self._sent += 1
         frame = session_pb2.WorkerFrame(number=self._sent, acknowledged_command=self._reported())
-        receipts = self._outgoing.fill(frame)
+        receipt = self._outgoing.fill(frame)
         if frame.HasField("load"):
             grant = self._desk.books.grant(self.number, self._sent)
             _fill(frame.credit, grant.all)
             if grant.foreground != grant.all:
                 _fill(frame.foreground_credit, grant.foreground)
-        self._written(receipts)
+        self._written(receipt)
         return frame
 
     def has_news(self, job: Job) -> None:
@@ -253,30 +253,41 @@ class Session:
         del self._assemblies[handle]
         self._desk.books.released(handle)
 
-    def _written(self, receipts: list[Receipt]) -> None:
-        for receipt in receipts:
-            if receipt.ended:
-                self._free_slot(receipt.job)
-        if receipts:
-            self._receipts.append((self._sent, receipts))
-        if len(self._receipts) > MOST_RECEIPTS:
-            self._settle(self._receipts.popleft()[1])
+    def _written(self, receipt: Receipt) -> None:
+        for job in receipt.ended:
+            self._free_slot(job)
+        if not receipt.upto:
+            return
+        if len(self._receipts) == MOST_RECEIPTS:
+            earlier = self._receipts.pop()[1]
+            earlier.add(receipt)
+            receipt = earlier
+        self._receipts.append((self._sent, receipt))
 
     def _acknowledge(self, number: int, now: float) -> None:
         if number > self._sent:
             self._fault("acknowledged_frame", now)
             return
         self._desk.books.acknowledged(self.number, number)
+        told = Receipt({}, [])
         while self._receipts and self._receipts[0][0] <= number:
-            self._settle(self._receipts.popleft()[1])
+            told.add(self._receipts.popleft()[1])
+        self._settle(told)
         if self.leaving and self.settled:
             self.news.set()
 
-    def _settle(self, receipts: list[Receipt]) -> None:
-        for receipt in receipts:
-            receipt.job.acknowledged(receipt.upto)
-            if receipt.ended:
-                self._jobs.pop(receipt.job.handle, None)
+    def _settle(self, told: Receipt) -> None:
+        for job, upto in told.upto.items():
+            job.acknowledged(upto)
+        for job in told.ended:
+            self._jobs.pop(job.handle, None)
+
+    def _note_handled(self, frame: int) -> None:
+        """For acknowledging it; frames without commands of the engine's add nothing to remember."""
+        last_command = self._desk.last_command
+        if self._handled and self._handled[-1][1] == last_command:
+            self._handled.pop()
+        self._handled.append((frame, last_command))
 
     def _reported(self) -> int:
         """The last router frame whose commands are part of the last report."""

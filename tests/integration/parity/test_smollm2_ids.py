@@ -57,8 +57,8 @@ class Engine:
 
     async def _read(self) -> None:
         async for report in self._client.reports():
-            for handle, _, tokens, _ in report.outputs:
-                self._outputs[handle].extend(int(token) for token in tokens)
+            for handle, _, token in report.outputs.plain():
+                self._outputs[handle].append(token)
             for finished in report.terminals.finished:
                 self._ends[finished.handle].set()
             for rejected in report.terminals.rejected:

@@ -53,8 +53,8 @@ async def until_ended(engine: EngineClient, *handles: int) -> list[StepReport]:
 
 def tokens_of(reports: list[StepReport], handle: int) -> list[int]:
     news = [news for report in reports for news in report.outputs if news.handle == handle]
-    assert [each.first_index for each in news] == list(range(len(news)))
-    return [token for each in news for token in each.tokens.tolist()]
+    assert [each.output_index for each in news] == list(range(len(news)))
+    return [each.token for each in news]
 
 
 async def test_tokens_come_in_order_and_end_once(engine: EngineClient) -> None:

@@ -192,7 +192,7 @@ async def test_logprobs_are_those_of_the_unbound_model(engine: EngineClient) -> 
     engine.submit(constrained(1, "regex", "(yes|no)", sampling=sampling))
     logprobs = []
     async for report in engine.reports():
-        logprobs += [each for news in report.outputs for each in news.logprobs or ()]
+        logprobs += [news.logprobs for news in report.outputs if news.logprobs is not None]
         if report.terminals.finished:
             break
     free = await answers(engine, request_of(2, prompt_of(20, seed=1), 1, sampling=sampling))

@@ -22,16 +22,15 @@ LOGPROBS = OutputLogprobs(
 )
 LATER = replace(
     LOGPROBS,
-    places=np.array([3], np.int32),
+    rows=np.array([3], np.int32),
     counts=LOGPROBS.counts[1:],
     chosen=LOGPROBS.chosen[1:],
     top_ids=LOGPROBS.top_ids[1:],
     top=LOGPROBS.top[1:],
 )
 OUTPUTS = Outputs(
-    np.array([2**40, 3], np.int64),
-    np.array([5, 0], np.int32),
-    np.array([0, 2, 3], np.int32),
+    np.array([2**40, 2**40, 3], np.int64),
+    np.array([5, 6, 0], np.int32),
     np.array([7, 1, 9], np.int32),
     (LOGPROBS,),
 )
@@ -76,13 +75,12 @@ def test_a_message_comes_out_as_it_went_in(message: Any) -> None:
 
 def test_each_token_has_the_log_probabilities_that_its_request_asked_for() -> None:
     outputs = Outputs(
-        np.array([4, 5, 6], np.int64),
-        np.zeros(3, np.int32),
-        np.array([0, 1, 2, 4], np.int32),
+        np.array([4, 5, 6, 6], np.int64),
+        np.array([0, 0, 0, 1], np.int32),
         np.array([7, 1, 9, 9], np.int32),
         (LOGPROBS, LATER),
     )
-    asked, not_asked, twice = outputs
-    assert asked.logprobs == (TokenLogprobs(-0.5, (7, 8), (-0.5, -0.75)),)
-    assert not_asked.logprobs is None
-    assert twice.logprobs == (TokenLogprobs(-1.5, (), ()),) * 2
+    asked, not_asked, *twice = [each.logprobs for each in outputs]
+    assert asked == TokenLogprobs(-0.5, (7, 8), (-0.5, -0.75))
+    assert not_asked is None
+    assert twice == [TokenLogprobs(-1.5, (), ())] * 2

@@ -142,9 +142,9 @@ def test_log_probabilities_come_where_they_were_asked_for() -> None:
     scheduler.commit(step, engine.runner.launch(step).result(), clock.now(), 0.01)
     news = {each.handle: each for each in scheduler.take_events().outputs}
     assert news[2].logprobs is None
-    assert news[1].logprobs is not None
-    (given,) = news[1].logprobs
-    assert given.top_ids[0] == news[1].tokens[0]
+    given = news[1].logprobs
+    assert given is not None
+    assert given.top_ids[0] == news[1].token
     assert len(set(given.top_ids)) == 3
     assert given.chosen == given.top[0] > given.top[1] > given.top[2]
 

@@ -346,6 +346,6 @@ async def test_a_worker_on_a_cpu_asks_no_driver_and_says_nothing_of_a_gpu(
     driver.install(monkeypatch)
     async with worker_of(tmp_path, None) as registry:
         told = generate_latest(registry).decode()
-    assert "headrace_worker_kv_usage_ratio" in told
+    assert "headrace_worker_step_seconds" in told
     assert [line for line in told.splitlines() if "gpu" in line and not line.startswith("#")] == []
     assert driver.calls == []

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 from headrace.v1 import session_pb2 as pb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.worker.scheduler.events import SequenceNews, Served, TokenLogprobs
+from services.worker.scheduler.events import Served, TokenLogprobs
 from services.worker.session.job import Job
 from services.worker.session.outgoing import MOST_EVENTS, Outgoing
 from tests.support.session_engine import RecordingEngine, kv
@@ -21,12 +20,12 @@ def job_of(handle: int, next_index: int = 0) -> Job:
     return Job(handle, submit)
 
 
-def news(job: Job, ids: list[int], candidates: int | None = None) -> SequenceNews:
-    logprobs = None
-    if candidates is not None:
-        one = TokenLogprobs(-1.5, tuple([LARGE_ID] * candidates), tuple([-2.5] * candidates))
-        logprobs = (one,) * len(ids)
-    return SequenceNews(job.handle, job.made, np.array(ids, np.int32), logprobs)
+def make(job: Job, ids: list[int], candidates: int | None = None) -> None:
+    """The engine made these ids."""
+    for token in ids:
+        job.append(job.made, token)
+        if candidates is not None:
+            job.describe(TokenLogprobs(-1.5, (LARGE_ID,) * candidates, (-2.5,) * candidates))
 
 
 def drain(outgoing: Outgoing) -> list[pb.WorkerFrame]:
@@ -45,7 +44,7 @@ def test_steps_merge_into_one_update_a_sequence() -> None:
     outgoing, jobs, engine = Outgoing(), [job_of(1), job_of(2)], RecordingEngine()
     for step in range(50):
         for job in jobs:
-            job.append(news(job, [step]))
+            make(job, [step])
             outgoing.news_of(job)
         outgoing.report(engine.report(), now=0.0)
     (frame,) = drain(outgoing)
@@ -55,7 +54,7 @@ def test_steps_merge_into_one_update_a_sequence() -> None:
 
 def test_the_end_travels_with_the_last_ids() -> None:
     outgoing, job = Outgoing(), job_of(1)
-    job.append(news(job, [1, 2]))
+    make(job, [1, 2])
     job.end = pb.SequenceEnd(reason=pb.END_REASON_EOS)
     outgoing.news_of(job)
     (frame,) = drain(outgoing)
@@ -66,7 +65,7 @@ def test_the_end_travels_with_the_last_ids() -> None:
 
 def test_what_is_given_back_comes_after_all_of_its_output() -> None:
     outgoing, job = Outgoing(), job_of(1)
-    job.append(news(job, list(range(2000)), candidates=20))
+    make(job, list(range(2000)), candidates=20)
     outgoing.news_of(job)
     outgoing.returned(job, pb.RETURN_REASON_DRAINING)
     frames = drain(outgoing)
@@ -96,7 +95,7 @@ def test_every_token_leaves_once_and_in_order(steps: list[tuple[int, int, int | 
         job = jobs.setdefault((which, candidates), job_of(handle))
         ids = [LARGE_ID - offset for offset in range(count)]
         wanted.setdefault(job.slot, []).extend(ids)
-        job.append(news(job, ids, candidates))
+        make(job, ids, candidates)
         outgoing.news_of(job)
         outgoing.returned(job_of(10_000 + len(frames) * 50 + which), pb.RETURN_REASON_NO_CREDIT, "é" * 500)
         if write:

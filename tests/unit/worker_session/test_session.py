@@ -411,6 +411,16 @@ class TestResuming:
         assert (update.slot, list(update.token_ids)) == (9, [21])
         assert bench.engine.aborted == [first]
 
+    def test_output_of_any_number_of_unacknowledged_frames_can_be_had_again(self, bench: Bench) -> None:
+        count = 5000
+        bench.send(submits=[submit(max_tokens=count)])
+        for token in range(count):
+            bench.report({bench.engine.handle(): [token]})
+            bench.drain()
+        self.resume(bench, next_index=1)
+        told = [token for update in bench.updates() for token in update.token_ids]
+        assert told == list(range(1, count))
+
     def test_an_unknown_request_comes_back(self, bench: Bench) -> None:
         self.resume(bench, 7)
         (returned,) = bench.returned()
@@ -531,7 +541,7 @@ def test_whatever_a_router_sends_each_request_ends_once_and_the_engine_lives(
     alive = [handle for handle in bench.engine.requests if handle not in ended]
     bench.report(finished=[finish(handle, FinishReason.CANCELLED) for handle in alive])
     assert bench.desk.idle.is_set()
-    assert not bench.desk._homes
+    assert not bench.desk._jobs
     assert not bench.desk.books._all._charges
     assert not bench.desk.books._foreground._charges
 

@@ -99,7 +99,7 @@ def answers_of(drive: Drive) -> dict[int, Answer]:
     news = [each for events in drive.events for each in events.outputs]
     return {
         handle: Answer(
-            story.tokens, [part for each in news if each.handle == handle for part in each.logprobs or ()]
+            story.tokens, [each.logprobs for each in news if each.handle == handle and each.logprobs]
         )
         for handle, story in drive.stories.items()
     }

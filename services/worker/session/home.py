@@ -1,0 +1,30 @@
+"""What jobs and the desk need of the open session that they belong to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from headrace.v1 import session_pb2
+
+from services.worker.engine.report import StepReport
+
+if TYPE_CHECKING:
+    from services.worker.session.job import Job
+
+
+class Home(Protocol):
+    """An open session."""
+
+    number: int
+
+    def has_news(self, job: Job) -> None:
+        """The job has output or an end to send."""
+
+    def give_back(self, job: Job, reason: session_pb2.ReturnReason, message: str = "") -> None:
+        """The job may run elsewhere."""
+
+    def heard(self, report: StepReport, now: float) -> None:
+        """The engine's state after its last step."""
+
+    def drain(self, remaining_ms: int) -> None:
+        """Says that the worker is leaving; gives back what has not begun."""
