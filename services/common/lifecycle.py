@@ -13,12 +13,12 @@ import sys
 from collections.abc import Coroutine
 from typing import Any, Protocol
 
-import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
 from services.common import logs, metrics
+from services.common.loop import Loop
 from services.common.settings import ServiceSettings, SettingsError, fail
 from services.common.transport import BindError
 
@@ -120,7 +120,8 @@ def run(factory: ServiceFactory, settings: ServiceSettings) -> int:
     """Runs a service until a signal or a failure. Returns the exit code."""
     logs.configure(settings.service, settings.log_level, settings.log_format)
     try:
-        return uvloop.run(_run(factory, settings))
+        with asyncio.Runner(loop_factory=Loop) as runner:
+            return runner.run(_run(factory, settings))
     except StartError as error:
         print(f"headrace: {settings.service}: {error}", file=sys.stderr)
         return FAILURE

@@ -111,22 +111,20 @@ class _Call:
 
         return handle
 
-    def stream(
-        self, behaviour: Callable[..., AsyncGenerator[Any, None]]
-    ) -> Callable[..., AsyncIterator[Any]]:
-        async def handle(request: Any, context: Context) -> AsyncIterator[Any]:
+    def stream(self, behaviour: Callable[..., AsyncGenerator[Any, None]]) -> Callable[..., Awaitable[None]]:
+        async def handle(request: Any, context: Context) -> None:
             started = time.monotonic()
             code = grpc.StatusCode.OK
-            replies = watch = None
+            watch = None
             try:
                 replies = behaviour(self._checked(request, context), context)
                 watch = _Watch(replies, self._stall_s)
                 async for reply in replies:
                     watch.writing()
-                    yield reply
+                    await context.write(reply)
                     if watch.written():
                         await watch.ended()
-            except (asyncio.CancelledError, GeneratorExit):
+            except (asyncio.CancelledError, grpc.aio.InternalError):  # nobody is there to write to
                 code = grpc.StatusCode.CANCELLED
                 raise
             except Exception as error:
@@ -134,11 +132,9 @@ class _Call:
                 code = problem.code
                 await errors.abort(context, problem)
             finally:
+                self._count(code, started)
                 if watch is not None:
                     await watch.close()
-                if replies is not None:
-                    await replies.aclose()
-                self._count(code, started)
 
         return handle
 
@@ -201,11 +197,12 @@ class _Watch:
             await self._ending
 
     async def close(self) -> None:
-        """The stream is over."""
+        """The stream is over, and what made its replies ends; a cancel here leaves that to who ends it."""
         if self._timer is not None:
             self._timer.cancel()
         if self._ending is not None:
             await asyncio.wait([self._ending])
+        await self._replies.aclose()
 
     def _look(self) -> None:
         now = self._loop.time()
