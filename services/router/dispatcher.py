@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from headrace.v1 import session_pb2
@@ -22,7 +22,7 @@ from services.router.kv_shares import KvShares
 from services.router.metrics import RouterMetrics
 from services.router.policy import Assignment, QueueLimits, Scheduler
 from services.router.quotas import Quotas
-from services.router.relay.flight import Blame, Flight
+from services.router.relay.flight import Blame, Flight, Streamed
 from services.router.relay.order import Order
 from services.router.sessions.found import Found
 from services.router.sessions.session import Session
@@ -162,11 +162,13 @@ class Dispatcher:
             self._kv_shares.left(flight.order.number, time.monotonic())
             self._failover.migrations.add(flight)
 
-    def streamed(self, flight: Flight, tokens: int, now: float) -> None:
-        """Floor: a request got output tokens."""
-        self.scheduler.streamed(flight.order.number, tokens, now)
-        if self._failover.migrations.passing:
-            self._failover.migrations.discard(flight)
+    def streamed(self, streamed: Sequence[Streamed], now: float) -> None:
+        """Floor: requests got output tokens."""
+        passing = self._failover.migrations.passing
+        for flight, tokens, _, _ in streamed:
+            self.scheduler.streamed(flight.order.number, tokens, now)
+            if passing:
+                self._failover.migrations.discard(flight)
 
     def over(self, flight: Flight) -> None:
         """Floor: a request has ended, and holds no worker any more."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from math import isfinite
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from services.common.metrics import LATENCY_BUCKETS_S, RpcMetrics
 from services.router.policy import Assignment, LatencyClass, Refusal, Scheduler
 
 if TYPE_CHECKING:
-    from services.router.relay.flight import Flight
+    from services.router.relay.flight import Flight, Streamed
     from services.router.relay.order import Order
     from services.router.sessions.workers import Workers
 
@@ -209,17 +209,20 @@ class RouterMetrics:
         with suppress(KeyError):
             self.credit.remove(worker_id)
 
-    def tokens(self, flight: Flight, made: int, had: int, last_s: float, now: float) -> None:
-        """Counts output of one update; `had` ids were there before, the last at `last_s`."""
-        self.output_tokens.inc(made)
-        latency_class = flight.order.latency_class
-        if had:
-            self.token_gaps.observe(latency_class, now - last_s, made)
-        else:
-            name, actual_s = latency_class.name.lower(), now - flight.order.arrival_s
-            self.first_token.labels(name).observe(actual_s)
-            if flight.predicted is not None:
-                self._predicted("first_token", name, actual_s, flight.predicted.ttft_s)
+    def streamed(self, streamed: Sequence[Streamed], now: float) -> None:
+        """Counts the output of one frame."""
+        self.output_tokens.inc(sum(each.tokens for each in streamed))
+        for flight, tokens, before, before_s in streamed:
+            if before:
+                self.token_gaps.observe(flight.order.latency_class, now - before_s, tokens)
+            else:
+                self._began(flight, now)
+
+    def _began(self, flight: Flight, now: float) -> None:
+        name, actual_s = flight.order.latency_class.name.lower(), now - flight.order.arrival_s
+        self.first_token.labels(name).observe(actual_s)
+        if flight.predicted is not None:
+            self._predicted("first_token", name, actual_s, flight.predicted.ttft_s)
 
 
 def _cumulative(counts: list[int]) -> list[tuple[str, float]]:

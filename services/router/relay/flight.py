@@ -56,6 +56,17 @@ class Seat(NamedTuple):
     numerics: bytes
 
 
+class Streamed(NamedTuple):
+    """Output tokens that a flight got at one time."""
+
+    flight: Flight
+    tokens: int
+    before: int
+    """Tokens that it had before these."""
+    before_s: float
+    """When the last of them came."""
+
+
 def numerics_label(numerics: bytes) -> frozenset[tuple[str, str]]:
     """A label of workers that compute alike bit by bit: what has begun prefers them."""
     return frozenset({("headrace/numerics", numerics.hex())})
@@ -150,23 +161,21 @@ class Flight:
     def advance(self, update: session_pb2.SequenceUpdate, now: float) -> Progress:
         """Takes an update of the running attempt."""
         self.last_update_s = now
-        ids: Sequence[int] = update.token_ids
+        ids: list[int] = update.token_ids[:]
         logprobs: Sequence[types_pb2.PositionLogprobs] = update.logprobs
-        ending = update.HasField("end")
+        end = update.end if update.HasField("end") else None
         behind = len(self.ids) - update.first_index
         if behind < 0 and (ids or update.first_index):
             return Progress.GAP
-        if behind > 0 and ids:
+        if behind > 0:
             ids, logprobs = ids[behind:], logprobs[behind:]
-        if ids:
-            end = update.end if ending else None
-            if self._take(ids, logprobs, end, now):
-                return Progress.ENDED if ending else Progress.CUT
-        return self._end(update.end) if ending else Progress.ONGOING
+        if ids and self._take(ids, logprobs, end, now):
+            return Progress.CUT if end is None else Progress.ENDED
+        return Progress.ONGOING if end is None else self._end(end)
 
     def _take(
         self,
-        ids: Sequence[int],
+        ids: list[int],
         logprobs: Sequence[types_pb2.PositionLogprobs],
         end: session_pb2.SequenceEnd | None,
         now: float,

@@ -49,7 +49,8 @@ class Outlet:
     def __init__(self, flush: Flush, patience: Patience, *, whole: bool = False, keep: bool = False) -> None:
         self.kept = Kept([], [])
         self._keep = keep
-        self._flush = flush
+        self._most_tokens = 1 if flush.delay_s == 0 else flush.tokens
+        self._delay_s = flush.delay_s
         self._patience = patience
         self._whole = whole
         self._loop = asyncio.get_running_loop()
@@ -59,6 +60,8 @@ class Outlet:
         self._logprobs: list[types_pb2.PositionLogprobs] = []
         self._due = False
         self._timer: asyncio.TimerHandle | None = None
+        self._waits_since = 0.0
+        """When the first of the waiting tokens came, on the loop's clock."""
         self._reader: asyncio.Future[None] | None = None
         self._writing_since: float | None = None
         self._end: router_pb2.Finished | HeadraceError | None = None
@@ -73,7 +76,7 @@ class Outlet:
         """Adds output. Nothing is added after the end."""
         if self._end is not None:
             return
-        self._ids.extend(ids)
+        self._ids += ids
         if text:
             self._text.append(text)
         if logprobs:
@@ -81,8 +84,11 @@ class Outlet:
         if self._keep:
             self.kept.text.append(text)
             self.kept.logprobs.extend(logprobs)
-        if not self._whole and not self._due:
-            self._schedule()
+        if not (self._due or self._whole):
+            if self._index == 0 or len(self._ids) >= self._most_tokens:
+                self._make_due()
+            elif len(self._ids) == len(ids):
+                self._wait_for_more()
 
     def finish(self, finished: router_pb2.Finished) -> None:
         """Ends the stream well. Only the first end counts."""
@@ -117,27 +123,33 @@ class Outlet:
         self._writing_since = time.monotonic()
         return message
 
-    def _schedule(self) -> None:
-        if self._index == 0 or len(self._ids) >= self._flush.tokens or self._flush.delay_s == 0:
+    def _wait_for_more(self) -> None:
+        """Tokens wait again. A timer that still runs for earlier ones is set on when it is over."""
+        self._waits_since = self._loop.time()
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._waits_since + self._delay_s, self._time_is_up)
+
+    def _time_is_up(self) -> None:
+        self._timer = None
+        if self._due or not self._ids:
+            return
+        due_s = self._waits_since + self._delay_s
+        if self._loop.time() >= due_s:
             self._make_due()
-        elif self._timer is None:
-            self._timer = self._loop.call_later(self._flush.delay_s, self._make_due)
+        else:
+            self._timer = self._loop.call_at(due_s, self._time_is_up)
 
     def _make_due(self) -> None:
         self._due = True
-        self._cancel_timer()
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
-
-    def _cancel_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
 
     def _conclude(self, end: router_pb2.Finished | HeadraceError) -> None:
         if self._end is None:
             self._end = end
             self._make_due()
+            if self._timer is not None:
+                self._timer.cancel()
 
     def _take(self) -> router_pb2.GenerateResponse:
         if isinstance(self._end, HeadraceError):
@@ -157,9 +169,11 @@ class Outlet:
         delta.index = self._index
         delta.text = "".join(self._text)
         delta.token_ids.extend(self._ids)
-        delta.logprobs.extend(self._logprobs)
+        if self._logprobs:
+            delta.logprobs.extend(self._logprobs)
+            self._logprobs = []
         self._index += len(self._ids)
-        self._ids, self._text, self._logprobs = [], [], []
+        self._ids, self._text = [], []
         self._due = self._end is not None
         return message
 

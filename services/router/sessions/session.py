@@ -16,7 +16,7 @@ from services.router.policy import Cost, LatencyClass, Waiting, WorkerView
 from services.router.policy.kv_feed import KvFeed
 from services.router.policy.speed import StepModel
 from services.router.policy.worker import BLOCK_TOKENS
-from services.router.relay.flight import Flight, Progress, Seat, numerics_label
+from services.router.relay.flight import Flight, Progress, Seat, Streamed, numerics_label
 from services.router.sessions import submit
 from services.router.sessions.account import Account
 from services.router.sessions.floor import Floor
@@ -76,6 +76,7 @@ class Session:
         self._metrics = metrics
         self._frames_received = frames_received
         self._seats = Seats()
+        self._streamed: list[Streamed] = []
         self._suspects = Suspects()
         self._pulse = Pulse(times.hung_s)
         self._paused_until = 0.0
@@ -269,6 +270,7 @@ class Session:
         self._reported(frame)
         for update in frame.updates:
             self._update(update, now)
+        self._tell_streamed(now)
         for returned in frame.returned:
             self._returned(returned, now)
         for piece in frame.claimed:
@@ -312,14 +314,20 @@ class Session:
             if update.HasField("end"):
                 self._seats.free(update.slot)
             return
-        had, last_s = len(flight.ids), flight.last_token_s
+        had, before_s = len(flight.ids), flight.last_token_s
         progress = flight.advance(update, now)
-        made = len(flight.ids) - had
-        if made:
-            self._metrics.tokens(flight, made, had, last_s, now)
-            self._floor.streamed(flight, made, now)
+        if len(flight.ids) > had:
+            self._streamed.append(Streamed(flight, len(flight.ids) - had, had, before_s))
         if progress is not Progress.ONGOING:
+            self._tell_streamed(now)
             self._settle(flight, update.slot, progress)
+
+    def _tell_streamed(self, now: float) -> None:
+        """Tells once a frame what its updates brought; before anything of it ends."""
+        if self._streamed:
+            streamed, self._streamed = self._streamed, []
+            self._metrics.streamed(streamed, now)
+            self._floor.streamed(streamed, now)
 
     def _settle(self, flight: Flight, slot: int, progress: Progress) -> None:
         if progress in (Progress.CUT, Progress.GAP):

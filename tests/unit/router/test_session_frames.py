@@ -46,7 +46,7 @@ class Floor:
     def leaves(self, it: Flight) -> None:
         self.left.append(it)
 
-    def streamed(self, it: Flight, tokens: int, now: float) -> None:
+    def streamed(self, streamed: object, now: float) -> None:
         pass
 
     def over(self, it: Flight) -> None:
