@@ -82,7 +82,8 @@ class Session:
             self._fault("frame_number", now)
             return
         if frame.number != self._received + 1:
-            self._fault("frame_number", now)
+            self._fault("frame_gap", now)
+            raise Misbehaved("commands are missing: only another session can put that right")
         self._received = frame.number
         self._commands(frame, now)
         self._note_handled(frame.number)
