@@ -8,73 +8,66 @@ from __future__ import annotations
 
 from enum import IntEnum
 from functools import cached_property
-from math import floor
-from typing import NamedTuple
 
 import numpy as np
 
+from services.router.policy.kinds import Kind, Limits, amount
 from services.router.policy.speed import Floats, Mask, Speeds, believed
 from services.router.policy.worker import BLOCK_TOKENS, WorkerView
 
-_MOST = float(1 << 40)
-
 
 class _Row(IntEnum):
-    CREDIT_TOKENS = 0
-    CREDIT_SEQUENCES = 1
-    CREDIT_BLOCKS = 2
-    SEQUENCES = 3
-    WAITING_TOKENS = 4
-    FREE_BLOCKS = 5
-    CONTEXT = 6
-    MAX_SEQUENCES = 7
-    MAX_TOKENS = 8
-    KV_TOKENS = 9
-    FOREGROUND_BLOCKS = 10
-    FOREGROUND_SEQUENCES = 11
-    FOREGROUND_TOKENS = 12
-    LOAD = 13
-    QUEUE_S = 14
-    FOREGROUND_LOAD = 15
-    FOREGROUND_QUEUE_S = 16
-
-
-class Business(NamedTuple):
-    """How busy workers are, as a kind of work sees it: batch work gives way to the foreground. [positions]"""
-
-    sequences: Floats
-    waiting_tokens: Floats
-    load: Floats
-    """Sequences, as many as they would be on a worker of the pool's median speed."""
-    queue_s: Floats
-    """Seconds of prefill that wait there."""
+    FREE_BLOCKS = 0
+    CONTEXT = 1
+    MAX_SEQUENCES = 2
+    MAX_TOKENS = 3
+    KV_TOKENS = 4
 
 
 class Columns:
     """Arrays of one length, not to be written to from outside; a column without a worker is all 0."""
 
     def __init__(self, width: int) -> None:
-        self._reserve = 0.0
-        self._bind(np.zeros((len(_Row), width)), np.full((6, width), np.nan), np.zeros((7, width), np.bool_))
+        self._kinds = (Kind(False, width), Kind(True, width))
+        self._bind(np.zeros((len(_Row), width)), np.full((6, width), np.nan), np.zeros((2, width), np.bool_))
 
     @property
     def width(self) -> int:
         """Length of every array."""
         return len(self.there)
 
+    @property
+    def sequences(self) -> Floats:
+        """That run or wait in each worker."""
+        return self._kinds[False].sequences
+
+    @property
+    def waiting_tokens(self) -> Floats:
+        """Prompt tokens still to compute in each worker."""
+        return self._kinds[False].waiting_tokens
+
+    @property
+    def open(self) -> Mask:
+        """Workers that are ready and have credit for something."""
+        return self._kinds[False].open
+
+    @property
+    def foreground_open(self) -> Mask:
+        """The same for requests of other classes than BATCH."""
+        return self._kinds[True].open
+
     @cached_property
     def speeds(self) -> Speeds:
         """What is believed of the workers' speeds."""
         speeds = believed(self._models)
-        for each in self._busy:
-            np.multiply(each.sequences, speeds.slowness, each.load)
-            np.multiply(each.waiting_tokens, speeds.token_s, each.queue_s)
+        for each in self._kinds:
+            each.weigh(speeds, self.ready)
         return speeds
 
-    def busy(self, foreground: bool = False) -> Business:
+    def busy(self, foreground: bool = False) -> Kind:
         """How busy workers are for a request of another class than BATCH, or of BATCH."""
         assert self.speeds
-        return self._busy[foreground]
+        return self._kinds[foreground]
 
     @cached_property
     def least(self) -> tuple[float, float]:
@@ -83,37 +76,28 @@ class Columns:
             return 0.0, 0.0
         return float(self.kv_tokens[self.there].min()), float(self.max_tokens[self.there].min())
 
-    def unreserved(self, reserve: float, foreground: bool = False) -> Mask:
-        """Workers with sequence slots left beyond this share of all."""
-        if reserve != self._reserve:
-            self._reserve = reserve
-            usable = self.max_sequences - np.floor(self.max_sequences * reserve)
-            for each, unreserved in zip(self._busy, self._unreserved, strict=True):
-                np.less(each.sequences, usable, unreserved)
-        found: Mask = self._unreserved[foreground]
-        return found
+    def limit(self, limits: Limits) -> None:
+        """From now on these hold, which is worked out when they change."""
+        if limits == self._kinds[0].limits:
+            return
+        usable = self.max_sequences - np.floor(self.max_sequences * limits.reserve)
+        for each in self._kinds:
+            each.limits = limits
+            np.copyto(each.unreserved_room, np.where(each.sequences < usable, each.room, -np.inf))
+        self._forget("speeds")
 
     def _set(self, position: int, view: WorkerView) -> None:
         """Takes over a worker's values."""
-        credit = view.credit
-        self._values[: _Row.LOAD, position] = (
-            _bounded(credit.prefill_tokens),
-            _bounded(credit.sequences),
-            _bounded(credit.kv_blocks),
-            _amount(view.sequences),
-            _amount(view.waiting_tokens),
-            _amount(view.free_blocks),
-            _amount(view.running_context),
-            _amount(view.max_sequences),
-            _amount(view.max_tokens),
-            _amount(view.total_blocks) * BLOCK_TOKENS,
-            _bounded(view.credit_for(True).kv_blocks),
-            _amount(view.sequences - view.batch_sequences),
-            _amount(view.waiting_tokens - view.batch_waiting_tokens),
+        self._values[:, position] = (
+            amount(view.free_blocks),
+            amount(view.running_context),
+            amount(view.max_sequences),
+            amount(view.max_tokens),
+            amount(view.total_blocks) * BLOCK_TOKENS,
         )
         self.there[position] = True
         self.ready[position] = view.ready
-        self._follow(position, view)
+        self._booked(position, view)
 
     def _set_model(self, position: int, view: WorkerView) -> None:
         self._models[:, position] = np.nan if view.step_model is None else view.step_model
@@ -121,36 +105,16 @@ class Columns:
 
     def _booked(self, position: int, view: WorkerView) -> None:
         """Takes over what a booking changed."""
-        self.credit_tokens[position] = _bounded(view.credit.prefill_tokens)
-        self.credit_sequences[position] = _bounded(view.credit.sequences)
-        self.credit_blocks[position] = _bounded(view.credit.kv_blocks)
-        self.foreground_blocks[position] = _bounded(view.credit_for(True).kv_blocks)
-        self.sequences[position] = _amount(view.sequences)
-        self.waiting_tokens[position] = _amount(view.waiting_tokens)
-        foreground = self._busy[True]
-        foreground.sequences[position] = _amount(view.sequences - view.batch_sequences)
-        foreground.waiting_tokens[position] = _amount(view.waiting_tokens - view.batch_waiting_tokens)
-        self._follow(position, view)
+        for each in self._kinds:
+            each.take(position, view)
 
     def _unset(self, position: int) -> None:
         self._values[:, position] = 0
         self._flags[:, position] = False
         self._models[:, position] = np.nan
+        for each in self._kinds:
+            each.drop(position)
         self._forget("speeds", "least")
-
-    def _follow(self, position: int, view: WorkerView) -> None:
-        """What follows from a column's values."""
-        self.open[position] = view.open()
-        self.foreground_open[position] = view.open(foreground=True)
-        self._idle[position] = view.sequences <= 0
-        usable = view.max_sequences - floor(view.max_sequences * self._reserve)
-        for each, unreserved in zip(self._busy, self._unreserved, strict=True):
-            unreserved[position] = each.sequences[position] < usable
-        if "speeds" in self.__dict__:
-            speeds = self.speeds
-            for each in self._busy:
-                each.load[position] = each.sequences[position] * speeds.slowness[position]
-                each.queue_s[position] = each.waiting_tokens[position] * speeds.token_s[position]
 
     def _forget(self, *names: str) -> None:
         for name in names:
@@ -158,6 +122,8 @@ class Columns:
 
     def _widen(self, width: int) -> None:
         more = width - self.width
+        for each in self._kinds:
+            each.widen(more)
         self._bind(
             np.pad(self._values, ((0, 0), (0, more))),
             np.pad(self._models, ((0, 0), (0, more)), constant_values=np.nan),
@@ -171,37 +137,8 @@ class Columns:
         self.there: Mask = flags[0]
         self.ready: Mask = flags[1]
         """Takes new requests, with or without credit at this moment."""
-        self.open: Mask = flags[2]
-        """Is ready and has credit for something."""
-        self._idle: Mask = flags[3]
-        self._unreserved = (flags[4], flags[6])
-        self.foreground_open: Mask = flags[5]
-        """The same for requests of other classes than BATCH."""
-        self.credit_tokens: Floats = values[_Row.CREDIT_TOKENS]
-        self.credit_sequences: Floats = values[_Row.CREDIT_SEQUENCES]
-        self.credit_blocks: Floats = values[_Row.CREDIT_BLOCKS]
-        self.sequences: Floats = values[_Row.SEQUENCES]
-        self.waiting_tokens: Floats = values[_Row.WAITING_TOKENS]
         self.free_blocks: Floats = values[_Row.FREE_BLOCKS]
         self.running_context: Floats = values[_Row.CONTEXT]
         self.max_sequences: Floats = values[_Row.MAX_SEQUENCES]
         self.max_tokens: Floats = values[_Row.MAX_TOKENS]
         self.kv_tokens: Floats = values[_Row.KV_TOKENS]
-        self.foreground_blocks: Floats = values[_Row.FOREGROUND_BLOCKS]
-        self._busy = (
-            Business(self.sequences, self.waiting_tokens, values[_Row.LOAD], values[_Row.QUEUE_S]),
-            Business(
-                values[_Row.FOREGROUND_SEQUENCES],
-                values[_Row.FOREGROUND_TOKENS],
-                values[_Row.FOREGROUND_LOAD],
-                values[_Row.FOREGROUND_QUEUE_S],
-            ),
-        )
-
-
-def _bounded(value: float) -> float:
-    return value if -_MOST < value < _MOST else (_MOST if value > 0 else -_MOST)
-
-
-def _amount(value: float) -> float:
-    return value if 0 <= value < _MOST else (_MOST if value > 0 else 0.0)

@@ -138,13 +138,14 @@ class Fleet(Columns):
             able[barred] = False
         return able
 
-    def affordable(self, cost: Cost, foreground: bool = False) -> Mask:
-        """Workers whose credit covers a request, by the rule of `WorkerView.affords`."""
-        blocks, opened = self.credit_blocks, self.open
-        if foreground:
-            blocks, opened = self.foreground_blocks, self.foreground_open
-        enough: Mask = (blocks >= cost.kv_blocks) | self._idle
-        return opened & enough
+    def affordable(self, cost: Cost, foreground: bool = False, reserve: bool = False) -> Mask:
+        """Workers whose credit covers a request, by the rule of `WorkerView.affords`.
+
+        `reserve`: without the slots that are kept for short requests.
+        """
+        kind = self._kinds[foreground]
+        enough: Mask = (kind.unreserved_room if reserve else kind.room) >= cost.kv_blocks
+        return enough
 
     def _positions(self, keys: Iterable[str]) -> list[int]:
         positions = self.index.positions

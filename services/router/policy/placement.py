@@ -11,15 +11,15 @@ Choice and booking belong in one turn: between `choose` and `book` nothing else 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf, isfinite
+from math import ceil, inf, isfinite
 from typing import NamedTuple
 
 import numpy as np
 
 from services.router.policy.classify import LatencyClass
-from services.router.policy.columns import Business
 from services.router.policy.fleet import Fleet
 from services.router.policy.hot import HotPrefixes
+from services.router.policy.kinds import MOST, Kind, Limits
 from services.router.policy.prefix_index import Hits
 from services.router.policy.speed import Floats, Mask
 from services.router.policy.ticket import Cost, Digests, Ticket
@@ -123,7 +123,7 @@ class Choice(NamedTuple):
 
     def cost(self, asked: Cost) -> Cost:
         """What the request takes there: prompt tokens that are cached need no computing."""
-        return asked._replace(prefill_tokens=max(1, asked.prefill_tokens - self.cached_tokens))
+        return _less(asked, self.cached_tokens)
 
 
 NOBODY = Choice(None)
@@ -137,6 +137,7 @@ class Placement:
         self.recent_wait_s = dict.fromkeys(LatencyClass, 0.0)
         """Moving averages of how long dispatched requests had waited: long waits of batch work make nobody
         else patient."""
+        self._limits = Limits(self.settings.short_slice, self.settings.warm_queue_s)
         self._hot = HotPrefixes(self.settings.replicate_share, self.settings.replicate_after)
 
     def choose(
@@ -149,26 +150,24 @@ class Placement:
             head_wait_s: how long the first request of the queue has waited, when this one is not the first.
         """
         able = self._able(ticket, fleet)
-        takers = able & fleet.affordable(ticket.cost, ticket.foreground) & self._unreserved(ticket, fleet)
+        takers = self._takers(able, ticket, fleet)
         if self.settings.preferred_labels and ticket.preferred_labels:
             takers = _preferring(takers, fleet.labelled(ticket.preferred_labels, frozenset()))
             able = able & takers if np.count_nonzero(takers) else able
-        prompt = ticket.prefill_tokens
-        cached = np.minimum(hits * BLOCK_TOKENS, max(0, prompt - 1))
-        warm = self._warm(able, cached, ticket, fleet)
+        warm = self._warm(able, hits, ticket, fleet)
         if warm is not None:
             warm_takers = warm & takers
             if np.count_nonzero(warm_takers):
-                return self._among(self._or_replica(ticket, warm_takers, takers, now), cached, ticket, fleet)
+                return self._among(self._or_replica(ticket, warm_takers, takers, now), hits, ticket, fleet)
         if not np.count_nonzero(takers):
             return NOBODY if warm is None else self._waits(ticket, fleet, now, head_wait_s, 0.0) or NOBODY
         if warm is not None:
-            own_s = self._own_s(cached, prompt, fleet)
+            own_s = self._own_s(hits, ticket.prefill_tokens, fleet)
             saved_s = float(own_s[takers].min() - own_s[able].min())
             waits = self._waits(ticket, fleet, now, head_wait_s, saved_s)
             if waits is not None and not self._sooner_cold(ticket, warm, takers, hits, own_s, fleet):
                 return waits
-        return self._among(takers, cached, ticket, fleet)
+        return self._among(takers, hits, ticket, fleet)
 
     def book(self, choice: Choice, ticket: Ticket, fleet: Fleet, now: float) -> Cost:
         """Takes the request off the chosen worker's credit; returns what it costs there."""
@@ -185,11 +184,11 @@ class Placement:
 
     def _taken(self, choice: Choice, asked: Cost, digests: Digests | None, fleet: Fleet) -> Cost:
         """What the worker takes off its credit: a prefix that it has still to compute is not cached yet."""
-        if digests is None or not choice.cached_tokens:
-            return choice.cost(asked)
-        blocks = -(-choice.cached_tokens // BLOCK_TOKENS)
-        told = fleet.index.told(choice.position, digests[:blocks]) * BLOCK_TOKENS
-        return choice._replace(cached_tokens=min(choice.cached_tokens, told)).cost(asked)
+        cached = choice.cached_tokens
+        if digests is not None and cached:
+            told = fleet.index.told(choice.position, digests[: -(-cached // BLOCK_TOKENS)])
+            cached = min(cached, told * BLOCK_TOKENS)
+        return _less(asked, cached)
 
     def _able(self, ticket: Ticket, fleet: Fleet) -> Mask:
         """Workers that could run it, without those that suit it badly where others are there."""
@@ -200,30 +199,42 @@ class Placement:
             able = _preferring(able, fleet.kv_tokens >= least_kv)
         return able
 
-    def _unreserved(self, ticket: Ticket, fleet: Fleet) -> Mask | np.bool_:
-        """Workers with sequence slots that are not kept for short requests, unless this is one."""
+    def _takers(self, able: Mask, ticket: Ticket, fleet: Fleet) -> Mask:
+        """Those of them with credit, and with sequence slots that are not kept for short requests."""
         settings = self.settings
         short = (
             ticket.prefill_tokens < settings.short_prompt_tokens
             and ticket.expected_output < settings.short_output_tokens
         )
-        if short or not settings.short_slice:
-            return np.True_
-        return fleet.unreserved(settings.short_slice, ticket.foreground)
+        fleet.limit(self._limits)
+        reserve = settings.short_slice > 0 and not short
+        takers = fleet.affordable(ticket.cost, ticket.foreground, reserve)
+        return takers if able is fleet.ready else takers & able
 
-    def _warm(self, able: Mask, cached: Hits, ticket: Ticket, fleet: Fleet) -> Mask | None:
+    def _warm(self, able: Mask, hits: Hits, ticket: Ticket, fleet: Fleet) -> Mask | None:
         """Workers that keep most of the prompt and are not overloaded; None when there is none."""
-        settings = self.settings
-        if not settings.warm:
+        prompt = ticket.prefill_tokens
+        least = self.settings.warm_share * prompt
+        if not self.settings.warm or least > max(0, prompt - 1):
             return None
-        warm = able & (cached >= settings.warm_share * ticket.prefill_tokens)
+        warm: Mask = hits >= ceil(least / BLOCK_TOKENS)
+        if able is not fleet.ready:
+            warm &= able
         if not np.count_nonzero(warm):
             return None
-        busy = fleet.busy(ticket.foreground)
-        load = busy.load if settings.calibrated else busy.sequences
-        warm &= load <= settings.warm_load_factor * load[able].min() + settings.warm_load_slack
-        warm &= busy.queue_s <= settings.warm_queue_s
+        warm &= self._calm(able, fleet, ticket.foreground)
         return warm if np.count_nonzero(warm) else None
+
+    def _calm(self, able: Mask, fleet: Fleet, foreground: bool) -> Mask:
+        """Workers of which none is so busy that being warm there is worth nothing."""
+        settings, kind = self.settings, fleet.busy(foreground)
+        load, calm = kind.ready_load, kind.calm_load
+        if not settings.calibrated:
+            load, calm = (np.where(each < inf, kind.sequences, inf) for each in (load, calm))
+        among = load if able is fleet.ready else load[able]
+        least = among.item(among.argmin())
+        found: Mask = calm <= min(settings.warm_load_factor * least + settings.warm_load_slack, MOST)
+        return found
 
     def _sooner_cold(
         self, ticket: Ticket, warm: Mask, takers: Mask, hits: Hits, own_s: Floats, fleet: Fleet
@@ -272,56 +283,71 @@ class Placement:
 
     def _or_replica(self, ticket: Ticket, warm: Mask, takers: Mask, now: float) -> Mask:
         """Now and then the workers without a hot prefix, so that one more comes to keep it."""
+        if not self._hot.replicates(ticket, now):
+            return warm
         others = takers & ~warm
-        if self._hot.replicates(ticket, now) and np.count_nonzero(others):
-            return others
-        return warm
+        return others if np.count_nonzero(others) else warm
 
-    def _among(self, takers: Mask, cached: Hits, ticket: Ticket, fleet: Fleet) -> Choice:
-        position = int(takers.argmax())
+    def _among(self, takers: Mask, hits: Hits, ticket: Ticket, fleet: Fleet) -> Choice:
         if np.count_nonzero(takers) > 1:
-            scores = np.where(takers, self._scores(cached, ticket, fleet), inf)
-            position = self._of_equals(scores, cached, ticket, fleet)
-        tokens = int(cached[position])
+            scores = np.where(takers, self._scores(hits, ticket, fleet), inf)
+            position = self._of_equals(scores, hits, ticket, fleet)
+        else:
+            position = int(takers.argmax())
+        tokens = _cached(hits, position, ticket)
         return Choice(fleet.at(position).key, position, tokens, None, self._cold(tokens, ticket))
 
-    def _of_equals(self, scores: Floats, cached: Hits, ticket: Ticket, fleet: Fleet) -> int:
+    def _of_equals(self, scores: Floats, hits: Hits, ticket: Ticket, fleet: Fleet) -> int:
         """The best; of several that are as good, the one whose turn it is."""
         best = int(scores.argmin())
-        equals = (scores <= float(scores[best]) * (1 + self.settings.tie_share)).nonzero()[0]
+        equals = (scores <= scores.item(best) * (1 + self.settings.tie_share)).nonzero()[0]
         if len(equals) < 2:
             return best
-        cold = self.settings.cold_turns and self._cold(int(cached[best]), ticket)
+        cold = self.settings.cold_turns and self._cold(_cached(hits, best, ticket), ticket)
         turns = fleet.last_cold if cold else fleet.last_given
-        return int(equals[turns.take(equals).argmin()])
+        return equals.item(turns.take(equals).argmin())
 
     def _cold(self, cached: int, ticket: Ticket) -> bool:
         return cached < self.settings.warm_share * ticket.prefill_tokens
 
-    def _scores(self, cached: Hits, ticket: Ticket, fleet: Fleet) -> Floats:
-        settings, busy = self.settings, fleet.busy(ticket.foreground)
+    def _scores(self, hits: Hits, ticket: Ticket, fleet: Fleet) -> Floats:
+        settings, kind = self.settings, fleet.busy(ticket.foreground)
         if not settings.calibrated:
-            return self._uncalibrated(cached, ticket.prefill_tokens, busy)
-        seconds = self._own_s(cached, ticket.prefill_tokens, fleet)
+            return self._uncalibrated(hits, ticket.prefill_tokens, kind)
+        seconds = self._own_s(hits, ticket.prefill_tokens, fleet)
         if settings.queue_term:
-            seconds += busy.queue_s
+            seconds += kind.queue_s
         if settings.in_flight_term:
-            seconds *= busy.load + fleet.speeds.slowness
+            seconds *= kind.joined_load
         return seconds
 
-    def _own_s(self, cached: Hits, prompt: int, fleet: Fleet) -> Floats:
+    def _own_s(self, hits: Hits, prompt: int, fleet: Fleet) -> Floats:
         """Seconds of the prompt's own prefill."""
-        own = prompt - cached
+        own = _own(hits, prompt)
         token_s = fleet.speeds.token_s
         if self.settings.attention_term:
             token_s = token_s + fleet.speeds.attention_s * (prompt - own / 2)
         seconds: Floats = own * token_s
         return seconds
 
-    def _uncalibrated(self, cached: Hits, prompt: int, busy: Business) -> Floats:
+    def _uncalibrated(self, hits: Hits, prompt: int, kind: Kind) -> Floats:
         """In tokens and sequences, as if all workers were equally fast."""
-        tokens: Floats = prompt - cached + busy.waiting_tokens * self.settings.queue_term
-        return tokens * (busy.sequences + 1) if self.settings.in_flight_term else tokens
+        tokens: Floats = _own(hits, prompt) + kind.waiting_tokens * self.settings.queue_term
+        return tokens * (kind.sequences + 1) if self.settings.in_flight_term else tokens
+
+
+def _own(hits: Hits, prompt: int) -> Hits:
+    """Tokens to compute: the last one of a prompt always is."""
+    own: Hits = np.maximum(prompt - hits * BLOCK_TOKENS, min(prompt, 1))
+    return own
+
+
+def _cached(hits: Hits, position: int, ticket: Ticket) -> int:
+    return min(hits.item(position) * BLOCK_TOKENS, max(0, ticket.prefill_tokens - 1))
+
+
+def _less(asked: Cost, cached: int) -> Cost:
+    return Cost(max(1, asked.prefill_tokens - cached), asked.sequences, asked.kv_blocks)
 
 
 def _preferring(mask: Mask, liked: Mask) -> Mask:

@@ -151,12 +151,12 @@ class PrefixIndex:
 
     def match(self, digests: Digests) -> Hits:
         """Blocks of a chain that each position keeps, from the beginning on without a gap. [width]"""
-        if not len(digests) or not self._table.number(int(digests[0, 0]), int(digests[0, 1])):
+        first = self._table.number(*_name(digests, 0)) if len(digests) else 0
+        if not first:
             return self.no_hits()
         numbers = self._numbers(digests)
-        first = int(numbers[0])
         if np.count_nonzero(numbers == first) == len(numbers):
-            return self._spread([self._sets.masks[first]], [len(numbers)])
+            return self._positions(self._sets.masks[first]) * np.int32(len(numbers))
         return self._spread(*self._stages(numbers))
 
     def told(self, position: int, digests: Digests) -> int:
@@ -186,17 +186,23 @@ class PrefixIndex:
 
     def _spread(self, leaving: list[int], ends: list[int]) -> Hits:
         """Each position's end, from disjoint masks."""
+        if len(leaving) == 1:
+            return self._positions(leaving[0]) * np.int32(ends[0])
         octets = self.width // 8
         packed = b"".join([mask.to_bytes(octets, "little") for mask in leaving])
         rows = np.frombuffer(packed, np.uint8)
-        if len(leaving) == 1:
-            return np.unpackbits(rows, bitorder="little") * np.int32(ends[0])
         hits = np.zeros((octets, 8), np.int32)
         used = rows.nonzero()[0]
         bits = np.unpackbits(rows[used], bitorder="little").nonzero()[0]
         stage, octet = np.divmod(used[bits >> 3], octets)
         hits[octet, bits & 7] = np.array(ends, np.int32)[stage]
         return hits.reshape(-1)
+
+    def _positions(self, mask: int) -> npt.NDArray[np.uint8]:
+        """1 where a mask has a bit. [width]"""
+        return np.unpackbits(
+            np.frombuffer(mask.to_bytes(self.width // 8, "little"), np.uint8), bitorder="little"
+        )
 
     def _numbers(self, digests: Digests) -> Numbers:
         return self._table.numbers(*_words(digests))

@@ -272,7 +272,7 @@ def test_booking_takes_from_credit_what_is_computed_and_no_more() -> None:
     assert view is not None
     assert view.credit == Cost(1360, 1, 399)
     assert (view.sequences, view.waiting_tokens) == (1, 640)
-    assert (fleet.sequences[0], fleet.waiting_tokens[0], fleet.credit_tokens[0]) == (1, 640, 1360)
+    assert (fleet.sequences[0], fleet.waiting_tokens[0], view.credit.prefill_tokens) == (1, 640, 1360)
 
 
 def test_only_chains_of_a_workers_own_numerics_are_expected_there() -> None:
@@ -407,7 +407,7 @@ def test_the_fleets_arrays_say_what_its_views_say(changes: list[tuple[int, int, 
             position = fleet.index.positions[view.key]
             assert fleet.at(position) is view
             assert fleet.sequences[position] == view.sequences
-            assert fleet.credit_tokens[position] == view.credit.prefill_tokens
+            assert fleet.waiting_tokens[position] == view.waiting_tokens
             assert bool(fleet.open[position]) == view.open()
             assert bool(fleet.affordable(Cost(1, 1, 901))[position]) == view.affords(Cost(1, 1, 901))
         there = {fleet.index.positions[view.key] for view in fleet}
