@@ -37,6 +37,9 @@ class WorkerMetrics:
         self.abandoned = Counter(
             "headrace_worker_abandoned", "Requests whose router did not come back for them", registry=registry
         )
+        self.adopted = Counter(
+            "headrace_worker_adopted", "Requests that another router took over", registry=registry
+        )
         self.jobs = Gauge(
             "headrace_worker_jobs", "Requests that the engine has not yet ended", registry=registry
         )

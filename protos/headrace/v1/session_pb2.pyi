@@ -319,16 +319,18 @@ class Claimed(_message.Message):
     def __init__(self, claim_key: _Optional[bytes] = ..., found: _Optional[bool] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., handle: _Optional[int] = ..., output_tokens: _Optional[int] = ..., end: _Optional[_Union[SequenceEnd, _Mapping]] = ..., orphaned: _Optional[bool] = ..., offset: _Optional[int] = ..., ids: _Optional[_Iterable[int]] = ..., first_logprob: _Optional[int] = ..., logprobs: _Optional[_Iterable[_Union[_types_pb2.PositionLogprobs, _Mapping]]] = ..., last: _Optional[bool] = ...) -> None: ...
 
 class Adopt(_message.Message):
-    __slots__ = ("handle", "slot", "attempt", "next_index")
+    __slots__ = ("handle", "slot", "attempt", "next_index", "claim_key")
     HANDLE_FIELD_NUMBER: _ClassVar[int]
     SLOT_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     NEXT_INDEX_FIELD_NUMBER: _ClassVar[int]
+    CLAIM_KEY_FIELD_NUMBER: _ClassVar[int]
     handle: int
     slot: int
     attempt: int
     next_index: int
-    def __init__(self, handle: _Optional[int] = ..., slot: _Optional[int] = ..., attempt: _Optional[int] = ..., next_index: _Optional[int] = ...) -> None: ...
+    claim_key: bytes
+    def __init__(self, handle: _Optional[int] = ..., slot: _Optional[int] = ..., attempt: _Optional[int] = ..., next_index: _Optional[int] = ..., claim_key: _Optional[bytes] = ...) -> None: ...
 
 class PromptPiece(_message.Message):
     __slots__ = ("slot", "attempt", "offset", "ids")

@@ -152,7 +152,11 @@ class Session:
         booking = Booking(NOTHING, foreground=flight.order.latency_class is not LatencyClass.BATCH)
         self._seats.take(slot, Occupied(flight.attempt, booking, flight))
         adopt = session_pb2.Adopt(
-            handle=handle, slot=slot, attempt=flight.attempt, next_index=len(flight.ids)
+            handle=handle,
+            slot=slot,
+            attempt=flight.attempt,
+            next_index=len(flight.ids),
+            claim_key=flight.order.claimable.key,
         )
         self.outbox.put([adopt], booking)
 

@@ -22,6 +22,7 @@ from services.worker.session.job import Job
 from services.worker.session.outgoing import MESSAGE_CHARS
 from services.worker.session.prefixes import Prefixes
 from services.worker.session.prompts import Arrival
+from services.worker.session.records import Record, Records, answer
 
 _RETURNED_FOR = {
     RejectReason.TOO_LONG: session_pb2.RETURN_REASON_UNSUPPORTED,
@@ -53,6 +54,7 @@ class Desk:
         self.metrics = metrics
         self.books = Books()
         self.prefixes = Prefixes(engine.description)
+        self.records = Records()
         self.last_command = 0
         self.last_report: tuple[StepReport, float] | None = None
         self.draining_ms: int | None = None
@@ -107,12 +109,43 @@ class Desk:
         self._jobs[job.handle] = job
         self.idle.clear()
         self.adopt(session, job)
+        self._record(session, arrival)
         self.last_command = self.engine.submit(to_request(arrival, session.number))
         self.books.submitted(job.handle, self.last_command)
 
     def adopt(self, session: Home, job: Job) -> None:
         """News of the job go to this session."""
         job.home = session
+
+    def claimed(self, claim: session_pb2.Claim, now: float) -> list[session_pb2.Claimed]:
+        """What is known here of a request that some router looks for."""
+        record = self.records.find(claim.claim_key)
+        orphaned = record is not None and record.owner.number not in self._open
+        return answer(record, claim, now, orphaned=orphaned)
+
+    def hand_over(self, session: Home, adopt: session_pb2.Adopt) -> Job | None:
+        """Gives a claimed job to another session; None where it cannot go on there."""
+        record = self.records.find(adopt.claim_key)
+        job = record.job if record is not None else None
+        if record is None or job is None or job.handle != adopt.handle:
+            return None
+        before = job.slot, job.attempt
+        if not job.adopt(adopt.slot, adopt.attempt, adopt.next_index):
+            return None
+        if job.holder is not None:
+            job.holder.pop(job.handle, None)
+        if record.owner.number in self._open:
+            record.owner.lose(job, *before)
+        self.records.move(adopt.claim_key, session)
+        self.adopt(session, job)
+        self.metrics.adopted.inc()
+        return job
+
+    def _record(self, session: Home, arrival: Arrival) -> None:
+        """Keeps what may be claimed. Sent anew by its client, what its lost router left is not wanted."""
+        earlier = self.records.add(Record(arrival.job, arrival.submit, arrival.at_s, session))
+        if earlier is not None and earlier.home is None:
+            self.abandon(earlier)
 
     def abort(self, job: Job) -> None:
         """Has the engine end a job; its terminal event still comes."""
@@ -134,6 +167,7 @@ class Desk:
     def report(self, report: StepReport, now: float) -> None:
         """Takes the engine's next report."""
         self.last_report = (report, now)
+        self.records.expire(now)
         self.prefixes.apply(report.kv)
         idle = not (report.load.running or report.load.waiting)
         self.books.report(report.credits, report.last_command, idle=idle)
@@ -179,6 +213,7 @@ class Desk:
             if job.home is not None:
                 job.home.has_news(job)
             job.home = None
+            self._keep(job)
             self.metrics.ended(end)
 
     def _give_back(self, handle: int, reason: session_pb2.ReturnReason, message: str) -> None:
@@ -186,8 +221,13 @@ class Desk:
         if job is not None:
             job.returned = True
             home, job.home = job.home, None
+            self._keep(job)
             if home is not None:
                 home.give_back(job, reason, message)
+
+    def _keep(self, job: Job) -> None:
+        if self.last_report is not None:
+            self.records.ended(job, self.last_report[1])
 
     def _pop(self, handle: int) -> Job | None:
         job = self._jobs.pop(handle, None)

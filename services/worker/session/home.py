@@ -26,5 +26,8 @@ class Home(Protocol):
     def heard(self, report: StepReport, now: float) -> None:
         """The engine's state after its last step."""
 
+    def lose(self, job: Job, slot: int, attempt: int) -> None:
+        """Another session has taken over what was in this slot."""
+
     def drain(self, remaining_ms: int) -> None:
         """Says that the worker is leaving; gives back what has not begun."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+from collections import deque
 from typing import Protocol
 
 from headrace.v1 import session_pb2, types_pb2
@@ -11,6 +13,7 @@ from services.worker.session.home import Home
 
 IDS_A_MESSAGE = 2048
 POSITIONS_A_MESSAGE = 96  # with log-probabilities of up to 20 candidates: about 26 KiB
+LOGPROBS_KEPT = 512  # positions that the router has, for one that goes on in its place
 _BARE_BYTES = 32  # of an update without ids, at most
 _ID_BYTES = 5
 
@@ -25,17 +28,22 @@ class Updates(Protocol):
 class Job:
     """A request from its Submit to the acknowledgement of its terminal event.
 
-    Output indices run from `next_index` of the Submit:  base ≤ acknowledged ≤ sent ≤ made.
+    Output indices run from `next_index` of the Submit:  base ≤ acknowledged ≤ sent ≤ made. What is before
+    the base is kept packed where another router may claim the request.
     """
 
     __slots__ = (
         "_base",
         "_ids",
         "_logprobs",
+        "_past",
+        "_past_logprobs",
         "attempt",
+        "claim_key",
         "end",
         "end_sent",
         "handle",
+        "holder",
         "home",
         "made",
         "request_id",
@@ -47,6 +55,7 @@ class Job:
     def __init__(self, handle: int, submit: session_pb2.Submit) -> None:
         self.handle = handle
         self.request_id = submit.request_id
+        self.claim_key = submit.claim_key
         self.attempt = submit.attempt
         self.slot = submit.slot
         self.home: Home | None = None  # where news of it go; a job of a broken session has none
@@ -54,6 +63,9 @@ class Job:
         self.end: session_pb2.SequenceEnd | None = None
         self.end_sent = False
         self.returned = False  # given back: it runs elsewhere, nothing of it is wanted here
+        self.holder: dict[int, Job] | None = None  # where it waits for the router of a broken session
+        self._past = array("I", submit.delivered_ids if submit.claim_key else ())
+        self._past_logprobs: deque[types_pb2.PositionLogprobs] = deque(maxlen=LOGPROBS_KEPT)
         self._ids: list[int] = []
         self._logprobs: list[types_pb2.PositionLogprobs] = []
 
@@ -101,9 +113,12 @@ class Job:
         return _BARE_BYTES + update.ByteSize()
 
     def acknowledged(self, index: int) -> None:
-        """The router has all output before `index`: it will never be wanted again."""
+        """The router has all output before `index`: it will not want it again."""
         count = index - self._base
         if count > 0:
+            if self.claim_key:
+                self._past.extend(self._ids[:count])
+                self._past_logprobs.extend(self._logprobs[:count])
             del self._ids[:count]
             del self._logprobs[:count]
             self._base = index
@@ -114,6 +129,32 @@ class Job:
             return False
         self.slot, self.sent, self.end_sent = slot, next_index, False
         return True
+
+    def adopt(self, slot: int, attempt: int, next_index: int) -> bool:
+        """Goes on in another session, as a later attempt; False where it cannot from that index."""
+        back = max(0, self._base - next_index)
+        described = len(self._logprobs) + len(self._past_logprobs) > 0
+        known = back <= len(self._past) and not (described and back > len(self._past_logprobs))
+        if self.returned or attempt <= self.attempt or next_index > self.made or not known:
+            return False
+        for _ in range(back):
+            self._ids.insert(0, self._past.pop())
+            if described:
+                self._logprobs.insert(0, self._past_logprobs.pop())
+        self._base -= back
+        self.attempt = attempt
+        return self.resume(slot, next_index)
+
+    def output(self) -> array[int]:
+        """All output ids, those before this worker's included, where it may be claimed."""
+        return self._past + array("I", self._ids)
+
+    def logprobs_from(self, index: int) -> tuple[int, list[types_pb2.PositionLogprobs]]:
+        """Log-probabilities from `index` on, or from the first that is still here; and that index."""
+        kept = [*self._past_logprobs, *self._logprobs]
+        first = self._base - len(self._past_logprobs)
+        skipped = max(0, index - first)
+        return first + skipped, kept[skipped:]
 
 
 def _position(logprobs: TokenLogprobs) -> types_pb2.PositionLogprobs:

@@ -24,7 +24,8 @@ HANDSHAKE_S = 5.0
 GOODBYE_S = 1.0
 FIRST_WAIT_S = 0.05  # a router that restarts or a broken connection: requests are moved after 250 ms
 LONGEST_WAIT_S = 5.0
-DEFAULT_GRACE_S = 3.0
+DEFAULT_GRACE_MS = 3000
+DEFAULT_HOLD_MS = 5000
 HONEST = FrameFaults()
 Call: TypeAlias = grpc.aio.StreamStreamCall[session_pb2.WorkerFrame, session_pb2.RouterFrame]
 log = logs.get(__name__)
@@ -133,7 +134,8 @@ class Link:
             self.session = None
             self._held = session.end()
             self._told(self, None)
-            grace_s = welcome.resume_grace_ms / 1000 if welcome.resume_grace_ms else DEFAULT_GRACE_S
+            grace_s = (welcome.resume_grace_ms or DEFAULT_GRACE_MS) / 1000
+            grace_s = max(grace_s, (welcome.orphan_hold_ms or DEFAULT_HOLD_MS) / 1000)
             self._grace = asyncio.get_running_loop().call_later(grace_s, self._expire)
 
     def _begin(self, session: Session, welcome: session_pb2.Welcome) -> None:

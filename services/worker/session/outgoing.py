@@ -7,7 +7,7 @@ is bounded by tokens, not by frames.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Self
 
 from headrace.v1 import session_pb2
@@ -29,6 +29,8 @@ EVENTS_A_FRAME = 1024  # of at most 22 bytes
 MOST_EVENTS = 1 << 16  # beyond this the router sees a gap and asks for a snapshot
 NOTICEABLE = 0.05  # relative change of a step model's coefficient
 MESSAGE_CHARS = 200
+CLAIMED_BYTES = 2 << 10  # of answers to claims in one frame, but for one large piece
+MOST_CLAIMED = 256
 
 
 class Receipt(NamedTuple):
@@ -41,6 +43,12 @@ class Receipt(NamedTuple):
         """With what a later frame told."""
         self.upto.update(later.upto)
         self.ended.extend(later.ended)
+
+    def forget(self, job: Job) -> None:
+        """What another session goes on with."""
+        self.upto.pop(job, None)
+        if job in self.ended:
+            self.ended.remove(job)
 
 
 class Outgoing:
@@ -58,6 +66,7 @@ class Outgoing:
         self._next_event = 0
         self._snapshot: deque[session_pb2.KvSnapshot] = deque()
         self._draining: session_pb2.Draining | None = None
+        self._claimed: deque[session_pb2.Claimed] = deque()
 
     @property
     def empty(self) -> bool:
@@ -69,6 +78,7 @@ class Outgoing:
             or self._events
             or self._snapshot
             or self._draining
+            or self._claimed
             or self._served_changed
         )
 
@@ -114,6 +124,13 @@ class Outgoing:
         self._snapshot = deque(pieces)
         self._events.clear()
 
+    def claimed(self, pieces: Sequence[session_pb2.Claimed]) -> bool:
+        """The answer to a claim; False when too many wait already."""
+        if len(self._claimed) > MOST_CLAIMED:
+            return False
+        self._claimed.extend(pieces)
+        return True
+
     def draining(self, remaining_ms: int) -> None:
         """The worker is leaving."""
         self._draining = session_pb2.Draining(remaining_ms=remaining_ms)
@@ -125,7 +142,9 @@ class Outgoing:
             self._draining = None
         self._fill_state(frame)
         receipt = Receipt({}, [])
-        size = STATE_BYTES + self._fill_updates(frame, receipt)
+        size = STATE_BYTES + self._fill_claimed(frame)
+        if size < LARGE_BYTES:
+            size += self._fill_updates(frame, receipt)
         if self._returned and size < LARGE_BYTES:
             size += self._fill_returned(frame)
         if self._served_changed and size < LARGE_BYTES:
@@ -158,6 +177,17 @@ class Outgoing:
         if self._step_model is None or _differs(self._step_model, report.step_model):
             self._step_model = report.step_model
             _fill_step_model(frame.step_model, report.step_model)
+
+    def _fill_claimed(self, frame: session_pb2.WorkerFrame) -> int:
+        """Before all else: a client waits for it. A large piece has its frame for itself."""
+        size = 0
+        while self._claimed and size < CLAIMED_BYTES:
+            piece = self._claimed[0].ByteSize()
+            if size and piece > CLAIMED_BYTES:
+                break
+            frame.claimed.append(self._claimed.popleft())
+            size += piece
+        return size
 
     def _fill_updates(self, frame: session_pb2.WorkerFrame, receipt: Receipt) -> int:
         """In the order in which they got news. This and the next two return how many bytes it is at most."""

@@ -53,6 +53,8 @@ class Session:
     def begin(self, welcome: session_pb2.Welcome, held: dict[int, Job], now: float) -> None:
         """Opens: takes over the held jobs that go on, ends the others, tells the engine's state."""
         self._desk.open(self)
+        if welcome.orphan_hold_ms:
+            self._desk.records.hold_s = welcome.orphan_hold_ms / 1000
         for request in welcome.resume:
             self._resume(request, held.pop(request.handle, None), now)
         for job in held.values():
@@ -69,6 +71,8 @@ class Session:
         held = {job.handle: job for job in self._jobs.values() if not job.returned}
         for assembly in self._assemblies.values():
             held.pop(assembly.arrival.job.handle, None)
+        for job in held.values():
+            job.holder = held
         return held
 
     @property
@@ -127,6 +131,19 @@ class Session:
         self._desk.metrics.returned.labels(session_pb2.ReturnReason.Name(reason)).inc()
         self.news.set()
 
+    def lose(self, job: Job, slot: int, attempt: int) -> None:
+        """Another session has taken over what was in this slot; here it is over."""
+        self._outgoing.drop(job)
+        self._jobs.pop(job.handle, None)
+        for _, receipt in self._receipts:
+            receipt.forget(job)
+        if self._slots.get(slot) is job:
+            stub = session_pb2.Submit(slot=slot, request_id=job.request_id, attempt=attempt)
+            rest = Job(self._desk.new_handle(), stub)
+            rest.end = session_pb2.SequenceEnd(reason=session_pb2.END_REASON_CLAIMED)
+            self._seat(rest)
+            self.has_news(rest)
+
     def drain(self, remaining_ms: int) -> None:
         """Says that the worker is leaving; gives back what has not begun."""
         self._outgoing.draining(remaining_ms)
@@ -142,6 +159,10 @@ class Session:
             self._piece(piece, now)
         for cancel in frame.cancels:
             self._cancel(cancel, now)
+        for claim in frame.claims:
+            self._claim(claim, now)
+        for adopt in frame.adoptions:
+            self._adopt(adopt, now)
         if frame.HasField("demand"):
             demand = frame.demand
             foreground = Demand(demand.foreground_prefill_tokens, demand.foreground_requests)
@@ -204,6 +225,23 @@ class Session:
         job.end = session_pb2.SequenceEnd(reason=session_pb2.END_REASON_CANCELLED)
         self.has_news(job)
 
+    def _claim(self, claim: session_pb2.Claim, now: float) -> None:
+        if not self._outgoing.claimed(self._desk.claimed(claim, now)):
+            self._fault("claims", now)
+
+    def _adopt(self, adopt: session_pb2.Adopt, now: float) -> None:
+        """Goes on with a claimed job, or says that it cannot, so that it goes on elsewhere."""
+        if adopt.slot in self._slots:
+            self._fault("duplicate_slot", now)
+            return
+        job = self._desk.hand_over(self, adopt)
+        if job is None:
+            self._give_back_unknown(adopt.slot, "", adopt.attempt, adopt.next_index)
+            return
+        self._seat(job)
+        if job.has_news:
+            self._outgoing.news_of(job)
+
     def _resume(self, request: session_pb2.ResumeRequest, job: Job | None, now: float) -> None:
         """Goes on with a job, or says that it cannot, so that it goes on elsewhere."""
         taken = request.slot in self._slots
@@ -218,15 +256,10 @@ class Session:
             self._desk.abandon(job)
             self._fault("bad_resume", now)
         if not taken:
-            self._give_back_unknown(request)
+            self._give_back_unknown(request.slot, request.request_id, request.attempt, request.next_index)
 
-    def _give_back_unknown(self, request: session_pb2.ResumeRequest) -> None:
-        stub = session_pb2.Submit(
-            slot=request.slot,
-            request_id=request.request_id,
-            attempt=request.attempt,
-            next_index=request.next_index,
-        )
+    def _give_back_unknown(self, slot: int, request_id: str, attempt: int, next_index: int) -> None:
+        stub = session_pb2.Submit(slot=slot, request_id=request_id, attempt=attempt, next_index=next_index)
         job = Job(self._desk.new_handle(), stub)
         self.give_back(job, session_pb2.RETURN_REASON_NO_CREDIT, "not held any more")
 
