@@ -27,14 +27,14 @@ _LOCALITY_TENANTS = 4
 """Tenants looked at for a warm prompt before the one whose turn it is goes cold."""
 _CLEARING_S = 120.0
 """Long enough for running answers to end."""
+_SOME_BLOCKS = 1
 
 
-class _Clearing(NamedTuple):
-    """A worker that takes nothing but one request until then."""
+class _Overdraft(NamedTuple):
+    """A request that was given to a worker which has not the blocks for it yet."""
 
     number: int
-    worker: str
-    until_s: float
+    since_s: float
 
 
 class Placed(NamedTuple):
@@ -60,8 +60,8 @@ class Pool:
         self.thinning = Thinning(settings)
         self._passed: set[int] = set()
         self._passed_at = float("nan")
-        self._clearing: _Clearing | None = None
-        self._clears_from_s = -inf
+        self._overdraft: _Overdraft | None = None
+        self._overdrafts_from_s = -inf
         self._held_at: dict[str, float] = {}
 
     def submit(self, ticket: Ticket, now: float) -> None:
@@ -84,15 +84,11 @@ class Pool:
 
     def remove(self, number: int) -> Entry | None:
         """Takes a request out."""
-        if self._clearing is not None and self._clearing.number == number:
-            self._clearing = None
         return self.queue.remove(number)
 
     def lose(self, key: str) -> None:
         """A worker is gone."""
         self.fleet.drop(key)
-        if self._clearing is not None and self._clearing.worker == key:
-            self._clearing = None
         self.news()
 
     def streamed(self, seat: Seat, tokens: int, now: float) -> None:
@@ -100,12 +96,14 @@ class Pool:
         if not seat.begun:
             self.predictor.began(seat.ticket, seat.predicted_first_s, now - seat.since_s)
             self.predictor.background.began(seat)
+            self._settled(seat.ticket.number, now)
         seat.output_tokens += tokens
         self.queue.charge(seat.ticket, output=tokens)
 
     def leave(self, seat: Seat, *, came_back: bool, cached_tokens: int | None) -> None:
         """A request has left its worker: settles what was charged by what was done."""
         ticket, queue = seat.ticket, self.queue
+        self._settled(ticket.number, None)
         self.predictor.background.left(ticket.number)
         uncached = ticket.prefill_tokens - seat.cached_tokens
         if came_back and not seat.begun:
@@ -179,8 +177,6 @@ class Pool:
         """The next request that can go, booked; None when nothing can."""
         for tenant in self._held_back:
             self._held_at[tenant] = now
-        if self._clearing is not None and now >= self._clearing.until_s:
-            self._clearing = None
         if not len(self.queue) or not self.fleet.any_open:
             return None
         if now != self._passed_at:
@@ -202,11 +198,12 @@ class Pool:
             return None
         head_wait_s = None if entry is head else max(0.0, now - head.ticket.arrival_s)
         hits = self._hits(entry)
-        choice = self.placement.choose(self._allowed(entry), self.fleet, hits, now, head_wait_s)
+        choice = self.placement.choose(entry.ticket, self.fleet, hits, now, head_wait_s)
+        if choice.worker is None and choice.wait_until_s is None and self._starves(entry, now):
+            choice = self._overdrawn(entry, hits, now)
         if choice.worker is None:
             self._passed.add(entry.ticket.number)
             self._hold(entry, choice, hits)
-            self._consider_clearing(entry, choice, now)
         return choice
 
     def _hold(self, entry: Entry, choice: Choice, hits: Hits) -> None:
@@ -235,31 +232,43 @@ class Pool:
         open_now = self.fleet.foreground_open if entry.ticket.foreground else self.fleet.open
         return len(entry.warm) == len(open_now) and not bool((entry.warm & open_now).any())
 
-    def _allowed(self, entry: Entry) -> Ticket:
-        """The request without the worker that is being emptied for another."""
-        ticket = entry.ticket
-        if self._clearing is None or self._clearing.number == ticket.number:
-            return ticket
-        return replace(ticket, barred=ticket.barred | {self._clearing.worker})
+    def _starves(self, entry: Entry, now: float) -> bool:
+        """Whether a request has found no room for so long that it may go where there is too little.
 
-    def _consider_clearing(self, entry: Entry, choice: Choice, now: float) -> None:
-        """Long after it was overdue, a request that finds no room has one worker emptied for it.
-
-        Where others fill it meanwhile that would last for ever: so half of the time at most.
+        One at a time, and half of the time at most: what is emptied for it serves nobody else meanwhile.
         """
-        if self._clearing is not None or not self.settings.clear_for_starving or not entry.overdue:
-            return
-        if now < self._clears_from_s:
-            return
-        bound_s = entry.overdue_s - entry.ticket.arrival_s
-        if choice.wait_until_s is not None or now - entry.overdue_s < bound_s:
-            return
-        suited = self.fleet.suited(entry.ticket).nonzero()[0]
-        if len(suited):
-            position = int(suited[self.fleet.sequences[suited].argmin()])
-            until_s = now + _CLEARING_S
-            self._clearing = _Clearing(entry.ticket.number, self.fleet.at(position).key, until_s)
-            self._clears_from_s = until_s + max(bound_s, _CLEARING_S)
+        overdraft = self._overdraft
+        if overdraft is not None and abs(now - overdraft.since_s) < _CLEARING_S:
+            return False
+        if not self.settings.clear_for_starving or 0 < self._overdrafts_from_s - now <= _CLEARING_S:
+            return False
+        return now - entry.ticket.arrival_s >= 2 * self._starving_s(entry)
+
+    def _starving_s(self, entry: Entry) -> float:
+        """Its wait until it is overdue; where its class never is, that of the first class that is."""
+        if entry.overdue_s < inf:
+            return entry.overdue_s - entry.ticket.arrival_s
+        return min((each.aging_s for each in self.settings.classes.values() if each.aging_s), default=inf)
+
+    def _overdrawn(self, entry: Entry, hits: Hits, now: float) -> Choice:
+        """A worker with credit for something: it lets nobody pass the request, whichever router asks.
+
+        A router cannot empty a worker by itself: others fill it, and no share of its credit is ever enough.
+        """
+        ticket = entry.ticket
+        little = replace(ticket, cost=ticket.cost._replace(kv_blocks=_SOME_BLOCKS))
+        choice = self.placement.choose(little, self.fleet, hits, now)
+        if choice.worker is not None:
+            self._overdraft = _Overdraft(ticket.number, now)
+        return choice
+
+    def _settled(self, number: int, now: float | None) -> None:
+        """An overdraft is made good: its request began, at a time, or has left."""
+        overdraft = self._overdraft
+        if overdraft is not None and overdraft.number == number:
+            self._overdraft = None
+            if now is not None:
+                self._overdrafts_from_s = now + min(max(0.0, now - overdraft.since_s), _CLEARING_S)
 
     def _local(self, entry: Entry, choice: Choice, head: Entry, now: float) -> tuple[Entry, Choice]:
         """A warm request of a tenant that is not too far ahead goes before a cold one."""
@@ -286,8 +295,6 @@ class Pool:
         )
         self.queue.take(entry, estimate.total_s, uncached, ticket.prefill_tokens - uncached)
         self._passed.discard(ticket.number)
-        if self._clearing is not None and self._clearing.number == ticket.number:
-            self._clearing, self._clears_from_s = None, now
         if not entry.delayed and entry.queued_s >= self._held_at.get(ticket.tenant, -inf):
             predictor.dispatched(ticket, entry.raw_wait_s, now - entry.queued_s, now)
         seat = Seat(

@@ -113,7 +113,8 @@ class PolicySettings:
     """How often one request gives way at most."""
 
     clear_for_starving: bool = True
-    """Whether a worker is emptied for a request that never finds enough room, long after it was overdue."""
+    """Whether a request that never finds enough room goes where there is too little, long after it was overdue:
+    the worker then waits with everything else."""
 
     placement: PlacementSettings = field(default_factory=PlacementSettings)
 

@@ -103,23 +103,30 @@ def test_the_time_between_arrivals_is_no_wait_because_something_waits_for_a_work
     assert it.admit(late, 1000.0) is None
 
 
-@pytest.mark.parametrize(
-    ("latency_class", "least"), [(LatencyClass.STANDARD, 450), (LatencyClass.BATCH, 700)]
-)
-def test_a_worker_that_others_keep_filling_is_not_emptied_for_ever(
-    latency_class: LatencyClass, least: int
-) -> None:
-    it, went = Scheduler(), 0
-    huge = make_ticket(0, latency_class, tenant="huge", prompt=60_000, arrival_s=-1300.0)
-    it.submit(huge, -1300.0)
-    for number in range(1, 1001):
-        now = float(number)
-        it.worker_changed(make_worker(sequences=3, credit=Cost(100_000, 8, 100)))
-        it.submit(make_ticket(number, LatencyClass.STANDARD, arrival_s=now), now)
-        gone = placed(it, now)
-        went += bool(gone)
-        for each in gone:
-            it.ended(each)
-    assert least < went < 1000, "neither all the time nor never"
-    it.worker_changed(make_worker())
-    assert 0 in placed(it, 1001.0)
+def two_too_large() -> Scheduler:
+    it = with_worker(slots=0)
+    for number in (1, 2):
+        it.submit(make_ticket(number, LatencyClass.STANDARD, f"t{number}", prompt=60_000), 0.0)
+    return it
+
+
+def placed_where_little_is_free(it: Scheduler, now: float) -> list[int]:
+    it.worker_changed(make_worker(sequences=3, credit=Cost(100_000, 8, 100)))
+    return placed(it, now)
+
+
+def test_of_those_that_find_no_room_one_at_a_time_goes_where_there_is_too_little() -> None:
+    it = two_too_large()
+    assert placed_where_little_is_free(it, 19.0) == [], "it is not overdue for long enough"
+    assert placed_where_little_is_free(it, 20.0) == [1]
+    assert placed_where_little_is_free(it, 29.0) == [], "the worker is still being emptied for the first one"
+    it.streamed(1, 1, 30.0)
+    assert placed_where_little_is_free(it, 39.0) == [], "that took ten seconds: everybody else has as many"
+    assert placed_where_little_is_free(it, 41.0) == [2]
+
+
+def test_one_that_never_begins_where_there_was_too_little_does_not_keep_the_next_for_ever() -> None:
+    it = two_too_large()
+    assert placed_where_little_is_free(it, 20.0) == [1]
+    assert placed_where_little_is_free(it, 100.0) == []
+    assert placed_where_little_is_free(it, 141.0) == [2]
