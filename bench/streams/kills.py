@@ -58,7 +58,7 @@ async def run(site: Site, plan: Kills) -> dict[str, Struck]:
     mesh = StreamMesh(site, step_s=plan.step_s, router={"limits": limits})
     try:
         await mesh.start_routers(1)
-        asked = await mesh.answers(plan.mix)
+        (asked,) = await mesh.answers(plan.mix)
         await mesh.add_workers(f"worker-{number}" for number in range(plan.workers))
         async with stubs(mesh.addresses, connections=4) as connections:
             found = {}

@@ -140,13 +140,14 @@ class StreamMesh:
             for name in names:
                 group.create_task(self.add_worker(name))
 
-    async def answers(self, mix: Mix) -> list[Asked]:
-        """The requests of a mix with their undisturbed answers, by a worker that is gone afterwards."""
+    async def answers(self, *mixes: Mix) -> list[list[Asked]]:
+        """The requests of mixes with their undisturbed answers, by a worker that is gone afterwards."""
         oracle = self._start_worker(_ORACLE)
         try:
             await self.attached(_ORACLE)
             async with stubs(self.addresses[:1]) as (stub,):
-                return await undisturbed(stub, mix.draw(json.loads(self._site.ids.read_text())))
+                ids = json.loads(self._site.ids.read_text())
+                return [await undisturbed(stub, each.draw(ids)) for each in mixes]
         finally:
             await asyncio.to_thread(oracle.child.stop)
 

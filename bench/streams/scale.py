@@ -53,7 +53,7 @@ async def run(site: Site, plan: Scale) -> Scaled:
     found = Scaled(Tally())
     try:
         await mesh.start_routers(1)
-        asked = await mesh.answers(plan.mix)
+        (asked,) = await mesh.answers(plan.mix)
         await mesh.add_worker("worker-0")
         async with stubs(mesh.addresses, connections=4) as connections:
             before = await stock.take(mesh)

@@ -20,6 +20,7 @@ from headrace.v1.router_pb2_grpc import RouterServiceStub
 
 from bench.relay.mesh import Site
 from bench.results_contract import Row, row
+from bench.scrape import scrape, total
 from bench.streams import stock
 from bench.streams.asked import Asked, Mix
 from bench.streams.growth import rss_mb
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 MOVES_AIM = 1.05
 GROWTH_AIM_KB = 64.0
 SLOW_CONSUMER = "SLOW_CONSUMER"
-_SETTLE_S = 3.0
 _AFTER_S = 2.0  # that are measured after the slow clients were ended
 _LOOK_S = 0.5
 _SMALL_WINDOW = (
@@ -45,6 +45,7 @@ _SMALL_WINDOW = (
     ("grpc.use_local_subchannel_pool", 1),
 )
 """With a stream's usual window of 64 KiB, a thousand tokens would be on their way before anything waits."""
+_ENDLESS = Mix(requests=8, tokens=(4000, 4000), seed=2)
 _MIX = Mix(tokens=(100, 300))
 
 
@@ -56,8 +57,10 @@ class Slow:
     others: int = 200
     pairs: int = 5
     stall_s: float = 10.0  # the router's setting
+    settle_s: float = 3.0
     step_s: float = 0.1
-    mix: Mix = _MIX
+    mix: Mix = _MIX  # of the others
+    endless: Mix = _ENDLESS  # of the clients: no answer may end before its trial
 
     @property
     def window_s(self) -> float:
@@ -88,18 +91,17 @@ async def run(site: Site, plan: Slow) -> Slowed:
     """All pairs. Raises ChildFailed."""
     router: dict[str, object] = {"slow_reader": json.dumps({"stall_s": plan.stall_s})}
     mesh = StreamMesh(site, step_s=plan.step_s, slots=2 * (plan.clients + plan.others), router=router)
-    endless = Mix(requests=8, tokens=(4000, 4000), seed=2)
     others = Tally()
     trials: dict[bool, list[Trial]] = {True: [], False: []}
     try:
         await mesh.start_routers(1)
-        asked, endless_asked = await mesh.answers(plan.mix), await mesh.answers(endless)
+        asked, endless = await mesh.answers(plan.mix, plan.endless)
         await mesh.add_worker("worker-0")
         before = await stock.take(mesh)
         for number in range(2 * plan.pairs):
             slow = number % 4 in (1, 2)
             load = partial(Load, asked=asked, tally=others)
-            trials[slow].append(await _trial(mesh, plan, load, endless_asked, slow=slow))
+            trials[slow].append(await _trial(mesh, plan, load, endless, slow=slow))
         after, _ = await stock.cleared(mesh, before, CLEAR_S)
         return Slowed(others, trials[False], trials[True], before, after)
     finally:
@@ -116,18 +118,33 @@ async def _trial(
         clients = await stack.enter_async_context(_clients(tap, plan, endless, tally))
         load = others(connections)
         async with asyncio.TaskGroup() as group:
-            group.create_task(load.run(plan.others, float("inf"), ramp_s=_SETTLE_S / 2))
-            await asyncio.sleep(_SETTLE_S)
+            group.create_task(load.run(plan.others, float("inf"), ramp_s=plan.settle_s / 2))
+            await asyncio.sleep(plan.settle_s)
+            ended = await _ended(mesh)
             if slow:
                 tap.turn_down()
             began_s = time.monotonic()
             memory = await _most_memory(mesh, plan.window_s)
             gaps_s = load.tally.gaps.ended_between(began_s, time.monotonic())
             load.stop()
-            tap.open()
             if slow:
+                await _given_up(mesh, ended + plan.clients)
+                tap.open()
                 await asyncio.wait(clients, timeout=CLEAR_S)
     return Trial(tally, quantile(gaps_s, 0.99), memory)
+
+
+async def _ended(mesh: StreamMesh) -> float:
+    """Requests that the router has ended since their clients did not read."""
+    samples = await asyncio.to_thread(scrape, mesh.doors[0].metrics)
+    return total(samples, "headrace_requests_total", outcome=SLOW_CONSUMER.lower())
+
+
+async def _given_up(mesh: StreamMesh, clients: float) -> None:
+    """Waits for so many of them, at most CLEAR_S."""
+    end_s = time.monotonic() + CLEAR_S
+    while await _ended(mesh) < clients and time.monotonic() < end_s:  # noqa: ASYNC110
+        await asyncio.sleep(_LOOK_S)
 
 
 @asynccontextmanager

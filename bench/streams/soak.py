@@ -59,7 +59,7 @@ async def run(site: Site, plan: Soak) -> Soaked:
     mesh = StreamMesh(site, step_s=plan.step_s, slots=-(-plan.streams * 3 // (2 * plan.workers)))
     try:
         await mesh.start_routers(plan.routers)
-        asked = await mesh.answers(plan.mix)
+        (asked,) = await mesh.answers(plan.mix)
         await mesh.add_workers(f"worker-{number}" for number in range(plan.workers))
         async with stubs(mesh.addresses, _CONNECTIONS) as connections:
             load = Load(connections, asked, Tally(), leave=plan.leave)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -32,18 +31,17 @@ class Strike(NamedTuple):
 
 
 class Striker:
-    """Strikes a worker every so often while at least two are there, and sees that it comes back.
+    """Strikes the busiest worker every so often, while at least two are there, and sees that it comes back.
 
     Args:
         frozen_s: how long it is stopped; None: it is killed, and started again at once.
     """
 
-    def __init__(self, mesh: StreamMesh, every_s: float, frozen_s: float | None, seed: int = 1) -> None:
+    def __init__(self, mesh: StreamMesh, every_s: float, frozen_s: float | None) -> None:
         self.strikes: list[Strike] = []
         self._mesh = mesh
         self._every_s = every_s
         self._frozen_s = frozen_s
-        self._choose = random.Random(seed)
 
     async def run(self, count: int) -> None:
         """So many strikes; returns when all workers are back."""
@@ -63,7 +61,7 @@ class Striker:
                 if each.state == WORKER_STATE_READY and self._mesh.mills[each.worker_id].child.running
             }
             if len(there) >= 2:
-                name = self._choose.choice(sorted(there))
+                name = max(sorted(there), key=lambda each: there[each])
                 self.strikes.append(Strike(time.monotonic(), there[name]))
                 return self._mesh.mills[name]
             await asyncio.sleep(_POLL_S)

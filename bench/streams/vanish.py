@@ -59,7 +59,7 @@ async def run(site: Site, plan: Vanish) -> Outcome:
     mesh = StreamMesh(site, step_s=plan.step_s, slots=plan.clients + plan.others)
     try:
         await mesh.start_routers(1)
-        asked = await mesh.answers(plan.mix)
+        (asked,) = await mesh.answers(plan.mix)
         await mesh.add_worker("worker-0")
         async with stubs(mesh.addresses) as connections:
             before = await stock.take(mesh)

@@ -46,7 +46,10 @@ async def test_nothing_is_held_for_clients_that_vanish(site: Site) -> None:
 
 
 async def test_clients_that_hardly_read_are_ended_and_the_others_read_on(site: Site) -> None:
-    plan = slow.Slow(clients=8, others=8, pairs=1, stall_s=1.0, step_s=0.05, mix=MIX)
+    endless = Mix(requests=2, tokens=(1500, 1500))
+    plan = slow.Slow(
+        clients=8, others=8, pairs=1, stall_s=1.0, settle_s=0.5, step_s=0.05, mix=MIX, endless=endless
+    )
     found = await slow.run(site, plan)
     (turned_down,) = found.turned_down
     assert turned_down.clients.failed == {slow.SLOW_CONSUMER: plan.clients}
