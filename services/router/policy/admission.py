@@ -54,8 +54,8 @@ class Refusal(NamedTuple):
     kind: RefusalKind
     message: str
     """A sentence for the caller."""
-    retry_s: float
-    """When trying again makes sense, in seconds from now."""
+    retry_s: float | None
+    """When trying again makes sense, in seconds from now; None: it never does."""
 
 
 class QueueLimits(NamedTuple):
@@ -166,7 +166,8 @@ def _infeasible(ticket: Ticket, outlook: Outlook, now: float) -> Refusal | None:
     if needed_s <= left_s:
         return None
     message = f"it would take at least {needed_s:.2f} s and has {max(left_s, 0.0):.2f} s"
-    return Refusal(RefusalKind.DEADLINE_INFEASIBLE, message, _retry_s(outlook))
+    ever = outlook.lone_s <= ticket.deadline_s - ticket.arrival_s
+    return Refusal(RefusalKind.DEADLINE_INFEASIBLE, message, _retry_s(outlook) if ever else None)
 
 
 def _busy(

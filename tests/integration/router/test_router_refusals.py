@@ -187,7 +187,7 @@ async def test_a_deadline_that_cannot_be_met_is_refused_at_once(tmp_path: Path) 
         error = await refused(house, request)
         assert error.code() is Code.RESOURCE_EXHAUSTED
         assert details(error)["ErrorInfo"].reason == "DEADLINE_INFEASIBLE"
-        assert "RetryInfo" in details(error)
+        assert "RetryInfo" not in details(error), "no idle mesh would meet it either"
         assert not worker.submits
         assert (
             house.metric(

@@ -124,7 +124,19 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once(latency_class: Latency
         refusal = admit(its, outlook, loose, LIMITS, 0.0)
         assert (refusal.kind if refusal else None) is expected
         if refusal:
+            assert refusal.retry_s is not None
             assert 0 < refusal.retry_s <= 60
+
+
+def test_a_deadline_that_no_idle_mesh_would_meet_is_not_to_be_tried_again() -> None:
+    """What counts is the time that it was given, not what is left of it now."""
+    outlook = CALM._replace(prediction=Prediction(5.0, 5.1), lone_s=2.0)
+    for deadline_s, again in ((1.9, False), (2.1, True)):
+        its = make_ticket(1, I, deadline_s=deadline_s)
+        refusal = admit(its, outlook, PolicySettings(), LIMITS, 0.5)
+        assert refusal is not None
+        assert refusal.kind is RefusalKind.DEADLINE_INFEASIBLE
+        assert (refusal.retry_s is not None) is again
 
 
 def test_what_would_wait_is_refused_when_it_was_not_to() -> None:

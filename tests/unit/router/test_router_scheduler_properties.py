@@ -299,6 +299,7 @@ def test_what_one_tenant_has_waiting_is_bounded(size: int, prompt: int, by_bytes
             it.submit(its, 0.0)
         else:
             assert refusal.kind.value == "TENANT_QUEUE_FULL"
+            assert refusal.retry_s is not None
             assert 0 < refusal.retry_s < inf
     held = list(it.tickets())
     assert len(held) <= 50
