@@ -35,7 +35,8 @@ class RouterServiceStub:
 
       RESOURCE_EXHAUSTED   OVERLOADED           the mesh is too busy to keep this class's targets
                            SHED                 the same, and the request is sheddable
-                           DEADLINE_INFEASIBLE  the deadline cannot be met, so nothing was spent on it
+                           DEADLINE_INFEASIBLE  the deadline cannot be met, so nothing was spent on it; RetryInfo
+                                                only where an idle mesh could meet it
                            WOULD_QUEUE          it would have to wait, and do_not_queue was set
                            TENANT_QUEUE_FULL    too many of the tenant's requests, or bytes of them, wait
                            QUOTA_EXCEEDED       the tenant's own quota; QuotaFailure says which
@@ -80,7 +81,8 @@ class RouterServiceAsyncStub(RouterServiceStub):
 
       RESOURCE_EXHAUSTED   OVERLOADED           the mesh is too busy to keep this class's targets
                            SHED                 the same, and the request is sheddable
-                           DEADLINE_INFEASIBLE  the deadline cannot be met, so nothing was spent on it
+                           DEADLINE_INFEASIBLE  the deadline cannot be met, so nothing was spent on it; RetryInfo
+                                                only where an idle mesh could meet it
                            WOULD_QUEUE          it would have to wait, and do_not_queue was set
                            TENANT_QUEUE_FULL    too many of the tenant's requests, or bytes of them, wait
                            QUOTA_EXCEEDED       the tenant's own quota; QuotaFailure says which
@@ -121,7 +123,8 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
 
       RESOURCE_EXHAUSTED   OVERLOADED           the mesh is too busy to keep this class's targets
                            SHED                 the same, and the request is sheddable
-                           DEADLINE_INFEASIBLE  the deadline cannot be met, so nothing was spent on it
+                           DEADLINE_INFEASIBLE  the deadline cannot be met, so nothing was spent on it; RetryInfo
+                                                only where an idle mesh could meet it
                            WOULD_QUEUE          it would have to wait, and do_not_queue was set
                            TENANT_QUEUE_FULL    too many of the tenant's requests, or bytes of them, wait
                            QUOTA_EXCEEDED       the tenant's own quota; QuotaFailure says which
