@@ -251,7 +251,7 @@ class Dispatcher:
             return
         session.cancel(flight)
         self._metrics.moved.inc()
-        self._failover.migrations.pass_on(flight, now)
+        self._failover.migrations.pass_on(flight, self._failover.room(session.model), now)
         self._wait(flight, now, without=session.worker_id)
         self._dispatch()
         if flight.seat is None and not flight.over:

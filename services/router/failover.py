@@ -15,9 +15,11 @@ import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+import numpy as np
+
 from services.common import logs
 from services.router.metrics import RouterMetrics
-from services.router.migrations import Migrations, turn
+from services.router.migrations import Migrations, Room, turn
 from services.router.policy import Scheduler
 from services.router.policy.moving import MovingSettings, Stream, moves, slow_workers
 from services.router.relay.flight import Flight, numerics_label
@@ -51,7 +53,7 @@ class Failover:
         metrics: RouterMetrics,
         dispatch: Callable[[], None],
     ) -> None:
-        self.migrations = Migrations(settings.migrations_a_worker)
+        self.migrations = Migrations(settings.migration_s)
         self._settings = settings
         self._moving = MovingSettings(saved_s=settings.moving_saved_s)
         self._scheduler = scheduler
@@ -97,16 +99,22 @@ class Failover:
     def released(self, now: float) -> Iterator[Flight]:
         """Moved requests whose turn it is to be queued."""
         for model in self.migrations.models():
-            ready = int(self._scheduler.fleet(model).ready.sum())
-            yield from self.migrations.release(model, ready, now)
+            yield from self.migrations.release(model, self.room(model), now)
+
+    def room(self, model: str) -> Room:
+        """Where requests of a model can go."""
+        fleet = self._scheduler.fleet(model)
+        token_s = fleet.speeds.token_s[fleet.ready]
+        return Room(len(token_s), float(np.median(token_s)) if len(token_s) else 0.0)
 
     def from_leaving(self, now: float) -> Iterator[tuple[Session, Flight]]:
         """Streams of draining workers that others can take at once, the oldest of the foreground first."""
         for session in self._workers:
             if session.draining:
-                fleet = self._scheduler.fleet(session.model)
-                room = self.migrations.room(session.model, int(fleet.ready.sum()), now)
-                for flight in sorted(session.flights(), key=turn)[:room]:
+                room = self.room(session.model)
+                for flight in sorted(session.flights(), key=turn) if room.workers else ():
+                    if self.migrations.left_s(session.model, room, now) <= 0:
+                        break
                     yield session, flight
 
     def better_off(self, now: float) -> Iterator[tuple[Session, Flight]]:

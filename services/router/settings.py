@@ -149,8 +149,10 @@ class FailoverSettings(_Group):
         ge=0,
         description="how long requests of a broken session wait for its worker, in seconds",
     )
-    migrations_a_worker: int = Field(
-        default=8, ge=1, description="moved requests that are on their way to one worker at a time"
+    migration_s: float = Field(
+        default=0.5,
+        gt=0,
+        description="seconds of prefill of moved requests that are on their way to one worker at a time",
     )
     moving: bool = Field(
         default=True, description="whether running streams go where they end sooner, recomputation included"

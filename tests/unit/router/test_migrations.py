@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.router.migrations import PASSING_S, Migrations
+from services.router.migrations import PASSING_S, Migrations, Room
 from services.router.policy import LatencyClass
 from services.router.relay.flight import Blame, Flight
 from tests.support.flights import flight
@@ -13,12 +13,18 @@ from tests.support.flights import flight
 INTERACTIVE, BATCH = LatencyClass.INTERACTIVE, LatencyClass.BATCH
 
 
+TOKENS = 3
+"""Of each request's prompt; nothing has been made yet."""
+
+
 def moved(number: int, arrival_s: float = 0.0, latency_class: LatencyClass = INTERACTIVE) -> Flight:
     return flight(number=number, arrival_s=arrival_s, latency_class=latency_class)
 
 
 def numbers(migrations: Migrations, workers: int, now: float = 0.0) -> list[int]:
-    return [each.order.number for each in migrations.release("m", workers, now)]
+    """Who goes when a prompt takes a second."""
+    room = Room(workers, 1 / TOKENS)
+    return [each.order.number for each in migrations.release("m", room, now)]
 
 
 async def test_so_many_a_worker_go_at_once_and_each_arrival_makes_room_for_one() -> None:
@@ -30,6 +36,19 @@ async def test_so_many_a_worker_go_at_once_and_each_arrival_makes_room_for_one()
     assert numbers(migrations, workers=2) == []
     migrations.discard(flights[1])
     assert numbers(migrations, workers=2) == [4]
+
+
+async def test_short_streams_all_go_at_once_and_a_long_one_takes_the_room_of_many() -> None:
+    migrations = Migrations(1)
+    for number in range(5):
+        migrations.add(moved(number, arrival_s=number))
+    assert len(list(migrations.release("m", Room(1, 0.2 / TOKENS), 0.0))) == 5
+    long = moved(9)
+    long.ids.extend(range(100))
+    migrations.add(long)
+    migrations.add(moved(10, arrival_s=99.0))
+    later = PASSING_S * 1.01
+    assert [each.order.number for each in migrations.release("m", Room(1, 0.2 / TOKENS), later)] == [9]
 
 
 async def test_the_foreground_goes_before_batch_work_and_the_oldest_first() -> None:
