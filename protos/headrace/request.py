@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -125,11 +126,18 @@ def _put_limits(request: router_pb2.GenerateRequest, options: Options) -> None:
     if options.latency_class is not None:
         request.latency_class = LATENCY_CLASSES[options.latency_class]
     if options.completion_deadline_s is not None:
-        deadline = duration_pb2.Duration()
-        deadline.FromMilliseconds(int(options.completion_deadline_s * 1000))
-        request.completion_deadline.CopyFrom(deadline)
+        with _named("completion_deadline_s"):
+            request.completion_deadline.CopyFrom(_duration(options.completion_deadline_s))
     if (grammar := _grammar(options)) is not None:
         request.grammar.CopyFrom(grammar)
+
+
+def _duration(seconds: float) -> duration_pb2.Duration:
+    found = duration_pb2.Duration()
+    if not math.isfinite(seconds):
+        raise ValueError(f"{seconds} is no time")
+    found.FromMilliseconds(int(seconds * 1000))
+    return found
 
 
 def _grammar(options: Options) -> types_pb2.Grammar | None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +18,8 @@ from services.cli.errors import UsageError
 
 if TYPE_CHECKING:
     from headrace.client import Answer, Finished, Headrace
+
+_LONGEST_DEADLINE_S = 1e9
 
 
 class Class(StrEnum):
@@ -45,6 +47,29 @@ def generate(
     ] = None,
     regex: Annotated[str | None, typer.Option(help="What the whole answer matches.")] = None,
     latency_class: Annotated[Class | None, typer.Option("--class", help="How urgent it is.")] = None,
+    deadline: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds until the answer must be complete; refused at once where it cannot be.",
+            min=0.001,
+            max=_LONGEST_DEADLINE_S,
+        ),
+    ] = None,
+    no_queue: Annotated[bool, typer.Option("--no-queue", help="Be refused rather than wait.")] = False,
+    sheddable: Annotated[
+        bool | None,
+        typer.Option(help="May be refused first under load, or not; default: as set for the tenant."),
+    ] = None,
+    deterministic: Annotated[
+        bool,
+        typer.Option("--deterministic", help="Only where the same seed gives the same ids in any batch."),
+    ] = False,
+    label: Annotated[
+        list[str] | None, typer.Option(help="KEY=VALUE that the worker must have; repeatable.")
+    ] = None,
+    prefer: Annotated[
+        list[str] | None, typer.Option(help="KEY=VALUE of a worker that is better; repeatable.")
+    ] = None,
     as_json: options.Json = False,
     tls: options.UseTls = False,
     tls_authority: options.Authority = None,
@@ -62,6 +87,12 @@ def generate(
         "stop": stop or (),
         **as_grammar(json_schema, regex),
         "latency_class": latency_class.value if latency_class else None,
+        "completion_deadline_s": deadline,
+        "do_not_queue": no_queue or None,
+        "sheddable": sheddable,
+        "deterministic": deterministic or None,
+        "required_labels": as_labels("--label", label),
+        "preferred_labels": as_labels("--prefer", prefer),
         "timeout_s": timeout,
     }
 
@@ -103,6 +134,18 @@ def as_prompt(text: str, system: str | None, chat: bool) -> dict[str, Any]:
         return {"prompt": text}
     turns = [("system", system)] if system is not None else []
     return {"messages": [*turns, ("user", text)]}
+
+
+def as_labels(option: str, given: Sequence[str] | None) -> dict[str, str] | None:
+    """Labels from KEY=VALUE. Raises UsageError for one that is not, and for two values of a key."""
+    found: dict[str, str] = {}
+    for each in given or ():
+        key, equals, value = each.partition("=")
+        if not key or not equals:
+            raise UsageError(f"{option}: {each!r} is not KEY=VALUE")
+        if found.setdefault(key, value) != value:
+            raise UsageError(f"{option}: {key} has two values, {found[key]!r} and {value!r}")
+    return found or None
 
 
 async def print_json(answer: Answer) -> None:

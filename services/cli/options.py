@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
 Address = Annotated[
-    str, typer.Option(envvar="HEADRACE_ADDRESS", help="Public address of the mesh, host:port; several with commas.")
+    str,
+    typer.Option(
+        envvar="HEADRACE_ADDRESS", help="Public address of the mesh, host:port; several with commas."
+    ),
 ]
 ApiKey = Annotated[
     str | None, typer.Option(envvar="HEADRACE_API_KEY", help="API key hr_…; not needed without tenants.")

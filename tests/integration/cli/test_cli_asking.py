@@ -160,3 +160,34 @@ async def test_two_grammars_or_a_missing_schema_are_refused_in_a_line(tmp_path: 
         found = await headrace("generate", "How many?", *arguments)
         assert (found.code != 0, found.out, len(found.err.splitlines())) == (True, "", 1)
         assert "--json-schema" in found.err
+
+
+async def test_generate_says_how_the_request_is_to_be_handled() -> None:
+    router = ScriptedRouter(say("a"), say("b"))
+    handling = ("--deadline", "2.5", "--no-queue", "--no-sheddable", "--deterministic")
+    labels = ("--label", "region=eu", "--label", "disk=", "--prefer", "hardware=h200")
+    async with serving(router) as address:
+        found = await headrace("generate", "Why?", "--address", address, *handling, *labels)
+        plain = await headrace("generate", "Why?", "--address", address)
+    assert (found.code, plain.code) == (0, 0), found.err + plain.err
+    asked, unsaid = router.requests
+    assert asked.completion_deadline.ToMilliseconds() == 2500
+    assert (asked.do_not_queue, asked.sheddable, asked.deterministic) == (True, False, True)
+    assert asked.HasField("sheddable")
+    assert dict(asked.required_labels) == {"region": "eu", "disk": ""}
+    assert dict(asked.preferred_labels) == {"hardware": "h200"}
+    handled = {"completion_deadline", "do_not_queue", "sheddable", "deterministic", "required_labels"}
+    assert not handled & {field.name for field, _ in unsaid.ListFields()}
+
+
+async def test_labels_and_deadlines_that_are_none_are_refused_in_a_line() -> None:
+    for wrong, named in (
+        (("--label", "region"), "--label: 'region' is not KEY=VALUE"),
+        (("--prefer", "=eu"), "--prefer: '=eu' is not KEY=VALUE"),
+        (("--label", "a=1", "--label", "a=2"), "--label: a has two values, '1' and '2'"),
+        (("--deadline", "0"), "--deadline"),
+        (("--deadline", "inf"), "--deadline"),
+    ):
+        found = await headrace("generate", "Why?", "--address", "127.0.0.1:9", *wrong)
+        assert found.code == 2
+        assert named in found.err

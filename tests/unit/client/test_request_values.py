@@ -1,0 +1,14 @@
+"""Values of options that no request can carry."""
+
+from __future__ import annotations
+
+from math import inf, nan
+
+import pytest
+from headrace.client import build_request
+
+
+@pytest.mark.parametrize("seconds", [inf, -inf, nan, 1e300])
+def test_a_deadline_that_is_no_time_is_refused_by_name(seconds: float) -> None:
+    with pytest.raises(ValueError, match=r"^completion_deadline_s: "):
+        build_request("x", completion_deadline_s=seconds)
