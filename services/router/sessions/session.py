@@ -265,6 +265,7 @@ class Session:
             return
         if frame.number <= self._frames_received:
             self._bad("duplicate_frame")
+            self._suspects.add(self._seats.by_slot, now)  # perhaps it was another, under a wrong number
             return
         if frame.number > self._frames_received + 1:
             self._bad("frame_gap")

@@ -385,6 +385,18 @@ async def test_a_request_whose_end_was_in_a_lost_frame_is_moved(bench: Bench) ->
     assert lively.seat is not None
 
 
+async def test_a_request_whose_end_came_under_a_number_that_was_used_is_moved(bench: Bench) -> None:
+    it = bench.seat()
+    bench.session.outbox.take()
+    bench.say(1.0, updates=[bench.update(it, 0, IDS[:2])])
+    bench.number -= 1
+    bench.say(1.1, updates=[bench.update(it, 2, IDS[2:4], LENGTH)])
+    assert it.ids == IDS[:2]
+    bench.say(3.5)
+    bench.session.check(3.5)
+    assert [each for each, _ in bench.floor.gone] == [it]
+
+
 async def test_a_foreground_grant_is_told_apart_from_what_batch_work_may_have(bench: Bench) -> None:
     more = session_pb2.Credit(prefill_tokens=300, sequences=6, kv_blocks=70)
     bench.say(**grant(), foreground_credit=more)
