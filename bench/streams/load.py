@@ -37,7 +37,7 @@ class Load:
     """Clients over some connections.
 
     Args:
-        leave: of all streams, the part that its client leaves somewhere in its middle.
+        leave: of all streams, the part that its client leaves in its first half: none is over by then.
     """
 
     def __init__(
@@ -73,5 +73,5 @@ class Load:
         while time.monotonic() < self._until_s:
             asked = self._choose.choice(self._asked)
             leaves = self._choose.random() < self._leave
-            leave_at = self._choose.randrange(1, len(asked.ids)) if leaves else None
+            leave_at = self._choose.randint(1, len(asked.ids) // 2) if leaves else None
             await read(stub, asked, self.tally, leave_at=leave_at)
