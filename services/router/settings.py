@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import NoDecode
 
 from services.common.settings import Address, ListenAddress, ServiceSettings
@@ -119,6 +119,19 @@ class LimitSettings(_Group):
     queued_requests: int = Field(default=10_000, ge=1, description="requests that wait")
     resumes: int = Field(default=2, ge=0, description="lost workers that one request survives")
 
+    @model_validator(mode="after")
+    def _fit(self) -> Self:
+        if self.request_bytes > self.queued_bytes:
+            raise ValueError(
+                f"queued_bytes {self.queued_bytes} is less than request_bytes {self.request_bytes}: "
+                "the largest request could never wait"
+            )
+        if self.grammar_bytes > self.request_bytes:
+            raise ValueError(
+                f"grammar_bytes {self.grammar_bytes} is more than request_bytes {self.request_bytes}"
+            )
+        return self
+
 
 class SessionTimes(_Group):
     """Times of workers' sessions, in seconds."""
@@ -139,6 +152,15 @@ class SessionTimes(_Group):
     orphan_hold_s: float = Field(
         default=5.0, ge=0, description="how long a worker keeps requests for a client that resumes elsewhere"
     )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if not self.heartbeat_s < self.stale_s <= self.lost_s:
+            raise ValueError(
+                f"heartbeat_s {self.heartbeat_s:g}, stale_s {self.stale_s:g} and lost_s {self.lost_s:g} "
+                "must rise: a worker that speaks as often as it is to would count as lost"
+            )
+        return self
 
 
 class FailoverSettings(_Group):

@@ -74,6 +74,10 @@ class PolicySettings:
     relegation: bool = True
     restore_after: float = 2.0
     """A relegated request is back in its place at so many times its target."""
+    restored_share: float = 0.1
+    """Of its tenant's work, for what is back, while requests wait that can still meet their target."""
+    pace: bool = True
+    """Whether workers take only as many sequences as fit the target of a token, where far more is asked for."""
     look_ahead: int = 32
     """Requests looked at behind one that cannot go."""
     tenant_look_ahead: int = 8
@@ -113,8 +117,8 @@ class PolicySettings:
     """How often one request gives way at most."""
 
     clear_for_starving: bool = True
-    """Whether a request that never finds enough room goes where there is too little, long after it was overdue:
-    the worker then waits with everything else."""
+    """Whether a request that never finds enough room goes where there is too little, long after it was
+    overdue: its worker then lets nobody pass it."""
 
     placement: PlacementSettings = field(default_factory=PlacementSettings)
 
@@ -180,6 +184,10 @@ class PolicySettings:
             )
         if self.tenant_look_ahead > self.look_ahead:
             yield f"tenant_look_ahead: {self.tenant_look_ahead} is more than look_ahead {self.look_ahead}"
+        if self.placement.short_slice == 1:
+            yield "placement.short_slice: 1 leaves no sequence slot to requests that are not short"
+        if not 0 <= self.restored_share <= 1:
+            yield f"restored_share: must be from 0 to 1, not {self.restored_share:g}"
         if self.restore_after < 1:
             yield f"restore_after: {self.restore_after:g}: a request cannot be late before its target"
 

@@ -28,12 +28,29 @@ from services.router.settings import RouterSettings
         ({"scheduling": {"output_weight": -2.0}}, "HEADRACE_ROUTER_SCHEDULING: output_weight"),
         ({"scheduling": {"sheddable_ramp": (0.8, 0.5)}}, "HEADRACE_ROUTER_SCHEDULING: sheddable_ramp"),
         ({"scheduling": {"warm_share": 2.0}}, "HEADRACE_ROUTER_SCHEDULING: "),
+        ({"scheduling": {"short_slice": 1.0}}, "HEADRACE_ROUTER_SCHEDULING: placement.short_slice"),
     ],
 )
 def test_a_contradiction_is_named(given: dict[str, Any], named: str) -> None:
     with pytest.raises(SettingsError) as caught:
         scheduling.policy_settings(RouterSettings(**given))
     assert any(line.startswith(named) for line in str(caught.value).splitlines()), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--session.heartbeat-s", "1.2"], "heartbeat_s 1.2, stale_s 1 and lost_s 1.5 must rise"),
+        (["--session.stale-s", "2"], "stale_s 2 and lost_s 1.5 must rise"),
+        (["--limits.queued-bytes", "4096"], "queued_bytes 4096 is less than request_bytes 4194304"),
+        (["--limits.request-bytes", "2048"], "grammar_bytes 32768 is more than request_bytes 2048"),
+    ],
+)
+def test_limits_and_times_that_contradict_are_refused_in_one_line(flags: list[str], said: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        RouterSettings.load(flags)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_every_contradiction_has_its_line() -> None:
