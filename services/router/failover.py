@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from services.common import logs
+from services.common import errors, logs
 from services.router.metrics import RouterMetrics
 from services.router.migrations import Migrations, Room, turn
 from services.router.policy import Scheduler
@@ -29,6 +29,11 @@ from services.router.sessions.workers import Workers
 from services.router.settings import FailoverSettings
 
 log = logs.get(__name__)
+
+
+SOON_S = 1.0
+MOST_BREAKS = 3
+"""Sessions in a row that broke within SOON_S: after that its requests do not wait for it."""
 
 
 class _Seated(NamedTuple):
@@ -70,7 +75,10 @@ class Failover:
             earlier = parted.session
         if earlier is None:
             return []
-        if not same_process(earlier, session):
+        session.breaks = earlier.breaks + 1 if session.began_s - earlier.began_s < SOON_S else 0
+        if session.breaks > MOST_BREAKS and earlier.close_error is None:
+            earlier.close_error = errors.Unavailable("its sessions break again and again", reason="BREAKS")
+        if not same_process(earlier, session) or session.breaks > MOST_BREAKS:
             earlier.give_up()
             return []
         gone = hand_over(earlier, session)

@@ -27,7 +27,6 @@ from services.router.sessions.pulse import Pulse
 from services.router.sessions.seats import Occupied, Seats
 from services.router.sessions.sense import take_away_nonsense
 from services.router.sessions.served import ServedMeter
-from services.router.sessions.suspects import Suspects
 from services.router.sessions.trial import NOBODY, trial
 from services.router.settings import SessionTimes
 
@@ -66,7 +65,9 @@ class Session:
         """Takes what the worker tells of its KV cache; None: nothing is to be learned."""
         self._step_model: StepModel | None = None
         self.draining = False
-        self.last_frame_s = now
+        self.began_s = self.last_frame_s = now
+        self.breaks = 0
+        """Sessions of this process before this one, each soon after the other, that broke."""
         self.closed = False
         self.close_error: errors.HeadraceError | None = None
         self.resumed: list[session_pb2.ResumeRequest] = []
@@ -77,7 +78,6 @@ class Session:
         self._frames_received = frames_received
         self._seats = Seats()
         self._streamed: list[Streamed] = []
-        self._suspects = Suspects()
         self._pulse = Pulse(times.hung_s)
         self._paused_until = 0.0
         self._conduct = Conduct(now)
@@ -196,8 +196,6 @@ class Session:
             self.close(errors.Unavailable(f"no frame for {now - self.last_frame_s:.1f} s", reason="STALE"))
         elif self.outbox.acknowledge > self.outbox.acknowledged:
             self.outbox.wake()
-        if self._suspects:
-            self._lose_suspects(now)
 
     def close(self, error: errors.HeadraceError | None = None) -> None:
         """Ends the session; its requests are given up by who holds it."""
@@ -269,7 +267,8 @@ class Session:
             return
         if frame.number > self._frames_received + 1:
             self._bad("frame_gap")
-            self._suspects.add(self._seats.by_slot, now)
+            self.close()  # not acknowledged, so all that is missing is told again in its next session
+            return
         self._frames_received = self.outbox.acknowledge = frame.number
         self.last_frame_s = now
         self._reported(frame)
@@ -313,7 +312,6 @@ class Session:
         seat = self._seat(update.slot, update.attempt)
         if seat is None:
             return
-        self._suspects.heard(update.slot)
         flight = seat.flight
         if flight is None:
             if update.HasField("end"):
@@ -364,14 +362,6 @@ class Session:
                 self._floor.leaves(flight)
             else:
                 self._floor.again(flight)
-
-    def _lose_suspects(self, now: float) -> None:
-        for slot in self._suspects.due(now):
-            seat = self._seats.by_slot.get(slot)
-            if seat is not None and seat.flight is not None:
-                flight = seat.flight
-                self.cancel(flight)
-                self._floor.lost(flight)
 
     def _progressed(self, progress: session_pb2.Progress, now: float) -> None:
         stuck_s = self._pulse.stuck_s(progress, self.load, self._step_model, now)

@@ -49,6 +49,8 @@ async def test_lost_frames_lose_no_token_and_double_none(tmp_path: Path) -> None
         await mesh.add_worker(simulated_drop_rate="0.02")
         streams = await asyncio.gather(*(generate(mesh.stub, own_request(n, 60)) for n in range(8)))
         assert [each.token_ids for each in streams] == [each.token_ids for each in expected]
+        made_again = [each for each in streams if each.finished is None or each.finished.attempts > 1]
+        assert not made_again, "what was lost is told again"
 
 
 async def test_a_worker_that_says_it_is_idle_takes_no_more_than_its_credit(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from headrace.v1 import router_pb2, session_pb2
 
 from services.router.dispatcher import TICKS_A_SURVEY
+from services.router.failover import MOST_BREAKS
 from tests.support.router_house import House, open_house, read
 from tests.support.scripted_worker import ScriptedWorker, all_at_once, end, update
 from tests.support.waiting import eventually
@@ -92,6 +93,27 @@ async def test_what_the_worker_holds_no_more_is_submitted_again_at_once(house: H
     on = session_pb2.Submit(slot=resume.slot, attempt=1)
     second.say(update(on, 3, ids[3:], end()), update(again, 2, ids[2:], end()))
     assert [(await read(call)).ids for call in calls] == [ids, ids]
+
+
+async def test_a_process_whose_sessions_break_again_and_again_loses_its_requests(
+    house: House, ids: list[int]
+) -> None:
+    worker = await house.worker(worker_id="same").connect()
+    call = house.stub.Generate(Request(text=PROMPT))
+    submit = await worker.submitted()
+    worker.say(update(submit, 0, ids[:4]))
+    await tokens(house, 4)
+    resumed = 0
+    while worker.welcome and (worker.welcome.resume or not resumed):
+        resumed += 1
+        await worker.die()
+        worker = await back(house, worker, held(submit, made=4))
+        submit.slot = worker.welcome.resume[0].slot if worker.welcome and worker.welcome.resume else 0
+    assert resumed == MOST_BREAKS + 1
+    again = await worker.submitted()
+    assert (again.attempt, again.next_index) == (2, 4)
+    worker.say(update(again, 4, ids[4:], end()))
+    assert (await read(call)).ids == ids
 
 
 @pytest.mark.parametrize("field", ["attempt", "slot", "request_id", "next_index"])
