@@ -2,7 +2,8 @@
 
 Before the first token, a refusal that says when to retry (RetryInfo) is retried then, as long as the caller's
 time allows, unless the request asked for a refusal instead of a wait. A broken stream is taken up from the
-next token by `Generate(resume)`, on whichever router answers. A token is never seen twice, none is skipped.
+next token by `Generate(resume)`, on whichever router answers. Where nothing is left of it, the whole is made
+again, compared with what arrived, and left out so far. A token is never seen twice, none is skipped.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Self, TypeAlias
 import grpc
 
 from headrace import errors
+from headrace.arrived import Arrived
 from headrace.lines import Line, Lines
 from headrace.recovery import Ask, Recovery
 from headrace.v1 import router_pb2, types_pb2
@@ -43,8 +45,7 @@ class Answer:
         self._request = self._asked = request
         self._deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         self._call: Call | None = None
-        self._next_index = 0
-        self._text_bytes = 0
+        self._arrived = Arrived()
         self._recovery = Recovery(len(lines))
         self._ended = False
 
@@ -52,6 +53,11 @@ class Answer:
     def request_id(self) -> str:
         """The name of the request in the mesh."""
         return self._request.request_id
+
+    @property
+    def address(self) -> str | None:
+        """Where the call that runs went; None while none does."""
+        return self._line.address if self._line is not None else None
 
     @property
     def retries(self) -> int:
@@ -105,8 +111,8 @@ class Answer:
             except BaseException:
                 self._close()
                 raise
-            if self._accept(event):
-                return event
+            if (news := self._accept(event)) is not None:
+                return news
         raise StopAsyncIteration
 
     async def __aenter__(self) -> Self:
@@ -136,30 +142,26 @@ class Answer:
             raise errors.StreamLost("the answer ended without its end", code=grpc.StatusCode.ABORTED)
         return message.delta if message.HasField("delta") else message.finished
 
-    def _accept(self, event: Event) -> bool:
-        """Whether the event is news; ends the answer with its last one."""
-        self._recovery.arrived()
+    def _accept(self, event: Event) -> Event | None:
+        """What of the event is news; ends the answer with its last one. Raises StreamLost."""
         if isinstance(event, Finished):
-            self._ended = True
-            self._drop_call()
-            return True
-        end = event.index + len(event.token_ids)
-        if event.token_ids and end <= self._next_index:
-            return False
-        if event.token_ids and event.index != self._next_index:
             self._close()
-            gap = f"expected token {self._next_index}, got {event.index}"
-            raise errors.StreamLost(gap, code=grpc.StatusCode.ABORTED, reason="GAP")
-        self._next_index = max(end, self._next_index)
-        self._text_bytes += len(event.text.encode())
-        return True
+            return event
+        try:
+            news = self._arrived.news(event)
+        except errors.StreamLost:
+            self._close()
+            raise
+        if news is not None:
+            self._recovery.arrived()
+        return news
 
     async def _recover(self, error: errors.HeadraceError) -> None:
         """Prepares the next call after a failure, or ends the answer with its error."""
         line = self._line
         self._drop_call()
         try:
-            step = self._recovery.step(error, self._next_index, time.monotonic())
+            step = self._recovery.step(error, len(self._arrived), time.monotonic())
         except errors.HeadraceError:
             self._ended = True
             raise
@@ -168,12 +170,17 @@ class Answer:
             raise error
         if step.elsewhere and line is not None:
             self._lines.broke(line)
-        self._asked = self._request if step.ask is Ask.AGAIN else self._rest()
+        self._asked = self._whole() if step.ask is Ask.AGAIN else self._rest()
         await asyncio.sleep(step.pause_s)
 
+    def _whole(self) -> router_pb2.GenerateRequest:
+        self._arrived.from_the_start()
+        return self._request
+
     def _rest(self) -> router_pb2.GenerateRequest:
+        self._arrived.from_here()
         resume = router_pb2.Resume(
-            request_id=self.request_id, next_index=self._next_index, text_bytes=self._text_bytes
+            request_id=self.request_id, next_index=len(self._arrived), text_bytes=self._arrived.text_bytes
         )
         return rest_of(self._request, resume)
 

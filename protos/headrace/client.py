@@ -17,6 +17,7 @@ Needs grpcio, protobuf and googleapis-common-protos, nothing else of Headrace.
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 import uuid
 import weakref
@@ -109,8 +110,10 @@ class Headrace:
         return self.answer(build_request(prompt, messages, token_ids, **options), timeout_s=timeout_s)
 
     def answer(self, request: router_pb2.GenerateRequest, *, timeout_s: float | None = None) -> Answer:
-        """`generate` for who builds the message; names the request where it has no name."""
+        """`generate` for who builds the message; gives it a name and a seed where it has none."""
         request.request_id = request.request_id or uuid.uuid4().hex
+        if request.sampling.temperature and not request.sampling.HasField("seed"):
+            request.sampling.seed = secrets.randbits(64)
         answer = Answer(self._start, self._lines, request, timeout_s or self._timeout_s)
         self._answers.add(answer)
         return answer

@@ -4,8 +4,8 @@
                       no router reached                   the next address at once, each once
                       the connection broke                the rest, from token 0
     tokens arrived    the connection broke                the rest, from the next token
-    asked for it      nothing is left, nothing arrived    the whole request again, under its name
-                      nothing is left, tokens arrived     the caller is told
+    asked for it      nothing is left                     the whole request again, under its name; once where
+                                                          tokens arrived: it is reproducible, by its seed
                       no router there, or a busy one      again, for as long as workers keep what routers lost
 
 A refusal in the mesh's own words is final, but for UNAVAILABLE: a router that stops hands its streams on.
@@ -62,6 +62,7 @@ class Recovery:
         self.resumes = 0
         self._untried = addresses - 1
         self._again_s: float | None = None
+        self._made_again = False
         self._jitter = jitter
         self._break: errors.HeadraceError | None = None
         self._broke_s = 0.0
@@ -121,10 +122,11 @@ class Recovery:
     def _nothing_left(self, arrived_tokens: int, now: float) -> Step:
         broke = self._break
         assert broke is not None
-        if arrived_tokens:
+        if arrived_tokens and self._made_again:
             message = f"the answer broke off after {arrived_tokens} tokens and nothing is left of it: {broke}"
             raise errors.StreamLost(message, code=grpc.StatusCode.ABORTED, reason="STREAM_LOST") from broke
         self.retries += 1
+        self._made_again = self._made_again or arrived_tokens > 0
         self._break, self._again_s = None, now
         return Step(Ask.AGAIN, 0.0, elsewhere=False)
 

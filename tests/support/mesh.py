@@ -76,6 +76,7 @@ class Mesh:
         model: a model directory.
         router: settings of the router, by name, beyond the needed ones.
         worker: settings of all workers.
+        routers: router processes; the first is what the other names mean.
     """
 
     def __init__(
@@ -86,11 +87,15 @@ class Mesh:
         router: dict[str, str] | None = None,
         worker: dict[str, str] | None = None,
         tokenizer: dict[str, str] | None = None,
+        routers: int = 1,
     ) -> None:
         self.directory = directory
         self.model = model
         self._settings = {"router": router or {}, "worker": worker or {}, "tokenizer": tokenizer or {}}
         self._ports = {name: free_port() for name in ("public", "mesh", "tokenizer", "cache", "metrics")}
+        for number in range(1, routers):
+            self._ports |= {f"public-{number}": free_port(), f"mesh-{number}": free_port()}
+        self._routers = routers
         self._valkey: ValkeyServer | None = None
         self._channels: list[Any] = []
         self.processes: dict[str, Process] = {}
@@ -103,6 +108,24 @@ class Mesh:
     def address(self) -> str:
         """host:port for clients."""
         return f"127.0.0.1:{self._ports['public']}"
+
+    @property
+    def addresses(self) -> list[str]:
+        """host:port of all routers for clients."""
+        return [self.address, *(self._on(f"public-{number}") for number in range(1, self._routers))]
+
+    def mesh_address(self, number: int) -> str:
+        """Where workers and operators find one of the routers."""
+        return self._on(f"mesh-{number}" if number else "mesh")
+
+    def router(self, number: int) -> Process:
+        """One of the routers."""
+        return self.processes[_router(number)]
+
+    async def restart_router(self, number: int) -> None:
+        """Starts a router that has ended again."""
+        self._start_router(number)
+        await self._serving(self.router(number), self.addresses[number])
 
     def port(self, name: str) -> int:
         """Port of "public", "mesh", "tokenizer", "cache" or "metrics" (the router's)."""
@@ -124,10 +147,12 @@ class Mesh:
         self._valkey.start()
         self._spawn("cache", listen=self._on("cache"), valkey_url=f"unix://{socket_path}")
         self._spawn("tokenizer", listen=self._on("tokenizer"), model=str(self.model))
-        self._spawn("router", **self._router_settings())
+        for number in range(self._routers):
+            self._start_router(number)
         for name in ("cache", "tokenizer"):
             await self._serving(self.processes[name], self._on(name))
-        await self._serving(self.processes["router"], self.address)
+        for number, address in enumerate(self.addresses):
+            await self._serving(self.router(number), address)
         self.stub = router_pb2_grpc.RouterServiceStub(self.channel(self.address))
         self.admin = admin_pb2_grpc.AdminServiceStub(self.channel(self._on("mesh")))
         return self
@@ -141,7 +166,8 @@ class Mesh:
         """Starts a worker and waits until it serves."""
         address = f"127.0.0.1:{free_port()}"
         name = f"worker-{len(self.workers)}"
-        needed = {"listen": address, "routers": self._on("mesh"), "model": str(self.model), "worker_id": name}
+        routers = ",".join(self._on(each) for each in self._ports if each.startswith("mesh"))
+        needed = {"listen": address, "routers": routers, "model": str(self.model), "worker_id": name}
         process = self._spawn("worker", name, **{**needed, **self._settings["worker"], **settings})
         self.workers.append(process)
         await self._serving(process, address)
@@ -168,6 +194,13 @@ class Mesh:
         if self._valkey:
             self._valkey.stop()
 
+    def _start_router(self, number: int) -> None:
+        settings = self._router_settings()
+        if number:
+            own = {"listen": self._on(f"public-{number}"), "mesh_listen": self._on(f"mesh-{number}")}
+            settings = {**settings, **own, "metrics_listen": "127.0.0.1:0"}
+        self._spawn("router", _router(number), **settings)
+
     def _router_settings(self) -> dict[str, str]:
         return {
             "listen": self.address,
@@ -186,7 +219,7 @@ class Mesh:
         environment["HEADRACE_MESH_SECRET_FILE"] = str(self.directory / "mesh.secret")
         process = Process(service, name or service, self.directory, environment)
         if service != "worker":
-            self.processes[service] = process
+            self.processes[name or service] = process
         return process
 
     def _on(self, name: str) -> str:
@@ -194,6 +227,10 @@ class Mesh:
 
     async def _serving(self, process: Process, address: str) -> None:
         await serving(process, self.channel(address))
+
+
+def _router(number: int) -> str:
+    return f"router-{number}" if number else "router"
 
 
 async def serving(process: Process, channel: Any) -> None:

@@ -193,11 +193,12 @@ async def test_where_no_stream_can_be_resumed_the_break_itself_is_raised() -> No
 
 
 async def test_a_stream_of_which_nothing_is_left_is_lost_and_the_caller_told_how_far_it_came() -> None:
-    router = ScriptedRouter(break_connection(delta(0, "a", "b")), fail(GONE))
+    lost = break_connection(delta(0, "a", "b"))
+    router = ScriptedRouter(lost, fail(GONE), lost, fail(GONE))
     async with serving(router) as address, Headrace(address) as mesh:
         with pytest.raises(StreamLost, match=r"after 2 tokens.*Socket closed"):
             await mesh.generate("x", timeout_s=20).text()
-    assert len(router.requests) == 2
+    assert len(router.requests) == 4
 
 
 async def test_resuming_is_tried_again_while_no_router_is_there() -> None:

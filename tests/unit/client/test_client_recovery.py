@@ -72,6 +72,32 @@ async def test_what_asks_for_the_rest_says_what_arrived_and_nothing_else() -> No
     assert router.requests[1] == router_pb2.GenerateRequest(resume=resume)
 
 
+@pytest.mark.parametrize("again", [("a", "b", "c"), ("ab", "c"), ("abc",)])
+async def test_where_nothing_is_left_the_whole_is_made_again_and_only_its_rest_seen(again: Any) -> None:
+    async def remade(request: Any, context: Any) -> Events:
+        index = 0
+        for part in again:
+            yield delta(index, *part)
+            index += len(part)
+        yield finished(3)
+
+    router = ScriptedRouter(cut(delta(0, "a", "b")), raising(GONE), remade)
+    async with serving(router) as address, Headrace(address) as mesh:
+        whole = await mesh.generate("x", timeout_s=20, temperature=1.0).finished()
+    assert (whole.text, list(whole.token_ids)) == ("abc", [0, 1, 2])
+    assert router.requests[2] == router.requests[0]
+    assert router.requests[0].sampling.HasField("seed")
+
+
+async def test_an_answer_that_becomes_another_when_it_is_made_again_is_lost() -> None:
+    other = router_pb2.GenerateResponse(delta=router_pb2.Delta(index=0, text="x", token_ids=[77]))
+    router = ScriptedRouter(cut(delta(0, "a")), raising(GONE), saying(other, finished(1)))
+    async with serving(router) as address, Headrace(address) as mesh:
+        with pytest.raises(client_errors.StreamLost) as lost:
+            await mesh.generate("x", timeout_s=20).text()
+    assert lost.value.reason == "DIVERGED"
+
+
 async def test_a_router_that_stops_hands_its_streams_on() -> None:
     stops = errors.Unavailable("the router stops", reason="ROUTER_STOPS", retry_s=1.0)
 
