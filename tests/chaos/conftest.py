@@ -9,7 +9,7 @@ import pytest_asyncio
 
 from bench.relay.mesh import Site
 from services.common.models import ModelDirectory
-from tests.support.tiny_llama import write_tiny_llama
+from tests.support.tiny_llama import TinyLlama, write_tiny_llama
 from tests.support.tiny_tokenizer import write_tiny_tokenizer
 
 
@@ -20,6 +20,14 @@ def invented_model(tmp_path_factory: pytest.TempPathFactory) -> ModelDirectory:
     write_tiny_tokenizer(directory)
     write_tiny_llama(directory)
     return ModelDirectory(directory, "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama that real engines compute, with its tokenizer."""
+    directory = tmp_path_factory.mktemp("real") / "tiny"
+    write_tiny_tokenizer(directory)
+    return write_tiny_llama(directory, TinyLlama(layers=2))
 
 
 @pytest_asyncio.fixture
