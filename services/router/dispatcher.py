@@ -300,7 +300,7 @@ class Dispatcher:
             self._wait(flight, now)
 
     def _refusal(self, order: Order, limits: QueueLimits | None) -> errors.HeadraceError | None:
-        if len(self.scheduler) >= self._max_waiting:
+        if self.scheduler.full(order.tenant, self._max_waiting):
             return errors.Overloaded("too many requests wait", retry_s=RETRY_S)
         refusal = self.scheduler.admit(order.ticket(0, frozenset()), time.monotonic(), limits)
         self._metrics.admitted(order, refusal)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from services.common.errors import AlreadyExists, Overloaded, QuotaExceeded
 from services.common.identity import Tenant
+from services.router.policy import admission
 from services.router.quotas import Quotas, TenantQuotas
 
 RETRY_S = 1.0
@@ -33,8 +34,7 @@ class Pass:
 
     def started(self) -> None:
         """The request no longer waits."""
-        self._account.queued_bytes -= self._queued
-        self._gate.queued_bytes -= self._queued
+        self._gate.queue(self._account, -self._queued)
         self._queued = 0
 
     def charge(self, tokens: int) -> None:
@@ -63,12 +63,20 @@ class Gate:
         self._most_queued = queued_bytes
         self._accounts: dict[str, _Account] = {}
         self._inside = 0
+        self._tenants_queued = 0
         self._empty = asyncio.Event()
         self._empty.set()
 
     async def emptied(self) -> None:
         """Returns when no request is inside."""
         await self._empty.wait()
+
+    def queue(self, account: _Account, size: int) -> None:
+        """So many bytes of a tenant wait more, or fewer when negative."""
+        self._tenants_queued -= account.queued_bytes > 0
+        account.queued_bytes += size
+        self.queued_bytes += size
+        self._tenants_queued += account.queued_bytes > 0
 
     def left(self) -> None:
         """A pass was given back."""
@@ -91,8 +99,7 @@ class Gate:
         self._inside += 1
         self._empty.clear()
         account.running.add(request_id)
-        account.queued_bytes += size
-        self.queued_bytes += size
+        self.queue(account, size)
         return Pass(self, account, request_id, size)
 
     def _check(self, tenant: Tenant, account: _Account, request_id: str, size: int, now: float) -> None:
@@ -101,7 +108,9 @@ class Gate:
         self._check_quotas(account.quotas, now)
         if account.queued_bytes + size > tenant.queued_bytes:
             raise QuotaExceeded(f"{tenant.queued_bytes} bytes may wait at one time", retry_s=RETRY_S)
-        if self.queued_bytes + size > self._most_queued:
+        tenants = self._tenants_queued + (not account.queued_bytes)
+        part_full = admission.part_full(account.queued_bytes, self._most_queued, tenants)
+        if part_full or self.queued_bytes + size > self._most_queued:
             raise Overloaded("too many bytes wait", retry_s=RETRY_S)
 
     def _check_quotas(self, quotas: TenantQuotas, now: float) -> None:

@@ -115,8 +115,14 @@ class LimitSettings(_Group):
 
     request_bytes: int = Field(default=4 << 20, ge=1024, description="bytes of one request")
     grammar_bytes: int = Field(default=32 << 10, ge=1, description="bytes of one grammar")
-    queued_bytes: int = Field(default=512 << 20, ge=1, description="bytes of all requests that wait")
-    queued_requests: int = Field(default=10_000, ge=1, description="requests that wait")
+    queued_bytes: int = Field(
+        default=512 << 20,
+        ge=1,
+        description="bytes of all requests that wait; a part of them is kept for who comes next",
+    )
+    queued_requests: int = Field(
+        default=20_000, ge=1, description="requests that wait; a part of them is kept for who comes next"
+    )
     resumes: int = Field(default=2, ge=0, description="lost workers that one request survives")
 
     @model_validator(mode="after")

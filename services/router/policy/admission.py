@@ -127,6 +127,14 @@ def admit(
     return refusal
 
 
+def part_full(own: float, most: float, tenants: int) -> bool:
+    """Whether a tenant has its part of what may wait in all, of so many tenants with something waiting.
+
+    A part is kept for each of them and one for who comes next: no flood keeps anybody out.
+    """
+    return own >= most / (tenants + 1)
+
+
 def thinned(number: int, share: float) -> bool:
     """Whether a request is among the share to refuse: of any run of numbers very nearly that share is."""
     return (number * _GOLDEN) % 1.0 < share

@@ -7,6 +7,7 @@ caller's clock; one that jumps changes what is overdue, never who gets which sha
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -74,6 +75,7 @@ class Scheduler:
         self._pools: dict[str, Pool] = {}
         self._model_of: dict[str, str] = {}
         self._waits_in: dict[int, Pool] = {}
+        self._waiting_of: Counter[str] = Counter()
         self._seats: dict[int, Seat] = {}
         self._batch: dict[str, dict[int, Seat]] = {}
         self._displaced: dict[int, int] = {}
@@ -104,6 +106,12 @@ class Scheduler:
         outlook = pool.outlook(ticket, now)
         return admission.admit(ticket, outlook, self.settings, limits or self._limits, now, pool.thinning)
 
+    def full(self, tenant: str, most: int) -> bool:
+        """Whether nothing more of a tenant may wait where `most` requests may in all."""
+        tenants = len(self._waiting_of) + (tenant not in self._waiting_of)
+        own = self._waiting_of.get(tenant, 0)
+        return len(self) >= most or admission.part_full(own, most, tenants)
+
     def submit(self, ticket: Ticket, now: float | None = None) -> None:
         """Lets a request wait, at the place of its arrival; one that had a worker has left it."""
         self._leave(ticket.number, came_back=True)
@@ -111,13 +119,17 @@ class Scheduler:
         self.remove(ticket.number)
         pool.submit(ticket, ticket.arrival_s if now is None else now)
         self._waits_in[ticket.number] = pool
+        self._waiting_of[ticket.tenant] += 1
 
     def remove(self, number: int) -> Ticket | None:
         """Takes a waiting request out; None when it does not wait."""
         self._alone_since.pop(number, None)
         pool = self._waits_in.pop(number, None)
         entry = pool.remove(number) if pool is not None else None
-        return entry.ticket if entry is not None else None
+        if entry is None:
+            return None
+        self._waits_no_more(entry.ticket)
+        return entry.ticket
 
     def ended(self, number: int, cached_tokens: int | None = None) -> None:
         """A request is over, wherever it was; `cached_tokens`: of its prompt, as its worker reported."""
@@ -167,6 +179,7 @@ class Scheduler:
                 seat = placed.seat
                 number = seat.ticket.number
                 self._waits_in.pop(number)
+                self._waits_no_more(seat.ticket)
                 self._alone_since.pop(number, None)
                 self._seats[number] = seat
                 if seat.ticket.latency_class is LatencyClass.BATCH:
@@ -237,6 +250,11 @@ class Scheduler:
         since = min(self._alone_since.setdefault(ticket.number, now), now)
         self._alone_since[ticket.number] = since
         return now - since >= self.settings.classes[ticket.latency_class].patience_s
+
+    def _waits_no_more(self, ticket: Ticket) -> None:
+        self._waiting_of[ticket.tenant] -= 1
+        if not self._waiting_of[ticket.tenant]:
+            del self._waiting_of[ticket.tenant]
 
     def _pool(self, model: str) -> Pool:
         pool = self._pools.get(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 
@@ -73,6 +74,21 @@ async def test_waiting_bytes_are_bounded_per_tenant_and_in_all_until_work_starts
     second.leave()
     first.leave()
     assert gate.queued_bytes == 0
+
+
+async def test_tenants_that_flood_leave_a_part_of_what_may_wait_to_who_comes_next() -> None:
+    gate, passes = Gate(1200), []
+    for number in range(1000):
+        for flooder in ("a", "b"):
+            with suppress(Overloaded):
+                passes.append(gate.enter(Tenant(name=flooder), str(number), 10))
+    assert gate.queued_bytes <= 1010
+    passes.append(gate.enter(Tenant(name="chat"), "1", 100))
+    for each in passes:
+        each.leave()
+    assert gate.queued_bytes == 0
+    gate.enter(Tenant(name="alone"), "1", 590)
+    gate.enter(Tenant(name="alone"), "2", 590)
 
 
 async def test_a_gate_is_empty_when_all_have_left() -> None:

@@ -307,6 +307,20 @@ def test_what_one_tenant_has_waiting_is_bounded(size: int, prompt: int, by_bytes
     assert it.admit(ticket(1000, B, "other", prompt=prompt, queued_bytes=size), 0.0) is None
 
 
+@given(st.lists(st.sampled_from("abcd"), max_size=400), st.integers(1, 60))
+def test_however_many_flood_the_queue_somebody_new_has_room(tenants: list[str], most: int) -> None:
+    it = Scheduler()
+    for number, tenant in enumerate(tenants):
+        if not it.full(tenant, most):
+            it.submit(ticket(number, I, tenant), 0.0)
+    assert len(it) <= most
+    several = len({each.tenant for each in it.tickets()}) + 1
+    assert several > most or not it.full("new", most)
+    for each in list(it.tickets()):
+        it.ended(each.number)
+    assert not it.full("a", most)
+
+
 def when_the_large_one_goes(it: Scheduler, until_s: float) -> float | None:
     """A request for nearly all blocks of a worker, among small ones that fill every gap."""
     now, number, went_s = 0.0, 1, None
