@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -92,7 +93,9 @@ class Mesh:
         self.directory = directory
         self.model = model
         self._settings = {"router": router or {}, "worker": worker or {}, "tokenizer": tokenizer or {}}
-        self._ports = {name: free_port() for name in ("public", "mesh", "tokenizer", "cache", "metrics")}
+        self._ports = {name: free_port() for name in ("public", "tokenizer", "cache")}
+        processes = int((router or {}).get("processes", 1))
+        self._ports |= {name: free_port(processes) for name in ("mesh", "metrics")}
         for number in range(1, routers):
             self._ports |= {f"public-{number}": free_port(), f"mesh-{number}": free_port()}
         self._routers = routers
@@ -173,9 +176,10 @@ class Mesh:
         await self._serving(process, address)
         return process
 
-    def metric(self, name: str, **labels: str) -> float:
-        """Sum of a metric of the router over all samples that have the labels."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self._ports['metrics']}/metrics") as reply:
+    def metric(self, name: str, *, number: int = 0, **labels: str) -> float:
+        """Sum of a metric of the router over all samples that have the labels; `number`: of which process."""
+        port = self._ports["metrics"] + number
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as reply:
             lines = reply.read().decode().splitlines()
         wanted = [f'{key}="{value}"' for key, value in labels.items()]
         return sum(
@@ -253,8 +257,14 @@ async def _is_serving(stub: Any) -> bool:
     return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
 
 
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_port(run: int = 1) -> int:
+    """A port that nobody listens on, the first of `run` such ones."""
+    while True:
+        with ExitStack() as stack:
+            first = stack.enter_context(socket.socket())
+            first.bind(("127.0.0.1", 0))
+            port = int(first.getsockname()[1])
+            with suppress(OSError):
+                for each in range(port + 1, port + run):
+                    stack.enter_context(socket.socket()).bind(("127.0.0.1", each))
+                return port
