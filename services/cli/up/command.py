@@ -35,6 +35,9 @@ def up(
     workers: Annotated[
         int | None, typer.Option(help="How many; default: one a GPU, or one on the CPU.", min=1)
     ] = None,
+    routers: Annotated[
+        int, typer.Option(help="Router processes behind the public port; each uses up to one core.", min=1)
+    ] = 1,
     state_dir: options.StateDir = None,
     prompt: Annotated[str, typer.Option(help="First question; --no-prompt asks none.")] = FIRST_PROMPT,
     no_prompt: Annotated[bool, typer.Option("--no-prompt", help="Ask nothing.")] = False,
@@ -54,7 +57,7 @@ def up(
         _resolve(model)
         sockets = Path(tempfile.mkdtemp(prefix="headrace-"))
         try:
-            plan = _plan(model, port, workers, state, sockets)
+            plan = _plan(model, port, workers, routers, state, sockets)
             return asyncio.run(_run(plan, None if no_prompt else prompt, keep, began_s))
         finally:
             shutil.rmtree(sockets, ignore_errors=True)
@@ -68,7 +71,9 @@ def _resolve(model: str) -> None:
     resolve(model, progress=progress_to(sys.stderr), weights=not simulated(os.environ))
 
 
-def _plan(model: str, port: int, workers: int | None, state: StateDir, sockets: Path) -> MeshPlan:
+def _plan(
+    model: str, port: int, workers: int | None, routers: int, state: StateDir, sockets: Path
+) -> MeshPlan:
     from services.cli.up.devices import choose, gpu_names, usable_cores
     from services.cli.up.mesh import MeshPlan
     from services.cli.up.ports import free_ports
@@ -77,7 +82,7 @@ def _plan(model: str, port: int, workers: int | None, state: StateDir, sockets: 
     return MeshPlan(
         model=str(path.absolute()) if path.exists() else model,
         port=port,
-        mesh_port=free_ports(1)[0],
+        mesh_ports=tuple(free_ports(routers)),
         state=state,
         sockets=sockets,
         devices=tuple(choose(gpu_names(), workers, usable_cores())),

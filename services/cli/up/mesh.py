@@ -31,7 +31,8 @@ class MeshPlan:
 
     model: str
     port: int
-    mesh_port: int
+    mesh_ports: tuple[int, ...]
+    """One a router process."""
     state: StateDir
     sockets: Path
     devices: tuple[Device, ...]
@@ -44,8 +45,8 @@ class MeshPlan:
 
     @property
     def mesh(self) -> str:
-        """Where workers and operators find the router."""
-        return f"{LOOPBACK}:{self.mesh_port}"
+        """Where workers and operators find the first router; it tells workers of the others."""
+        return f"{LOOPBACK}:{self.mesh_ports[0]}"
 
     def socket(self, name: str) -> str:
         """The internal address of a service."""
@@ -54,9 +55,9 @@ class MeshPlan:
 
 def children(plan: MeshPlan) -> list[ChildSpec]:
     """The processes of the mesh."""
-    ports = iter(free_ports(3 + len(plan.devices)))
+    ports = iter(free_ports(2 + len(plan.mesh_ports) + len(plan.devices)))
     return [
-        _router(plan, next(ports)),
+        *(_router(plan, number, next(ports)) for number in range(len(plan.mesh_ports))),
         *(_worker(plan, number, device, next(ports)) for number, device in enumerate(plan.devices)),
         _tokenizer(plan, next(ports)),
         _cache(plan, next(ports)),
@@ -64,11 +65,14 @@ def children(plan: MeshPlan) -> list[ChildSpec]:
     ]
 
 
-def _router(plan: MeshPlan, metrics_port: int) -> ChildSpec:
-    state = plan.state
+def _router(plan: MeshPlan, number: int, metrics_port: int) -> ChildSpec:
+    state, meshes = plan.state, [f"{LOOPBACK}:{port}" for port in plan.mesh_ports]
+    several = len(meshes) > 1
     settings = {
         "listen": plan.public,
-        "mesh_listen": plan.mesh,
+        "mesh_listen": meshes[number],
+        "siblings": ",".join(meshes),
+        "shared_port": several,
         "tokenizers": plan.socket("tokenizer"),
         "cache": plan.socket("cache"),
         "master_secret_file": state.master_secret,
@@ -76,7 +80,9 @@ def _router(plan: MeshPlan, metrics_port: int) -> ChildSpec:
         "keys_file": state.keys,
         "tenants_file": state.tenants,
     }
-    return _service(plan, "router", "router", settings, plan.public, metrics_port, stage=ROUTER)
+    name = f"router-{number}" if several else "router"
+    spec = _service(plan, name, "router", settings, plan.public, metrics_port, stage=ROUTER)
+    return replace(spec, ready=grpc_serving(meshes[number]))
 
 
 def _worker(plan: MeshPlan, number: int, device: Device, metrics_port: int) -> ChildSpec:

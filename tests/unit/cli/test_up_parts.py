@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from services.cli.errors import CliError
 from services.cli.state import Running, StateDir, locate, read_running, write_running
-from services.common.backoff import FIRST_S, HEALTHY_S, MOST_S, Backoff
 from services.cli.up.child import describe
 from services.cli.up.devices import Device, choose
 from services.cli.up.last_words import last_words, reason
@@ -19,6 +18,7 @@ from services.cli.up.lock import only_one
 from services.cli.up.mesh import MeshPlan, children
 from services.cli.up.ports import check_free, free_ports
 from services.cli.up.screen import Screen
+from services.common.backoff import FIRST_S, HEALTHY_S, MOST_S, Backoff
 
 
 @given(st.lists(st.floats(0, HEALTHY_S, exclude_max=True), min_size=1, max_size=20))
@@ -131,12 +131,32 @@ def test_secrets_are_made_once_and_for_the_owner_alone(tmp_path: Path) -> None:
     assert state.path.stat().st_mode & 0o777 == 0o700
 
 
+def planned(path: Path, devices: tuple[Device, ...], mesh_ports: tuple[int, ...] = (2,)) -> MeshPlan:
+    return MeshPlan(
+        model="m",
+        port=1,
+        mesh_ports=mesh_ports,
+        state=StateDir(path),
+        sockets=path,
+        devices=devices,
+        drain_s=3,
+    )
+
+
+def test_several_routers_share_the_public_port_and_know_each_other(tmp_path: Path) -> None:
+    specs = {spec.name: spec for spec in children(planned(tmp_path, (), (2, 3)))}
+    routers = [specs["router-0"].environment, specs["router-1"].environment]
+    assert [each["HEADRACE_ROUTER_LISTEN"] for each in routers] == ["127.0.0.1:1"] * 2
+    assert [each["HEADRACE_ROUTER_MESH_LISTEN"] for each in routers] == ["127.0.0.1:2", "127.0.0.1:3"]
+    assert {each["HEADRACE_ROUTER_SIBLINGS"] for each in routers} == {"127.0.0.1:2,127.0.0.1:3"}
+    assert {each["HEADRACE_ROUTER_SHARED_PORT"] for each in routers} == {"True"}
+    assert len({each["HEADRACE_ROUTER_METRICS_LISTEN"] for each in routers}) == 2
+
+
 def test_every_child_gets_its_own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEADRACE_API_KEY", "hr_secret")
     devices = tuple(choose([], 2, 4, {}))
-    plan = MeshPlan(
-        model="m", port=1, mesh_port=2, state=StateDir(tmp_path), sockets=tmp_path, devices=devices, drain_s=3
-    )
+    plan = planned(tmp_path, devices)
     specs = {spec.name: spec for spec in children(plan)}
     assert list(specs) == ["router", "worker-0", "worker-1", "tokenizer", "cache", "valkey"]
     assert specs["worker-1"].environment["HEADRACE_WORKER_WORKER_ID"] == "worker-1"
