@@ -6,7 +6,8 @@
                  └─ …                                                        so that workers attach to all
 
 This process only keeps them: it starts again what dies while the others serve, and passes signals on. The
-kernel spreads connections, not calls: many clients, or Envoy in front (deploy/envoy), make it even.
+kernel spreads connections, not calls: many clients make it even. For few, each process gets a public port of
+its own (public_ports = "counted") and Envoy in front spreads calls: deploy/envoy.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def run(settings: RouterSettings) -> int:
     """Runs all processes until a signal, or until the settings turn out wrong. Returns the exit code."""
     logs.configure(settings.service, settings.log_level, settings.log_format)
     try:
-        with reserved(settings.listen) as public, secrets_for(settings) as shared:
+        with _public(settings) as public, secrets_for(settings) as shared:
             each = plan(settings.model_copy(update={"listen": public, **shared}))
             return asyncio.run(_Fleet(each).run())
     except SettingsError as error:
@@ -49,7 +50,8 @@ def run(settings: RouterSettings) -> int:
 
 def plan(settings: RouterSettings) -> list[RouterSettings]:
     """The settings of each process: ports count up from those that were set. Raises SettingsError."""
-    count = settings.processes
+    count, shared_port = settings.processes, settings.public_ports == "shared"
+    public = [settings.listen] * count if shared_port else _ports(settings, "listen", count)
     mesh = _ports(settings, "mesh_listen", count)
     advertised = _ports(settings, "advertise", count) if settings.advertise else mesh
     metrics = _ports(settings, "metrics_listen", count) if settings.metrics_listen else [None] * count
@@ -58,7 +60,8 @@ def plan(settings: RouterSettings) -> list[RouterSettings]:
         settings.model_copy(
             update={
                 "processes": 1,
-                "shared_port": True,
+                "listen": public[number],
+                "shared_port": shared_port,
                 "mesh_listen": mesh[number],
                 "advertise": advertised[number],
                 "metrics_listen": metrics[number],
@@ -89,6 +92,12 @@ def _free_ports(count: int) -> list[int]:
         for probe in probes:
             probe.bind(("127.0.0.1", 0))
         return [int(probe.getsockname()[1]) for probe in probes]
+
+
+def _public(settings: RouterSettings) -> contextlib.AbstractContextManager[str]:
+    if settings.public_ports == "shared":
+        return reserved(settings.listen)
+    return contextlib.nullcontext(settings.listen)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import NoDecode
@@ -223,6 +223,10 @@ class RouterSettings(ServiceSettings):
         ge=1,
         le=256,
         description="router processes behind the public port; mesh, advertised and metrics ports count up",
+    )
+    public_ports: Literal["shared", "counted"] = Field(
+        default="shared",
+        description="several processes: one port for all (SO_REUSEPORT), or counted up, for a proxy",
     )
     shared_port: bool = Field(
         default=False, description="whether other processes listen on the public port, too (SO_REUSEPORT)"

@@ -40,11 +40,25 @@ class Process:
         self.name = name
         self.log = directory / f"{name}.log"
         clean = {key: value for key, value in os.environ.items() if not key.startswith("HEADRACE_")}
+        self._start(
+            [sys.executable, "-m", f"services.{service}"],
+            {**clean, "HEADRACE_LOG_FORMAT": "json", **environment},
+        )
+
+    @classmethod
+    def of(cls, name: str, directory: Path, command: list[str], environment: dict[str, str]) -> Self:
+        """Any other command."""
+        self = cls.__new__(cls)
+        self.name, self.log = name, directory / f"{name}.log"
+        self._start(command, environment)
+        return self
+
+    def _start(self, command: list[str], environment: dict[str, str]) -> None:
         with self.log.open("wb") as log:
             self.popen = subprocess.Popen(
-                [sys.executable, "-m", f"services.{service}"],
+                command,
                 cwd=_ROOT,
-                env={**clean, "HEADRACE_LOG_FORMAT": "json", **environment},
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -78,6 +92,7 @@ class Mesh:
         router: settings of the router, by name, beyond the needed ones.
         worker: settings of all workers.
         routers: router processes; the first is what the other names mean.
+        public: the public port; default: any.
     """
 
     def __init__(
@@ -89,6 +104,7 @@ class Mesh:
         worker: dict[str, str] | None = None,
         tokenizer: dict[str, str] | None = None,
         routers: int = 1,
+        public: int | None = None,
     ) -> None:
         self.directory = directory
         self.model = model
@@ -96,6 +112,7 @@ class Mesh:
         self._ports = {name: free_port() for name in ("public", "tokenizer", "cache")}
         processes = int((router or {}).get("processes", 1))
         self._ports |= {name: free_port(processes) for name in ("mesh", "metrics")}
+        self._ports["public"] = public or self._ports["public"]
         for number in range(1, routers):
             self._ports |= {f"public-{number}": free_port(), f"mesh-{number}": free_port()}
         self._routers = routers

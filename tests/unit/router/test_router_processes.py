@@ -26,6 +26,13 @@ def test_each_has_ports_of_its_own_and_names_all_others() -> None:
     assert all(one.shared_port and one.processes == 1 for one in each)
 
 
+def test_a_proxy_finds_each_at_a_public_port_of_its_own() -> None:
+    each = processes.plan(settings(public_ports="counted"))
+    assert [one.listen for one in each] == [f"127.0.0.1:{port}" for port in (50051, 50052, 50053)]
+    assert not any(one.shared_port for one in each)
+    assert {one.listen for one in processes.plan(settings())} == {"127.0.0.1:50051"}
+
+
 def test_workers_are_told_the_advertised_name() -> None:
     each = processes.plan(settings(advertise="router:50061", mesh_listen="0.0.0.0:50061"))
     assert each[0].siblings == ("router:50061", "router:50062", "router:50063")
