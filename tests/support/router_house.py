@@ -63,12 +63,17 @@ class House:
 
 @asynccontextmanager
 async def open_house(
-    directory: Path, *, context: int = 4096, tokenizers: Sequence[str] | None = None, **settings: Any
+    directory: Path,
+    *,
+    context: int = 4096,
+    tokenizers: Sequence[str] | None = None,
+    model: Path | None = None,
+    **settings: Any,
 ) -> AsyncIterator[House]:
-    """Runs a router on free ports until the block ends."""
+    """Runs a router on free ports until the block ends; `model`: a directory that real workers load, too."""
     secret_file = directory / "mesh.secret"
     secret_file.write_text(SECRET.hex())
-    tokenizer = await TokenizerServer(MeshSecret(SECRET), context=context).start()
+    tokenizer = await TokenizerServer(MeshSecret(SECRET), context=context, directory=model).start()
     options = {
         "listen": "127.0.0.1:0",
         "mesh_listen": "127.0.0.1:0",

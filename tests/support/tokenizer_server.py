@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Self
 
 import jinja2
@@ -13,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from services.common.errors import NotFound
 from services.common.members import MeshSecret
 from services.common.metrics import RpcMetrics
+from services.common.models import ModelDirectory
 from services.common.rpc import Context, Registrar
 from services.common.transport import Tls, listen, server
 from tests.support.tiny_tokenizer import CHAT_TEMPLATE, tiny_tokenizer
@@ -22,15 +24,26 @@ CONTEXT = 4096
 
 
 class TokenizerServer:
-    """Serves one model. `failure` makes every item fail; `encoded` counts items."""
+    """Serves one model, of `directory` if given. `failure` makes every item fail; `encoded` counts items."""
 
-    def __init__(self, mesh: MeshSecret, *, model: str = "tiny", context: int = CONTEXT) -> None:
+    def __init__(
+        self,
+        mesh: MeshSecret,
+        *,
+        model: str = "tiny",
+        context: int = CONTEXT,
+        directory: Path | None = None,
+    ) -> None:
         self.tokenizer = tiny_tokenizer()
         self.file = self.tokenizer.to_str().encode()
         self.digests = types_pb2.ModelDigests(
             tokenizer=hashlib.sha256(self.file).digest(),
             template=hashlib.sha256(CHAT_TEMPLATE.encode()).digest(),
         )
+        if directory is not None:  # written by write_tiny_tokenizer: the same tokenizer in other bytes
+            found = ModelDirectory(directory, model)
+            self.file = found.tokenizer_json
+            self.digests.tokenizer, self.digests.template = found.tokenizer_digest, found.template_digest
         self.model = model
         self.context = context
         self.failure: tokenizer_pb2.EncodeFailure | None = None
