@@ -38,6 +38,9 @@ from services.router.relay.text import TextReader
 from services.router.sessions.found import Found
 from services.router.settings import RouterSettings
 
+MOST_MS = 10**12
+"""30 years: absurd times of a worker are cut."""
+
 
 class _Output(NamedTuple):
     """What is known of the output, with log-probabilities of all that the client lacks."""
@@ -184,9 +187,9 @@ def _go_on_as(visit: Visit, found: Found, state: session_pb2.RouterState) -> Non
         flush_tokens=here.flush_tokens or accepted.flush_tokens,
     )
     visit.verdict = Verdict(_class(submit.latency_class), read_reason(state.class_reason))
-    visit.arrival_s = now - submit.waited_ms / 1000
+    visit.arrival_s = now - min(submit.waited_ms, MOST_MS) / 1000
     if submit.HasField("remaining_ms"):
-        there_s = now + submit.remaining_ms / 1000
+        there_s = now + min(submit.remaining_ms, MOST_MS) / 1000
         visit.deadline_s = there_s if visit.deadline_s is None else min(visit.deadline_s, there_s)
 
 

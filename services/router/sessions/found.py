@@ -13,7 +13,8 @@ from services.router.chains import packed
 if TYPE_CHECKING:
     from services.router.sessions.session import Session
 
-MOST_IDS = 16 << 20
+MOST_IDS = 4 << 20
+MOST_ATTEMPTS = 1 << 30
 
 
 class Nonsense(Exception):
@@ -89,7 +90,7 @@ class Gathering:
             head.HasField("submit")
             and prompt > 0
             and prompt + output == len(self._ids)
-            and head.submit.attempt > 0
+            and 0 < head.submit.attempt < MOST_ATTEMPTS
             and head.submit.claim_key == head.claim_key
             and len(self._logprobs) <= output
             and (not self._logprobs or self._first_logprob + len(self._logprobs) == output)
