@@ -63,6 +63,11 @@ def is_loopback(address: str) -> bool:
         return host == "localhost"
 
 
+MOST_PENDING = 100_000
+"""Calls that may have come and wait for the event loop. Of more, gRPC cancels without a word, whosever they are:
+by its own default some from 1,000 on, and all from 3,000 on."""
+
+
 def server(*, reuse_port: bool = False, max_connection_age_s: float | None = None) -> grpc.aio.Server:
     """A server without listeners. Streams and sizes are bounded by the application, not by HTTP/2."""
     options: list[tuple[str, int]] = [
@@ -71,6 +76,8 @@ def server(*, reuse_port: bool = False, max_connection_age_s: float | None = Non
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
         ("grpc.max_concurrent_streams", 10_000),
+        ("grpc.server.max_pending_requests", MOST_PENDING),
+        ("grpc.server.max_pending_requests_hard_limit", MOST_PENDING),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", -1),
         ("grpc.so_reuseport", int(reuse_port)),
