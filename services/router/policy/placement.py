@@ -147,7 +147,8 @@ class Placement:
 
         Args:
             hits: blocks that each worker keeps of the prompt, as `fleet.hits` says. [positions]
-            head_wait_s: how long the first request of the queue has waited, when this one is not the first.
+            head_wait_s: how long the first request of the queue has waited, when this one is not the first;
+                infinite for one that may wait for a warm worker as long as any may.
         """
         able = self._able(ticket, fleet)
         takers = self._takers(able, ticket, fleet)

@@ -13,12 +13,13 @@ from services.router.policy.admission import Outlook, Thinning
 from services.router.policy.budget import InteractiveBudget
 from services.router.policy.classify import LatencyClass
 from services.router.policy.fleet import Fleet
+from services.router.policy.pace import Pace
 from services.router.policy.placement import Choice, Placement
 from services.router.policy.prediction import Prediction, Predictor
 from services.router.policy.preemption import Seat
 from services.router.policy.prefix_index import Hits
 from services.router.policy.queue import Lane, ModelQueue
-from services.router.policy.queue.order import Entry
+from services.router.policy.queue.order import Entry, Place
 from services.router.policy.settings import PolicySettings
 from services.router.policy.ticket import Ticket
 from services.router.policy.worker import BLOCK_TOKENS, WorkerView
@@ -57,6 +58,7 @@ class Pool:
         self.queue = ModelQueue(settings)
         self.predictor = Predictor(settings, self.fleet, self.queue)
         self.budget = InteractiveBudget(settings)
+        self.pace = Pace()
         self.thinning = Thinning(settings)
         self._passed: set[int] = set()
         self._passed_at = float("nan")
@@ -70,6 +72,7 @@ class Pool:
         estimate = self.predictor.estimate(ticket, uncached)
         raw_wait_s = self.predictor.raw_wait_s(ticket)
         self.predictor.queued(estimate.prefill_s)
+        self.pace.came(ticket, self.predictor.reference)
         entry = self.queue.add(ticket, estimate.prefill_s, estimate.total_s, now)
         entry.raw_wait_s = raw_wait_s
         self.queue.put_aside(entry, self._nobody_for(ticket))
@@ -77,6 +80,8 @@ class Pool:
     def put(self, view: WorkerView) -> None:
         """Takes over what a worker reports; also how a new one becomes known."""
         earlier = self.fleet.get(view.key)
+        if earlier is not None and self.pace.target_s is not None:
+            self.pace.hold(view, self.fleet.model_of(self.fleet.index.positions[view.key]))
         self.fleet.put(view)
         self.news()
         if earlier is None or _kind(earlier) != _kind(view):
@@ -105,6 +110,7 @@ class Pool:
         ticket, queue = seat.ticket, self.queue
         self._settled(ticket.number, None)
         self.predictor.background.left(ticket.number)
+        self.pace.seated(seat, -1)
         uncached = ticket.prefill_tokens - seat.cached_tokens
         if came_back and not seat.begun:
             queue.charge(ticket, prompt=-uncached, cached=-seat.cached_tokens)
@@ -177,6 +183,7 @@ class Pool:
         """The next request that can go, booked; None when nothing can."""
         for tenant in self._held_back:
             self._held_at[tenant] = now
+        self._look(now)
         if not len(self.queue) or not self.fleet.any_open:
             return None
         if now != self._passed_at:
@@ -190,6 +197,16 @@ class Pool:
                 return self._book(*self._local(entry, choice, head, now), now)
         return None
 
+    def _look(self, now: float) -> None:
+        """Whether so much is asked for that workers take no more than fits their targets."""
+        if not self.settings.pace or not self.pace.due(now):
+            return
+        tightest, fleet = self.pace.tightest, self.fleet
+        target_s = None if tightest is None else self.settings.classes[tightest].tpot_s
+        sequences = float(fleet.busy(foreground=True).sequences.sum())
+        workers = int(np.count_nonzero(fleet.ready))
+        self.pace.look(now, target_s, self.predictor.reference, workers, sequences)
+
     def _choice(self, entry: Entry, head: Entry, now: float) -> Choice | None:
         """Where a request can go now; None when it was found just now that it cannot."""
         if entry.ticket.number in self._passed or self._closed(entry) or self._holds(entry, now):
@@ -197,6 +214,8 @@ class Pool:
         if entry.ticket.tenant in self._held_back:
             return None
         head_wait_s = None if entry is head else max(0.0, now - head.ticket.arrival_s)
+        if self.pace.target_s is not None and entry.place is not Place.DUE:
+            head_wait_s = inf
         hits = self._hits(entry)
         choice = self.placement.choose(entry.ticket, self.fleet, hits, now, head_wait_s)
         if choice.worker is None and choice.wait_until_s is None and self._starves(entry, now):
@@ -308,6 +327,7 @@ class Pool:
             total_s=estimate.total_s,
             predicted_first_s=raw_first_s,
         )
+        self.pace.seated(seat)
         if not ticket.foreground:
             predictor.background.seated(seat, choice.position)
         return Placed(entry, seat, prediction)

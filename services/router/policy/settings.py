@@ -77,7 +77,7 @@ class PolicySettings:
     restored_share: float = 0.1
     """Of its tenant's work, for what is back, while requests wait that can still meet their target."""
     pace: bool = True
-    """Whether workers take only as many sequences as fit the target of a token, where far more is asked for."""
+    """Whether workers take only as many sequences as fit a token's target, where far more is asked for."""
     look_ahead: int = 32
     """Requests looked at behind one that cannot go."""
     tenant_look_ahead: int = 8

@@ -340,6 +340,20 @@ def test_relegated_requests_go_shortest_first() -> None:
     assert order_of(queue, 0.7) == [2, 3, 1]
 
 
+def test_what_is_back_in_its_place_has_its_share_while_others_can_meet_their_target() -> None:
+    queue, numbers = ModelQueue(PolicySettings(restored_share=0.25)), count(1)
+    for number in range(1000, 1100):
+        queue.add(ticket(number, I), 0.0, 1.0, 0.0)
+    went = []
+    for turn in range(80):
+        now = 10.0 + 0.01 * turn
+        queue.add(ticket(next(numbers), I, arrival_s=now), 0.0, 1.0, now)
+        went.append(next(queue.candidates(now)))
+        queue.take(went[-1], 0.0, 1, 0)
+    assert sum(entry.ticket.number >= 1000 for entry in went) == 20
+    assert [entry.ticket.number for entry in went if entry.ticket.number >= 1000] == list(range(1000, 1020))
+
+
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.floats(0.01, 5.0), min_size=1, max_size=30), st.floats(1.0, 3.0))
 def test_nothing_starves_by_relegation(costs: list[float], after: float) -> None:

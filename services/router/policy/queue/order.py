@@ -2,8 +2,9 @@
 
 Earliest effective deadline first: arrival + target - predicted prefill, so that a long prompt starts sooner.
 A request that can no longer meet its target gives way to those that can (relegated: shortest work first),
-and is back in its place once it has waited `restore_after` targets. So lateness is not infectious, and never
-for ever.
+and is back in its place once it has waited `restore_after` targets: then those that are late by so much have
+`restored_share` of their tenant's work while others wait, and all that these leave. So lateness is not
+infectious, and never for ever.
 """
 
 from __future__ import annotations
@@ -70,9 +71,12 @@ class Entry:
 class TenantOrder:
     """One tenant's requests in one lane."""
 
-    __slots__ = ("_entries", "_ranks", "_restores")
+    __slots__ = ("_entries", "_ranks", "_restored_s", "_restored_share", "_restores", "_work_s")
 
-    def __init__(self) -> None:
+    def __init__(self, restored_share: float = 1.0) -> None:
+        self._restored_share = restored_share
+        self._restored_s = 0.0  # GPU seconds of what has gone since the first of the restored ones waits
+        self._work_s = 0.0  # the same of all requests
         self._entries: dict[int, Entry] = {}
         self._ranks: tuple[Ranked[tuple[float, int]], ...] = (Ranked(), Ranked(), Ranked())
         self._restores: list[tuple[float, int]] = []
@@ -90,19 +94,30 @@ class TenantOrder:
         """Takes a request out."""
         del self._entries[entry.ticket.number]
         self._ranks[entry.place].remove(self._key(entry))
+        if self._ranks[Place.OLD].first is None:
+            self._restored_s = self._work_s = 0.0
+        else:
+            self._restored_s += entry.cost_s if entry.place is Place.OLD else 0.0
+            self._work_s += entry.cost_s
 
     def first(self) -> Entry:
         """The next to go, as far as the last look shows. Raises StopIteration when nothing waits."""
-        first = next(rank.first for rank in self._ranks if rank.first is not None)
+        first = next(rank.first for rank in self._in_turn() if rank.first is not None)
         return self._entries[first[1]]
 
     def in_order(self, now: float) -> Iterator[Entry]:
         """The requests, the next to go first. Change nothing while walking."""
         self._restore(now)
         self._relegate(now)
-        for rank in self._ranks:
+        for rank in self._in_turn():
             for _, number in rank:
                 yield self._entries[number]
+
+    def _in_turn(self) -> tuple[Ranked[tuple[float, int]], ...]:
+        old, due, late = self._ranks
+        if self._restored_s <= self._restored_share * self._work_s:
+            return self._ranks
+        return due, old, late
 
     @staticmethod
     def _key(entry: Entry) -> tuple[float, int]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
+from functools import partial
 from heapq import heappop, heappush
 from itertools import islice
 from math import inf
@@ -40,7 +41,8 @@ class ModelQueue:
         prices = Prices(settings.prompt_weight, settings.cached_weight, settings.output_weight)
         self._lanes = [
             TenantLane(
-                OverdueOrder if lane is Lane.AGED else TenantOrder, Counters(prices, lift=settings.lift)
+                OverdueOrder if lane is Lane.AGED else partial(TenantOrder, settings.restored_share),
+                Counters(prices, lift=settings.lift),
             )
             for lane in Lane
         ]
