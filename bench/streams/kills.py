@@ -109,7 +109,8 @@ def faultless(case: str, tally: Tally) -> Iterator[Row]:
     yield row(case, "streams", "streams", [tally.begun])
     yield row(case, "tokens", "tokens", [tally.tokens])
     yield row(case, "moved", "times", [tally.moves])
-    yield stock.nothing(case, "streams lost", tally.lost, "streams")
+    why = ", ".join(tally.failed)
+    yield stock.nothing(case, f"streams lost: {why}" if why else "streams lost", tally.lost, "streams")
     yield stock.nothing(case, "tokens doubled", tally.doubled, "tokens")
     yield stock.nothing(case, "tokens missing", tally.missing, "tokens")
     yield stock.nothing(

@@ -33,9 +33,10 @@ class Stock(NamedTuple):
     held: dict[str, float]  # over all processes
     tasks: dict[str, float]  # of each process
 
-    def surplus(self, before: Stock) -> float:
-        """Tasks that were not there before."""
-        return sum(max(0.0, count - before.tasks.get(name, count)) for name, count in self.tasks.items())
+    def surplus(self, before: Stock) -> dict[str, float]:
+        """Tasks that were not there before, by process."""
+        more = {name: count - before.tasks.get(name, count) for name, count in self.tasks.items()}
+        return {name: count for name, count in more.items() if count > 0}
 
     def clear(self, before: Stock) -> bool:
         """Whether nothing is held."""
@@ -74,7 +75,8 @@ def rows(case: str, before: Stock, after: Stock) -> Iterator[Row]:
     for place in (ROUTERS, WORKERS, BLOCKS):
         count = sum(count for what, count in after.held.items() if what.endswith(place))
         yield nothing(case, f"left: {place}", count)
-    yield nothing(case, "left: tasks", after.surplus(before))
+    surplus = after.surplus(before)
+    yield nothing(case, ": ".join(["left: tasks", *surplus]), sum(surplus.values()))
 
 
 def nothing(case: str, metric: str, count: float, unit: str = "of them") -> Row:

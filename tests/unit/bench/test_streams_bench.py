@@ -72,7 +72,7 @@ def test_gaps_around_a_strike_are_the_longest_of_as_many_streams_as_were_hit() -
 def test_tasks_are_a_surplus_only_beyond_those_of_the_same_process() -> None:
     before = Stock({"flights": 0.0}, {"router-0": 10.0, "worker-0": 7.0})
     after = Stock({"flights": 0.0}, {"router-0": 12.0, "worker-0": 5.0, "worker-1": 7.0})
-    assert after.surplus(before) == 2
+    assert after.surplus(before) == {"router-0": 2}
     assert not after.clear(before)
     assert Stock({"flights": 0.0}, {"router-0": 9.0}).clear(before)
     assert not Stock({"flights": 1.0}, {}).clear(before)
