@@ -19,6 +19,8 @@ from prometheus_client import (
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
+from services.common.seldom import Seldom
+
 LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
 
@@ -77,6 +79,8 @@ class RpcMetrics:
             buckets=LATENCY_BUCKETS_S,
             registry=registry,
         )
+        self.seldom = Seldom()
+        """For reports of what these count."""
         self.strangers = Counter(
             "headrace_strangers", "Calls without a valid member token or proof", ["method"], registry=registry
         )

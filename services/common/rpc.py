@@ -153,7 +153,7 @@ class _Call:
         try:
             self._mesh.check_token(self._service, shown)
         except errors.Unauthenticated:
-            self._metrics.strangers.labels(self._name).inc()
+            note_stranger(self._metrics, self._name, context)
             raise
 
     def _problem(self, error: Exception) -> errors.HeadraceError:
@@ -225,6 +225,14 @@ _KINDS: dict[tuple[bool, bool], tuple[Callable[..., Any], Callable[[_Call, Any],
     (True, True): (grpc.stream_stream_rpc_method_handler, _Call.stream),
 }
 """By (client streaming, server streaming): what makes the handler, and what wraps the behaviour."""
+
+
+def note_stranger(metrics: RpcMetrics, method: str, context: Context) -> None:
+    """Counts a call of somebody who is no member; reports it once a minute for each host."""
+    metrics.strangers.labels(method).inc()
+    host = context.peer().rpartition(":")[0]
+    if metrics.seldom.due(f"{method} {host}", time.monotonic()):
+        log.warning("stranger", method=method, peer=host)
 
 
 def metadata_value(context: Context, key: str) -> str | bytes | None:

@@ -147,11 +147,8 @@ class ScriptedWorker:
     def raw(self, *, number: int | None = None, **parts: object) -> None:
         """One frame as it is."""
         self._number = self._number + 1 if number is None else self._number
-        frame = session_pb2.WorkerFrame(
-            number=number or self._number,
-            acknowledged_command=self._acknowledged,
-            **parts,  # type: ignore[arg-type]
-        )
+        parts.setdefault("acknowledged_command", self._acknowledged)
+        frame = session_pb2.WorkerFrame(number=number or self._number, **parts)  # type: ignore[arg-type]
         self._outgoing.put_nowait(frame)
 
     @property

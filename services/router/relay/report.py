@@ -15,6 +15,7 @@ from services.router.relay.order import WIRE_CLASS
 if TYPE_CHECKING:
     from services.router.relay.flight import Flight
 
+_MOST_US = 30 * 86_400_000_000
 _REASONS = {
     ClassReason.ASKED: router_pb2.CLASS_REASON_ASKED,
     ClassReason.INFERRED: router_pb2.CLASS_REASON_INFERRED,
@@ -70,7 +71,7 @@ def read_reason(reason: router_pb2.ClassReason) -> ClassReason:
 def _timings(flight: Flight, end: session_pb2.SequenceEnd | None) -> types_pb2.Timings:
     """The worker's own times where it told them, else what was seen from here."""
     arrival_s = flight.order.arrival_s
-    in_worker_us = end.queue_us if end else 0
+    in_worker_us = _told_us(end.queue_us) if end else 0
     first_s = flight.first_token_s or flight.submitted_s
     seen_prefill_us = max(0, _us(first_s - flight.submitted_s) - in_worker_us)
     last_s = max(flight.last_token_s, first_s)
@@ -78,8 +79,8 @@ def _timings(flight: Flight, end: session_pb2.SequenceEnd | None) -> types_pb2.T
     return types_pb2.Timings(
         encode_us=_us(flight.order.encode_s),
         queue_us=_us(flight.queue_s) + in_worker_us,
-        prefill_us=end.prefill_us if end else seen_prefill_us,
-        decode_us=end.decode_us if end and flight.attempt == 1 else _us(last_s - first_s),
+        prefill_us=_told_us(end.prefill_us) if end else seen_prefill_us,
+        decode_us=_told_us(end.decode_us) if end and flight.attempt == 1 else _us(last_s - first_s),
         first_token_us=_us(first_s - arrival_s),
         total_us=_us(flight.last_update_s - arrival_s),
         predicted_queue_us=_known_us(predicted.wait_s) if predicted else None,
@@ -103,6 +104,11 @@ def failure(
     kind = grammar.WhichOneof("kind") if grammar else None
     field = f"grammar.{kind}" if kind else "grammar"
     return errors.InvalidArgument(errors.FieldViolation(field, message))
+
+
+def _told_us(microseconds: int) -> int:
+    """A worker's word, which may be absurd."""
+    return min(microseconds, _MOST_US)
 
 
 def _known_us(seconds: float) -> int | None:

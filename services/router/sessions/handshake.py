@@ -10,7 +10,7 @@ from services.common.members import NONCE_BYTES, MeshSecret, new_nonce, same
 PROTOCOL_VERSION = 1
 SERVED_VERSIONS = (PROTOCOL_VERSION,)
 _DIGESTS = ("tokenizer", "template")
-_MAX_NAME = 128
+MAX_NAME = 128
 
 
 class Handshake:
@@ -67,8 +67,8 @@ def _fault(hello: session_pb2.Hello) -> str | None:
             hello.protocol_version in SERVED_VERSIONS,
             f"protocol version {hello.protocol_version} is not served",
         ),
-        (_is_name(hello.worker_id), f"worker_id is not 1 to {_MAX_NAME} printable ASCII characters"),
-        (_is_name(hello.model), f"model is not 1 to {_MAX_NAME} printable ASCII characters"),
+        (_is_name(hello.worker_id), f"worker_id is not 1 to {MAX_NAME} printable ASCII characters"),
+        (_is_name(hello.model), f"model is not 1 to {MAX_NAME} printable ASCII characters"),
         (hello.kv_spec.max_sequences > 0, "kv_spec.max_sequences is 0"),
         (hello.kv_spec.max_tokens > 0, "kv_spec.max_tokens is 0"),
     )
@@ -77,7 +77,7 @@ def _fault(hello: session_pb2.Hello) -> str | None:
 
 def _is_name(name: str) -> bool:
     """Names stand in logs, metrics and trailers."""
-    return 0 < len(name) <= _MAX_NAME and name.isascii() and name.isprintable()
+    return 0 < len(name) <= MAX_NAME and name.isascii() and name.isprintable()
 
 
 def _stranger() -> Unauthenticated:

@@ -13,11 +13,11 @@ from headrace.v1 import session_pb2
 from services.common import errors, logs
 from services.common.lifecycle import Tasks
 from services.common.members import MeshSecret
-from services.common.rpc import Context
+from services.common.rpc import Context, note_stranger
 from services.router.dispatcher import Dispatcher
 from services.router.metrics import RouterMetrics
 from services.router.models import ModelBook
-from services.router.sessions.handshake import Handshake, check_digests
+from services.router.sessions.handshake import MAX_NAME, Handshake, check_digests
 from services.router.sessions.session import Session as WorkerSession
 from services.router.settings import SessionTimes
 
@@ -55,10 +55,13 @@ class SessionServicer:
         try:
             yield handshake.challenge(await self._soon(anext(frames)))
             hello = handshake.admit(await self._soon(anext(frames)))
+            await self._check_model(hello)
         except errors.Unauthenticated:
-            self._metrics.rpc.strangers.labels(METHOD).inc()
+            note_stranger(self._metrics.rpc, METHOD, context)
             raise
-        await self._check_model(hello)
+        except errors.FailedPrecondition as error:
+            self._report_refusal(handshake.hello.worker_id, error)
+            raise
         async for frame in self._carry(self._open(hello), frames):
             yield frame
 
@@ -79,6 +82,12 @@ class SessionServicer:
             self._dispatcher.part(session)
         if session.close_error is not None:
             raise session.close_error
+
+    def _report_refusal(self, worker_id: str, error: errors.FailedPrecondition) -> None:
+        """A member that cannot be served dials again and again; that is said once a minute."""
+        name = worker_id[:MAX_NAME]
+        if self._metrics.rpc.seldom.due(f"refused {name} {error.reason}", time.monotonic()):
+            log.warning("worker_refused", worker=name, reason=error.reason, why=error.message)
 
     async def _soon(self, frame: asyncio.Future[Result] | object) -> session_pb2.WorkerFrame:
         """A frame of the handshake; who dawdles is a stranger."""

@@ -261,12 +261,8 @@ class Session:
         """
         if self.closed:
             return
-        if frame.number <= self._frames_received:
-            self._bad("duplicate_frame")
-            self._suspects.add(self._seats.by_slot, now)  # perhaps it was another, under a wrong number
-            return
-        if frame.number > self._frames_received + 1:
-            self._bad("frame_gap")
+        if frame.number != self._frames_received + 1:
+            self._bad("frame_gap" if frame.number > self._frames_received else "duplicate_frame")
             self.close()  # not acknowledged, so all that is missing is told again in its next session
             return
         self._frames_received = self.outbox.acknowledge = frame.number
