@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
 from services.common import logs, metrics
+from services.common.garbage import Collector
 from services.common.loop import Loop
 from services.common.settings import ServiceSettings, SettingsError, fail
 from services.common.transport import BindError
@@ -140,6 +141,7 @@ async def _run(factory: ServiceFactory, settings: ServiceSettings) -> int:
         await service.health.set(NotServing)  # grpc's own default is SERVING, and listeners may open early
         if not await _start(service, settings.start_timeout_s, signals):
             return 0
+        tasks.spawn(Collector().run(), "garbage")
         log.info("serving")
         failure = await _until_stopped(signals, tasks)
         await service.health.set(NotServing)

@@ -64,8 +64,8 @@ def is_loopback(address: str) -> bool:
 
 
 MOST_PENDING = 100_000
-"""Calls that may have come and wait for the event loop. Of more, gRPC cancels, without a word and whosever they
-are: by its own default some from 1,000 on, and all from 3,000 on."""
+"""Calls that may have come and wait for the event loop. Of more, gRPC cancels, without a word and whosever
+they are: by its own default some from 1,000 on, and all from 3,000 on."""
 
 
 def server(*, reuse_port: bool = False, max_connection_age_s: float | None = None) -> grpc.aio.Server:
