@@ -9,6 +9,7 @@ import numpy as np
 
 from services.worker.scheduler.request import Ids, LatencyClass, Request, Sampling
 
+NOTHING = np.empty(0, np.int32)
 _FIRST_WORD = 3  # ids below it are special tokens of most vocabularies
 
 
@@ -39,12 +40,14 @@ class Job(NamedTuple):
     output_tokens: int
     latency_class: LatencyClass
     sampling: Sampling
+    delivered: Ids = NOTHING  # output that the caller has, of an earlier attempt
 
     def request(self, handle: int, now: float, **more: object) -> Request:
         """To submit now; `more` are further fields of a Request."""
         fields = {
             "handle": handle,
             "prompt": self.prompt,
+            "delivered": self.delivered,
             "max_tokens": self.output_tokens,
             "arrival_s": now,
             "sampling": self.sampling,
