@@ -212,6 +212,8 @@ async def _read(call: Call) -> session_pb2.RouterFrame:
     frame: Any = await call.read()
     if frame is grpc.aio.EOF:
         raise Refused("the router ended the session")
+    if frame is None:  # what gRPC makes of bytes that are no message
+        raise Misbehaved("what came is no frame")
     read: session_pb2.RouterFrame = frame
     return read
 
