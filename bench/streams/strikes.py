@@ -42,6 +42,7 @@ class Striker:
         self._mesh = mesh
         self._every_s = every_s
         self._frozen_s = frozen_s
+        self._away: set[str] = set()  # that were struck and are not back
 
     async def run(self, count: int) -> None:
         """So many strikes; returns when all workers are back."""
@@ -51,20 +52,25 @@ class Striker:
                 next_s = max(next_s + self._every_s, time.monotonic())
                 await asyncio.sleep(next_s - time.monotonic())
                 mill = await self._victim()
-                group.create_task(self._freeze(mill) if self._frozen_s else self._kill(mill))
+                group.create_task(self._strike(mill))
 
     async def _victim(self) -> Mill:
         while True:
             there = {
                 each.worker_id: each.requests
                 for each in await self._mesh.listed(self._mesh.doors[0])
-                if each.state == WORKER_STATE_READY and self._mesh.mills[each.worker_id].child.running
+                if each.state == WORKER_STATE_READY and each.worker_id not in self._away
             }
             if len(there) >= 2:
                 name = max(sorted(there), key=lambda each: there[each])
                 self.strikes.append(Strike(time.monotonic(), there[name]))
                 return self._mesh.mills[name]
             await asyncio.sleep(_POLL_S)
+
+    async def _strike(self, mill: Mill) -> None:
+        self._away.add(mill.name)
+        await (self._freeze(mill) if self._frozen_s else self._kill(mill))
+        self._away.discard(mill.name)
 
     async def _kill(self, mill: Mill) -> None:
         mill.strike(signal.SIGKILL)
