@@ -68,6 +68,11 @@ class Recovery:
         self._broke_s = 0.0
         self._pause_s = FIRST_PAUSE_S
 
+    @property
+    def broken(self) -> bool:
+        """Whether what broke is not yet mended."""
+        return self._break is not None
+
     def arrived(self) -> None:
         """There is output: what broke is mended."""
         self._break = None

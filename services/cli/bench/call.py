@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import grpc
+from headrace.answer import rest_of
 from headrace.errors import HeadraceError, from_rpc
+from headrace.recovery import STOPS, Ask, Recovery, Step
 from headrace.v1 import router_pb2, types_pb2
 
 from services.cli.bench.record import Record
@@ -26,7 +28,7 @@ class Caller:
 
     Args:
         unary: GenerateUnary instead of Generate; the time to the first token is then the server's word.
-        retries: how often a refusal that says when to retry is retried, at most.
+        retries: how often a refusal that says when to retry is retried, at most; what breaks is taken up.
     """
 
     def __init__(
@@ -47,19 +49,39 @@ class Caller:
     async def run(self, job: Job, intended_s: float) -> Record:
         """Sends the job and returns what became of it; only cancelling it raises."""
         record = Record(job.number, job.latency_class, intended_s, sent_s=clock())
-        stub = self._stubs[job.number % len(self._stubs)]
-        while (error := await self._attempt(stub, job, record)) is not None:
-            if error.retry_s is None or record.retries >= self._retries or record.first_s is not None:
+        asked, recovery, had = job.request, Recovery(), 0
+        while (error := await self._attempt(asked, record)) is not None:
+            if record.output_tokens > had:
+                had = record.output_tokens
+                recovery.arrived()
+            step = self._next(error, record, recovery)
+            if step is None:
                 record.status, record.reason = error.code.name, error.reason
                 break
-            record.retries += 1
-            await asyncio.sleep(error.retry_s)
+            asked = job.request if step.ask is Ask.AGAIN else _rest(job.request, record)
+            await asyncio.sleep(step.pause_s)
         record.end_s = clock()
         return record
 
-    async def _attempt(self, stub: RouterServiceAsyncStub, job: Job, record: Record) -> HeadraceError | None:
+    def _next(self, error: HeadraceError, record: Record, recovery: Recovery) -> Step | None:
+        """What follows a failure; None: it counts. What broke is taken up, as every client does."""
+        refused = error.retry_s is not None and error.reason != STOPS and not recovery.broken
+        if refused and record.first_s is None:
+            if record.retries >= self._retries:
+                return None
+            record.retries += 1
+            return Step(Ask.AGAIN, error.retry_s or 0.0, elsewhere=False)
         try:
-            finished = await self._once(stub, job, record)
+            step = recovery.step(error, record.output_tokens, clock())
+        except HeadraceError:
+            return None
+        record.resumes += step.ask is Ask.REST
+        return step if step.ask is Ask.REST or not record.output_tokens else None
+
+    async def _attempt(self, asked: router_pb2.GenerateRequest, record: Record) -> HeadraceError | None:
+        stub = self._stubs[(record.number + record.resumes) % len(self._stubs)]
+        try:
+            finished = await self._once(stub, asked, record)
         except grpc.aio.AioRpcError as error:
             return from_rpc(error)
         except asyncio.CancelledError:
@@ -73,9 +95,9 @@ class Caller:
         return None
 
     async def _stream(
-        self, stub: RouterServiceAsyncStub, job: Job, record: Record
+        self, stub: RouterServiceAsyncStub, asked: router_pb2.GenerateRequest, record: Record
     ) -> router_pb2.Finished | None:
-        call = stub.Generate(job.request, timeout=self._timeout_s, metadata=self._metadata)
+        call = stub.Generate(asked, timeout=self._timeout_s, metadata=self._metadata)
         try:
             async for response in call:
                 record.messages += 1
@@ -87,8 +109,10 @@ class Caller:
         finally:
             call.cancel()
 
-    async def _unary(self, stub: RouterServiceAsyncStub, job: Job, record: Record) -> router_pb2.Finished:
-        call = stub.GenerateUnary(job.request, timeout=self._timeout_s, metadata=self._metadata)
+    async def _unary(
+        self, stub: RouterServiceAsyncStub, asked: router_pb2.GenerateRequest, record: Record
+    ) -> router_pb2.Finished:
+        call = stub.GenerateUnary(asked, timeout=self._timeout_s, metadata=self._metadata)
         try:
             finished = await call
         finally:
@@ -99,6 +123,11 @@ class Caller:
         record.first_s, record.first_tokens = max(record.sent_s, now_s - after_first_s), 1
         record.last_s, record.output_tokens = now_s, finished.usage.output_tokens
         return finished
+
+
+def _rest(request: router_pb2.GenerateRequest, record: Record) -> router_pb2.GenerateRequest:
+    resume = router_pb2.Resume(request_id=request.request_id, next_index=record.output_tokens)
+    return rest_of(request, resume)
 
 
 def _keep(record: Record, finished: router_pb2.Finished) -> None:

@@ -29,6 +29,7 @@ class Record:
     status: str = OK
     reason: str = ""
     retries: int = 0
+    resumes: int = 0
 
     def arrived(self, now_s: float, tokens: int) -> None:
         """A message with output came."""

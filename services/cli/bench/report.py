@@ -27,6 +27,7 @@ class Figures:
     ok: int
     good: int
     retries: int
+    resumes: int
     seconds: float
     output_tokens: int
     prompt_tokens: int
@@ -84,6 +85,7 @@ def figures(records: Sequence[Record], targets: Mapping[str, Target], seconds: f
         ok=len(answered),
         good=sum(is_good(record, targets.get(record.latency_class)) for record in records),
         retries=sum(record.retries for record in records),
+        resumes=sum(record.resumes for record in records),
         seconds=seconds,
         output_tokens=sum(record.output_tokens for record in records),
         prompt_tokens=sum(record.prompt_tokens for record in records),

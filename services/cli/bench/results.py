@@ -63,6 +63,7 @@ def metrics(figures: Figures) -> Iterator[Metric]:
     yield Metric("requests", "1", figures.requests)
     yield Metric("failed", "1", figures.requests - figures.ok)
     yield Metric("retries", "1", figures.retries)
+    yield Metric("resumes", "1", figures.resumes)
     yield Metric("cached_responses", "1", figures.cached_responses)
     yield Metric("requests_per_s", "1/s", figures.requests_per_s)
     yield Metric("goodput", "1/s", figures.goodput_rps)

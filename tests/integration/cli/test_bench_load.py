@@ -11,6 +11,7 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from headrace.client import channel
 from headrace.request import build_request
@@ -165,6 +166,22 @@ async def test_refusals_are_retried_as_often_as_allowed_and_then_counted() -> No
     async with caller(router, retries=2) as sender:
         record = await sender.run(next(work(1)), clock())
     assert (record.status, record.reason, record.retries) == ("RESOURCE_EXHAUSTED", "OVERLOADED", 2)
+
+
+async def test_a_stream_that_breaks_is_taken_up_and_counted_once() -> None:
+    async def lost(request: Any, context: Any) -> Events:
+        yield delta(0, "a", "b")
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+
+    async def rest(request: Any, context: Any) -> Events:
+        yield delta(2, "c")
+        yield finished(3)
+
+    router = ScriptedRouter(lost, rest)
+    async with caller(router) as sender:
+        record = await sender.run(next(work(1)), clock())
+    assert (record.status, record.output_tokens, record.resumes, record.retries) == ("OK", 3, 1, 0)
+    assert router.requests[1].resume.next_index == 2
 
 
 async def test_a_stream_without_an_end_is_an_error() -> None:
