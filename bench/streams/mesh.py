@@ -16,7 +16,7 @@ from headrace.v1.admin_pb2 import WORKER_STATE_READY, ListWorkersRequest, Worker
 from headrace.v1.admin_pb2_grpc import AdminServiceStub
 
 from bench.relay.mesh import Site, serving
-from bench.relay.processes import LOOPBACK, START_S, Child, free_port
+from bench.relay.processes import LOOPBACK, Child, free_port
 from bench.streams.asked import Asked, Mix, undisturbed
 from bench.streams.load import stubs
 from services.common.members import MeshSecret
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 DRAIN_S = 15.0
 """What workers allow a drain to take, as their setting has it where nobody sets it."""
+ATTACH_S = 180.0
+"""Longest that a worker may take to start where other things run, too."""
 _POLL_S = 0.1
 _KEPT_TOKENS = 1 << 20  # of KV, of each worker
 _ORACLE = "oracle"
@@ -131,7 +133,7 @@ class StreamMesh:
     async def add_worker(self, name: str) -> Mill:
         """Starts a worker, anew where it was there before; returns when all routers have it."""
         mill = self.mills[name] = self._start_worker(name, simulated_calibration=self._calibration())
-        await self.attached(name)
+        await self.attached(mill)
         return mill
 
     async def add_workers(self, names: Iterable[str]) -> None:
@@ -144,7 +146,7 @@ class StreamMesh:
         """The requests of mixes with their undisturbed answers, by a worker that is gone afterwards."""
         oracle = self._start_worker(_ORACLE)
         try:
-            await self.attached(_ORACLE)
+            await self.attached(oracle)
             async with stubs(self.addresses[:1]) as (stub,):
                 ids = json.loads(self._site.ids.read_text())
                 return [await undisturbed(stub, each.draw(ids)) for each in mixes]
@@ -166,16 +168,17 @@ class StreamMesh:
         path.write_text(f"kv_tokens = {_KEPT_TOKENS}\n[step]\nstep_s = {self._step_s}\n")
         return path
 
-    async def attached(self, name: str) -> None:
+    async def attached(self, mill: Mill) -> None:
         """Waits until every router has a worker of this name that it had not before. Raises ChildFailed."""
-        end_s = time.monotonic() + START_S
-        while time.monotonic() < end_s:
-            found = [each for door in self.doors for each in await self.listed(door) if self._new(each, name)]
+        end_s = time.monotonic() + ATTACH_S
+        while time.monotonic() < end_s and mill.child.running:
+            listed = [each for door in self.doors for each in await self.listed(door)]
+            found = [each for each in listed if self._new(each, mill.name)]
             if len(found) == len(self.doors):
                 self._incarnations.update(each.incarnation for each in found)
                 return
             await asyncio.sleep(_POLL_S)
-        raise self.doors[0].child.failed(f"has not got worker {name}")
+        raise mill.child.failed("is not attached")
 
     def _new(self, status: WorkerStatus, name: str) -> bool:
         known = status.incarnation in self._incarnations
