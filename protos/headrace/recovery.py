@@ -22,8 +22,8 @@ import grpc
 
 from headrace import errors
 
-WINDOW_S = 5.0
-"""How long workers keep what a lost router left: after it there is nothing to resume."""
+WINDOW_S = 10.0
+"""Workers go on for 5 s with what a lost router left, and keep it for 5 s more: then nothing is left."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 0.5
 STOPS = "ROUTER_STOPS"
 DRAINING = "DRAINING"

@@ -24,6 +24,7 @@ HANDSHAKE_S = 5.0
 GOODBYE_S = 1.0
 FIRST_WAIT_S = 0.05  # a router that restarts or a broken connection: requests are moved after 250 ms
 LONGEST_WAIT_S = 5.0
+HOLDING_WAIT_S = 0.5  # while something is held for who is back
 DEFAULT_GRACE_MS = 3000
 DEFAULT_HOLD_MS = 5000
 HONEST = FrameFaults()
@@ -169,7 +170,8 @@ class Link:
                 raise outcome
 
     async def _pause(self, failures: int) -> None:
-        wait_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**failures)
+        longest_s = HOLDING_WAIT_S if self._held else LONGEST_WAIT_S
+        wait_s = min(longest_s, FIRST_WAIT_S * 2**failures)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.retired.wait(), wait_s * random.uniform(0.5, 1.0))
 

@@ -26,7 +26,7 @@ PROCESSES = 2
 async def mesh(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mesh]:
     directory = tmp_path_factory.mktemp("processes")
     settings = {"processes": str(PROCESSES), "drain_timeout_s": "1"}
-    worker = {"dtype": "float32", "threads": "1"}
+    worker = {"engine": "simulated"}
     async with Mesh(directory, tiny_model, router=settings, worker=worker) as running:
         await running.add_worker()
         yield running

@@ -172,6 +172,19 @@ async def test_a_whole_answer_outlives_its_router(routers: Routers) -> None:
     assert kept(disturbed) == kept(undisturbed)
 
 
+async def test_streams_wait_for_the_only_router_to_be_back(routers: Routers) -> None:
+    async with Headrace(routers.mesh.address, api_key=routers.keys["acme"]) as mesh:
+        requests = [asked(temperature=0.8, seed=number) for number in range(4)]
+        undisturbed = await asyncio.gather(*(mesh.answer(each).finished() for each in requests))
+        answers = [mesh.answer(asked(temperature=0.8, seed=number)) for number in range(4)]
+        events = await asyncio.gather(*(read_upto(each, 8) for each in answers))
+        reading = asyncio.gather(*(rest(*each) for each in zip(answers, events, strict=True)))
+        async with routers.without(0):
+            pass  # killed, and started again at once
+        ended = await reading
+    assert [kept(each) for each in ended] == [kept(each) for each in undisturbed]
+
+
 async def test_a_lost_connection_frees_the_gpu_and_its_stream_is_taken_up_all_the_same(
     routers: Routers,
 ) -> None:
