@@ -1,29 +1,85 @@
-"""What the engine last said of itself, as metrics: looked at when somebody asks, not once a step."""
+"""What the engine reports, as metrics: added up once a step, put into families when somebody asks."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
+from itertools import accumulate
 
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from services.worker.engine.report import StepReport
 
 STEP_TERMS = ("step", "token", "attention", "context", "sequence")
+STEP_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12)
+COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+TOKENS = (1, 4, 16, 64, 256, 512, 1024, 2048, 4096, 8192, 16384)
+
+
+class Spread:
+    """A histogram at a tenth of the cost of one that many threads may write to."""
+
+    def __init__(self, name: str, text: str, bounds: tuple[float, ...]) -> None:
+        self._name, self._text, self._bounds = name, text, bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """One more."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def family(self) -> HistogramMetricFamily:
+        """All that was observed."""
+        names = [*map(str, map(float, self._bounds)), "+Inf"]
+        buckets = list(zip(names, map(float, accumulate(self._counts)), strict=True))
+        return HistogramMetricFamily(self._name, self._text, buckets=buckets, sum_value=self._sum)
 
 
 class EngineState(Collector):
-    """Exposes the last report; nothing before the first."""
+    """Exposes totals, and the last report; of that nothing before the first."""
 
     def __init__(self) -> None:
+        self.cached_tokens = 0
         self.last: StepReport | None = None
+        self._prompt_tokens = self._output_tokens = self._steps = 0
+        self._batch = Spread("headrace_worker_batch_size", "Sequences in a step", COUNTS)
+        self._tokens = Spread("headrace_worker_step_tokens", "Tokens in a step", TOKENS)
+        self._seconds = Spread("headrace_worker_step_seconds", "Duration of a step", STEP_S)
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def report(self, report: StepReport) -> None:
+        """Takes what a report adds."""
+        self.last = report
+        for prompt_tokens, output_tokens in report.served.values():
+            self._prompt_tokens += prompt_tokens
+            self._output_tokens += output_tokens
+        progress = report.progress
+        if progress.finished_steps > self._steps:
+            self._steps = progress.finished_steps
+            self._batch.observe(progress.batch_size)
+            self._tokens.observe(progress.step_tokens)
+            self._seconds.observe(progress.step_s)
+
+    def collect(self) -> Iterator[Metric]:
         """All families."""
-        return iter(()) if self.last is None else _families(self.last)
+        tokens = CounterMetricFamily(
+            "headrace_worker_tokens",
+            "Tokens: prompt (computed), cached (found instead), output",
+            labels=["kind"],
+        )
+        tokens.add_metric(["prompt"], self._prompt_tokens)
+        tokens.add_metric(["cached"], self.cached_tokens)
+        tokens.add_metric(["output"], self._output_tokens)
+        yield tokens
+        for spread in (self._batch, self._tokens, self._seconds):
+            yield spread.family()
+        if self.last is not None:
+            yield from _now(self.last)
 
 
-def _families(report: StepReport) -> Iterator[GaugeMetricFamily]:
+def _now(report: StepReport) -> Iterator[GaugeMetricFamily]:
     load = report.load
     blocks = {"free": load.blocks_free, "cached": load.blocks_cached, "held": load.blocks_held}
     yield _by(

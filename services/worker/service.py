@@ -121,8 +121,7 @@ class WorkerService:
 
     async def _listen(self, engine: EngineClient, desk: Desk) -> None:
         try:
-            async for report in engine.reports():
-                desk.report(report, time.monotonic())
+            await engine.listen(lambda report: desk.report(report, time.monotonic()))
         except EngineDied as error:
             log.error("engine_died", reason=str(error))
             raise

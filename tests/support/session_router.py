@@ -187,7 +187,9 @@ class RouterSession:
 
     def _state(self, frame: pb.WorkerFrame) -> None:
         if frame.HasField("load"):
-            self.load, self.credit = frame.load, frame.credit
+            self.load = frame.load
+        if frame.HasField("credit"):
+            self.credit = frame.credit
         if frame.HasField("step_model"):
             self.step_models.append(frame.step_model)
         if frame.HasField("draining"):

@@ -22,6 +22,7 @@ How the session half uses it (everything needed is `EngineClient`, `Request` and
 * Commands are numbered; all commands of one event-loop turn travel in one message. `report.last_command` says
   up to which command `report.load` and `report.credits` count.
 * `reports()` has one consumer; it raises `EngineDied` when the engine is gone, and ends after `close()`.
+  `listen(hear)` is the same without an iterator, for who wants each report at the moment it comes.
 * A resumed request has `delivered` ids; its next token has output index len(delivered).
 * Times are `time.monotonic()` seconds, which processes of one machine share: turn "milliseconds left" into
   `deadline_s` on receipt, and time already waited in the router into an earlier `arrival_s`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from multiprocessing.connection import Connection
 from typing import Self
 
@@ -29,7 +29,8 @@ class EngineClient:
         self._turn = Commands()
         self._arrived: deque[StepReport] = deque()
         self._news = asyncio.Event()
-        self._last_words: EngineError | None = None
+        self._hearer: Callable[[StepReport], None] | None = None
+        self._last_words: Exception | None = None
         self._lost = False
         self._closing = False
         self._pipe: EnginePipe  # from `start` on
@@ -74,6 +75,16 @@ class EngineClient:
         self._command().kv_snapshot = True
         return self._number
 
+    async def listen(self, hear: Callable[[StepReport], None]) -> None:
+        """Has `hear` called with each report at the moment it comes. In the place of `reports`, ends as that
+        does, and raises what `hear` raises."""
+        self._hearer = hear
+        try:
+            async for report in self.reports():
+                hear(report)
+        finally:
+            self._hearer = None
+
     async def reports(self) -> AsyncIterator[StepReport]:
         """Reports as they come; for one consumer. Ends after `close`; raises EngineDied when it is gone."""
         while True:
@@ -113,9 +124,19 @@ class EngineClient:
     def _hear(self, message: StepReport | EngineError) -> None:
         if isinstance(message, EngineError):
             self._last_words = message
-        else:
+        elif self._hearer is None or self._arrived:
             self._arrived.append(message)
+        else:
+            self._hand_over(message, self._hearer)
+            return
         self._news.set()
+
+    def _hand_over(self, report: StepReport, hearer: Callable[[StepReport], None]) -> None:
+        try:
+            hearer(report)
+        except Exception as error:
+            self._last_words = error
+            self._news.set()
 
     def _hear_end(self) -> None:
         self._lost = True

@@ -75,5 +75,10 @@ class Books:
             book.acknowledged(session, frame)
 
     @property
+    def changes(self) -> int:
+        """Stands still while grants need not be told again."""
+        return self._all.changes + self._foreground.changes
+
+    @property
     def _both(self) -> tuple[CreditBook, CreditBook]:
         return self._all, self._foreground

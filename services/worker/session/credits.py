@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Self
 
 EVEN_PART = 0.25  # of the window is split evenly, the rest by demand
+NEAR = 16  # a window that differs by less than one part of so many is the same
 _MOST = 10**9
 
 
@@ -58,6 +59,14 @@ class Room(NamedTuple):
             max(self.prefill_tokens, other.prefill_tokens),
             max(self.sequences, other.sequences),
             max(self.kv_blocks, other.kv_blocks),
+        )
+
+    def is_about(self, other: Self) -> bool:
+        """Whether it is so near to another that nobody need be told; sequences are told one by one."""
+        return (
+            self.sequences == other.sequences
+            and NEAR * abs(self.prefill_tokens - other.prefill_tokens) <= other.prefill_tokens
+            and NEAR * abs(self.kv_blocks - other.kv_blocks) <= other.kv_blocks
         )
 
 
@@ -110,21 +119,23 @@ class _Account:
         self.exposure = self.exposure.minus(cost).most(NOTHING)
         self.admitted = admission
 
-    def forget_before(self, frame: int) -> None:
-        """Grants that were replaced by `frame` are not used any more."""
+    def forget_before(self, frame: int) -> bool:
+        """Grants that were replaced by `frame` are not used any more; whether there were such."""
         if len(self.grants) < 2 or self.grants[1].frame > frame:
-            return
+            return False
         while len(self.grants) > 1 and self.grants[1].frame <= frame:
             self.grants.popleft()
         self.exposure = NOTHING
         for grant in self.grants:
             self.exposure = self.exposure.most(grant.left)
+        return True
 
 
 class CreditBook:
     """The accounts of all sessions of a worker."""
 
     def __init__(self) -> None:
+        self.changes = 0  # of what grants follow from: while it stands still they need not be told again
         self._window = NOTHING
         self._idle = True
         self._accounts: dict[int, _Account] = {}
@@ -135,7 +146,7 @@ class CreditBook:
     def open(self, session: int) -> None:
         """A session begins, without credit until its first grant."""
         self._accounts[session] = _Account()
-        self._divided = False
+        self._changed()
 
     def close(self, session: int) -> None:
         """A session ends: its grants are void, what it submitted stays."""
@@ -145,24 +156,27 @@ class CreditBook:
             for key, charge in self._charges.items()
             if charge.session != session or charge.command is not None
         }
-        self._divided = False
+        self._changed()
 
     def report(self, window: Room, last_command: int, *, idle: bool) -> None:
         """The engine can start `window` more than all it was given up to `last_command`."""
+        if not self._charges and idle == self._idle and window.is_about(self._window):
+            return
         self._window = window
         self._idle = idle
-        if self._charges:
-            self._charges = {
-                key: charge
-                for key, charge in self._charges.items()
-                if charge.command is None or charge.command > last_command
-            }
-        self._divided = False
+        self._charges = {
+            key: charge
+            for key, charge in self._charges.items()
+            if charge.command is None or charge.command > last_command
+        }
+        self._changed()
 
     def demand(self, session: int, demand: Demand) -> None:
         """What waits in a session's router."""
-        self._accounts[session].demand = Demand(*(min(value, _MOST) for value in demand))
-        self._divided = False
+        account, told = self._accounts[session], Demand(*(min(value, _MOST) for value in demand))
+        if told != account.demand:
+            account.demand = told
+            self._changed()
 
     def admit(self, session: int, key: int, cost: Room) -> bool:
         """Charges a submission, named `key`, unless the session has no credit at all.
@@ -179,6 +193,7 @@ class CreditBook:
         """Charges a submission that was admitted, whatever credit the session has here."""
         self._admissions += 1
         self._accounts[session].charged(cost, self._admissions)
+        self.changes += 1
         self._charges[key] = _Charge(session, cost, None)
 
     def submitted(self, key: int, command: int) -> None:
@@ -189,7 +204,8 @@ class CreditBook:
 
     def released(self, key: int) -> None:
         """A charged request will never go to the engine."""
-        self._charges.pop(key, None)
+        if self._charges.pop(key, None) is not None:
+            self.changes += 1
 
     def grant(self, session: int, frame: int) -> Room:
         """Credit to send in `frame`, counted from the last report on, as the wire wants it."""
@@ -203,7 +219,7 @@ class CreditBook:
 
     def acknowledged(self, session: int, frame: int) -> None:
         """The router has handled `frame`: it uses no grant from before it any more."""
-        self._accounts[session].forget_before(frame)
+        self.changes += self._accounts[session].forget_before(frame)
 
     def free(self) -> Room:
         """What nobody was given or has submitted, exposures not counted."""
@@ -212,6 +228,10 @@ class CreditBook:
     def exposure(self) -> Room:
         """What all routers together may still submit."""
         return self._sum(account.exposure for account in self._accounts.values())
+
+    def _changed(self) -> None:
+        self.changes += 1
+        self._divided = False
 
     def _divide(self) -> None:
         self._divided = True

@@ -183,7 +183,7 @@ class Desk:
             if (job := jobs.get(handle)) is not None:
                 job.append(index, token)
                 if job.home is not None:
-                    job.home.has_news(job)
+                    job.home.line[handle] = job
         for handle, logprobs in outputs.described():
             if (job := jobs.get(handle)) is not None:
                 job.describe(logprobs)
@@ -211,7 +211,7 @@ class Desk:
         if job is not None:
             job.end = end
             if job.home is not None:
-                job.home.has_news(job)
+                job.home.line[handle] = job
             job.home = None
             self._keep(job)
             self.metrics.ended(end)

@@ -16,9 +16,8 @@ class Home(Protocol):
     """An open session."""
 
     number: int
-
-    def has_news(self, job: Job) -> None:
-        """The job has output or an end to send."""
+    line: dict[int, Job]
+    """Jobs with output or an end to send, by handle, in the order in which they got it."""
 
     def give_back(self, job: Job, reason: session_pb2.ReturnReason, message: str = "") -> None:
         """The job may run elsewhere."""

@@ -7,7 +7,7 @@ is bounded by tokens, not by frames.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple, Self
 
 from headrace.v1 import session_pb2
@@ -55,7 +55,8 @@ class Outgoing:
     """What waits for one session's writer."""
 
     def __init__(self) -> None:
-        self._jobs: dict[int, Job] = {}  # with news, by handle, in the order in which they got it
+        self.line: dict[int, Job] = {}
+        """Jobs with news, by handle, in the order in which they got it; whoever has news of one adds it."""
         self._returned: dict[int, session_pb2.Returned] = {}  # by handle
         self._report: StepReport | None = None
         self._report_s = 0.0
@@ -72,7 +73,7 @@ class Outgoing:
     def empty(self) -> bool:
         """Whether there is nothing to say."""
         return not (
-            self._jobs
+            self.line
             or self._returned
             or self._report
             or self._events
@@ -85,15 +86,16 @@ class Outgoing:
     @property
     def told_all(self) -> bool:
         """Whether nothing about requests is left to say."""
-        return not (self._jobs or self._returned)
+        return not (self.line or self._returned)
 
-    def news_of(self, job: Job) -> None:
-        """A job has output or an end to send."""
-        self._jobs.setdefault(job.handle, job)
+    @property
+    def returns(self) -> int:
+        """Requests that were given back and are still to be told."""
+        return len(self._returned)
 
     def drop(self, job: Job) -> None:
         """Nothing more is to be said of a job."""
-        self._jobs.pop(job.handle, None)
+        self.line.pop(job.handle, None)
 
     def returned(
         self, job: Job, reason: session_pb2.ReturnReason, message: str = "", retry_ms: int = 0
@@ -192,21 +194,30 @@ class Outgoing:
     def _fill_updates(self, frame: session_pb2.WorkerFrame, receipt: Receipt) -> int:
         """In the order in which they got news. This and the next two return how many bytes it is at most."""
         size, updates = 0, frame.updates
-        for job in list(self._jobs.values()):
+        upto, more = receipt.upto, []
+        for job in self.line.values():
             if size >= LARGE_BYTES:
                 break
-            del self._jobs[job.handle]
             size += job.tell(updates)
-            receipt.upto[job] = job.sent
+            upto[job] = job.sent
             if job.sent < job.made:  # it was too much for one message: the rest comes after the others
-                self._jobs[job.handle] = job
+                more.append(job)
             elif job.end_sent:
                 receipt.ended.append(job)
+        self._leave_line(upto)
+        self.line.update((job.handle, job) for job in more)
         return size
+
+    def _leave_line(self, told: Collection[Job]) -> None:
+        if len(told) == len(self.line):
+            self.line.clear()
+            return
+        for job in told:
+            del self.line[job.handle]
 
     def _fill_returned(self, frame: session_pb2.WorkerFrame) -> int:
         """Only of jobs whose output has been told: it goes on elsewhere after that."""
-        ready = [handle for handle in self._returned if handle not in self._jobs][:RETURNED_A_FRAME]
+        ready = [handle for handle in self._returned if handle not in self.line][:RETURNED_A_FRAME]
         for handle in ready:
             frame.returned.append(self._returned.pop(handle))
         return RETURNED_BYTES * len(ready)
@@ -264,5 +275,7 @@ def _fill_step_model(told: session_pb2.StepModel, state: StepModelState) -> None
 
 
 def _differs(old: StepModelState, new: StepModelState) -> bool:
-    pairs = zip((*old.coefficients, old.quantile), (*new.coefficients, new.quantile), strict=True)
-    return any(abs(after - before) > NOTICEABLE * max(abs(before), 1e-12) for before, after in pairs)
+    for before, after in zip(old.coefficients, new.coefficients, strict=True):
+        if abs(after - before) > NOTICEABLE * abs(before) + 1e-14:
+            return True
+    return abs(new.quantile - old.quantile) > NOTICEABLE * old.quantile

@@ -23,6 +23,7 @@ from services.worker.session.prompts import Arrival, Assembly, is_complete
 
 NO_CREDIT_RETRY_MS = 50
 MOST_RECEIPTS = 64  # beyond that the last one takes in what follows: output is kept longer, never lost
+MOST_RETURNS = 4096  # that a router has not read
 HANDSHAKE_FRAMES = 2
 log = logs.get(__name__)
 
@@ -47,6 +48,8 @@ class Session:
         self._assemblies: dict[int, Assembly] = {}  # by handle
         self._receipts: deque[tuple[int, Receipt]] = deque()  # by frame
         self._outgoing = Outgoing()
+        self.line = self._outgoing.line
+        self._granted = (0, 0)  # changes of the books, and the command, that the last credit told counts from
         self._conduct = Conduct(now)
         self._faults: set[str] = set()  # that were logged
 
@@ -55,10 +58,12 @@ class Session:
         self._desk.open(self)
         if welcome.orphan_hold_ms:
             self._desk.records.hold_s = welcome.orphan_hold_ms / 1000
-        for request in welcome.resume:
-            self._resume(request, held.pop(request.handle, None), now)
-        for job in held.values():
-            self._desk.abandon(job)
+        try:
+            for request in welcome.resume:
+                self._resume(request, held.pop(request.handle, None), now)
+        finally:
+            for job in held.values():
+                self._desk.abandon(job)
         if self._desk.last_report is not None:
             self._outgoing.standing(*self._desk.last_report)
         if self._desk.draining_ms is not None:
@@ -82,11 +87,8 @@ class Session:
 
     def handle(self, frame: session_pb2.RouterFrame, now: float) -> None:
         """Takes one frame of the router. Raises Misbehaved."""
-        if frame.number <= self._received:
-            self._fault("frame_number", now)
-            return
         if frame.number != self._received + 1:
-            self._fault("frame_gap", now)
+            self._fault("frame_gap" if frame.number > self._received else "duplicate_frame", now)
             raise Misbehaved("commands are missing: only another session can put that right")
         self._received = frame.number
         self._commands(frame, now)
@@ -104,16 +106,13 @@ class Session:
         frame = session_pb2.WorkerFrame(number=self._sent, acknowledged_command=self._reported())
         receipt = self._outgoing.fill(frame)
         if frame.HasField("load"):
-            grant = self._desk.books.grant(self.number, self._sent)
-            _fill(frame.credit, grant.all)
-            if grant.foreground != grant.all:
-                _fill(frame.foreground_credit, grant.foreground)
+            self._grant(frame)
         self._written(receipt)
         return frame
 
-    def has_news(self, job: Job) -> None:
+    def _has_news(self, job: Job) -> None:
         """The job has output or an end to send."""
-        self._outgoing.news_of(job)
+        self.line[job.handle] = job
         self.news.set()
 
     def heard(self, report: StepReport, now: float) -> None:
@@ -142,7 +141,7 @@ class Session:
             rest = Job(self._desk.new_handle(), stub)
             rest.end = session_pb2.SequenceEnd(reason=session_pb2.END_REASON_CLAIMED)
             self._seat(rest)
-            self.has_news(rest)
+            self._has_news(rest)
 
     def drain(self, remaining_ms: int) -> None:
         """Says that the worker is leaving; gives back what has not begun."""
@@ -179,17 +178,17 @@ class Session:
             return
         job = Job(self._desk.new_handle(), submit)
         if self._desk.draining_ms is not None:
-            self.give_back(job, session_pb2.RETURN_REASON_DRAINING)
+            self._refuse(job, session_pb2.RETURN_REASON_DRAINING)
             return
         refused = refusal(submit, self._desk.engine.description)
         if refused is not None and not refused.malformed:
-            self.give_back(job, session_pb2.RETURN_REASON_UNSUPPORTED, refused.message)
+            self._refuse(job, session_pb2.RETURN_REASON_UNSUPPORTED, refused.message)
         elif refused is not None:
             self._seat(job)
             self._fail(job, refused.message)
             self._fault("malformed_submit", now)
         elif not self._desk.admit(self, job, submit):
-            self.give_back(job, session_pb2.RETURN_REASON_NO_CREDIT)
+            self._refuse(job, session_pb2.RETURN_REASON_NO_CREDIT)
         else:
             self._begin(Arrival(job, submit, now))
 
@@ -223,7 +222,7 @@ class Session:
             return
         self._drop(assembly)
         job.end = session_pb2.SequenceEnd(reason=session_pb2.END_REASON_CANCELLED)
-        self.has_news(job)
+        self._has_news(job)
 
     def _claim(self, claim: session_pb2.Claim, now: float) -> None:
         if not self._outgoing.claimed(self._desk.claimed(claim, now)):
@@ -240,7 +239,7 @@ class Session:
             return
         self._seat(job)
         if job.has_news:
-            self._outgoing.news_of(job)
+            self.line[job.handle] = job
 
     def _resume(self, request: session_pb2.ResumeRequest, job: Job | None, now: float) -> None:
         """Goes on with a job, or says that it cannot, so that it goes on elsewhere."""
@@ -250,7 +249,7 @@ class Session:
             self._seat(job)
             self._desk.adopt(self, job)
             if job.has_news:
-                self._outgoing.news_of(job)
+                self.line[job.handle] = job
             return
         if job is not None:
             self._desk.abandon(job)
@@ -261,7 +260,13 @@ class Session:
     def _give_back_unknown(self, slot: int, request_id: str, attempt: int, next_index: int) -> None:
         stub = session_pb2.Submit(slot=slot, request_id=request_id, attempt=attempt, next_index=next_index)
         job = Job(self._desk.new_handle(), stub)
-        self.give_back(job, session_pb2.RETURN_REASON_NO_CREDIT, "not held any more")
+        self._refuse(job, session_pb2.RETURN_REASON_NO_CREDIT, "not held any more")
+
+    def _refuse(self, job: Job, reason: session_pb2.ReturnReason, message: str = "") -> None:
+        """Gives back what just came; a router that does not read that may not send for ever."""
+        if self._outgoing.returns >= MOST_RETURNS:
+            raise Misbehaved("it does not hear what is given back")
+        self.give_back(job, reason, message)
 
     def _seat(self, job: Job) -> None:
         self._slots[job.slot] = job
@@ -270,6 +275,18 @@ class Session:
     def _free_slot(self, job: Job) -> None:
         if self._slots.get(job.slot) is job:
             del self._slots[job.slot]
+
+    def _grant(self, frame: session_pb2.WorkerFrame) -> None:
+        """Tells the credit when it has changed, or what it counts from."""
+        books = self._desk.books
+        state = (books.changes, frame.acknowledged_command)
+        if state == self._granted:
+            return
+        self._granted = state
+        grant = books.grant(self.number, self._sent)
+        _fill(frame.credit, grant.all)
+        if grant.foreground != grant.all:
+            _fill(frame.foreground_credit, grant.foreground)
 
     def _find(self, slot: int, attempt: int, now: float) -> Job | None:
         job = self._slots.get(slot)
@@ -280,7 +297,7 @@ class Session:
 
     def _fail(self, job: Job, message: str) -> None:
         job.end = session_pb2.SequenceEnd(reason=session_pb2.END_REASON_ERROR, message=message)
-        self.has_news(job)
+        self._has_news(job)
 
     def _drop(self, assembly: Assembly) -> None:
         handle = assembly.arrival.job.handle

@@ -45,7 +45,7 @@ def test_steps_merge_into_one_update_a_sequence() -> None:
     for step in range(50):
         for job in jobs:
             make(job, [step])
-            outgoing.news_of(job)
+            outgoing.line[job.handle] = job
         outgoing.report(engine.report(), now=0.0)
     (frame,) = drain(outgoing)
     assert [list(each.token_ids) for each in frame.updates] == [list(range(50))] * 2
@@ -56,7 +56,7 @@ def test_the_end_travels_with_the_last_ids() -> None:
     outgoing, job = Outgoing(), job_of(1)
     make(job, [1, 2])
     job.end = pb.SequenceEnd(reason=pb.END_REASON_EOS)
-    outgoing.news_of(job)
+    outgoing.line[job.handle] = job
     (frame,) = drain(outgoing)
     assert list(frame.updates[0].token_ids) == [1, 2]
     assert frame.updates[0].end.reason == pb.END_REASON_EOS
@@ -66,7 +66,7 @@ def test_the_end_travels_with_the_last_ids() -> None:
 def test_what_is_given_back_comes_after_all_of_its_output() -> None:
     outgoing, job = Outgoing(), job_of(1)
     make(job, list(range(2000)), candidates=20)
-    outgoing.news_of(job)
+    outgoing.line[job.handle] = job
     outgoing.returned(job, pb.RETURN_REASON_DRAINING)
     frames = drain(outgoing)
     assert [bool(frame.returned) for frame in frames] == [False] * (len(frames) - 1) + [True]
@@ -96,7 +96,7 @@ def test_every_token_leaves_once_and_in_order(steps: list[tuple[int, int, int | 
         ids = [LARGE_ID - offset for offset in range(count)]
         wanted.setdefault(job.slot, []).extend(ids)
         make(job, ids, candidates)
-        outgoing.news_of(job)
+        outgoing.line[job.handle] = job
         outgoing.returned(job_of(10_000 + len(frames) * 50 + which), pb.RETURN_REASON_NO_CREDIT, "é" * 500)
         if write:
             frame = pb.WorkerFrame()

@@ -20,7 +20,7 @@ from services.worker.scheduler.events import Rejected, RejectReason, Returned, R
 from services.worker.scheduler.request import FinishReason, LatencyClass
 from services.worker.session.credits import Demand
 from services.worker.session.desk import Desk
-from services.worker.session.session import Misbehaved, Session
+from services.worker.session.session import MOST_RETURNS, Misbehaved, Session
 from tests.support.session_engine import Credits, RecordingEngine, finish, kv
 
 WELCOME = pb.Welcome(router_id="r", session_id="s")
@@ -461,11 +461,31 @@ def test_a_little_nonsense_now_and_then_is_forgiven(bench: Bench) -> None:
         bench.session.handle(frame, now=100.0 + turn)
 
 
-def test_a_frame_that_comes_twice_is_ignored(bench: Bench) -> None:
+def test_a_frame_that_comes_twice_is_not_obeyed_and_ends_the_session(bench: Bench) -> None:
     frame = pb.RouterFrame(number=3, submits=[submit()])
     bench.session.handle(frame, 100.0)
-    bench.session.handle(frame, 100.0)
+    with pytest.raises(Misbehaved):
+        bench.session.handle(frame, 100.0)
     assert len(bench.engine.requests) == 1
+
+
+def test_a_router_that_reads_nothing_cannot_have_ever_more_given_back(bench: Bench) -> None:
+    bench.desk.drain(1000)
+    submits = [submit(slot) for slot in range(MOST_RETURNS + 1)]
+    with pytest.raises(Misbehaved):
+        bench.send(submits=submits)
+    assert bench.session._outgoing.returns == MOST_RETURNS
+
+
+def test_a_welcome_of_nonsense_leaves_no_held_request_running(bench: Bench) -> None:
+    bench.send(submits=[submit(slot) for slot in range(BURST + 2)])
+    held = bench.session.end()
+    assert len(held) == BURST + 2
+    wrong = [pb.ResumeRequest(handle=handle, slot=1, attempt=9) for handle in held]
+    session = Session(bench.desk, WELCOME, 0.0)
+    with pytest.raises(Misbehaved):
+        session.begin(pb.Welcome(resume=wrong), held, 0.0)
+    assert set(bench.engine.aborted) == set(bench.engine.requests)
 
 
 def test_commands_that_are_missing_end_the_session_and_nothing_that_runs(bench: Bench) -> None:

@@ -54,7 +54,7 @@ def test_a_step_of_as_many_sequences_as_there_may_be_is_told_whole() -> None:
     outgoing, jobs = Outgoing(), jobs_of(MOST_SEQUENCES)
     for job in jobs:
         job.append(job.made, LARGE)
-        outgoing.news_of(job)
+        outgoing.line[job.handle] = job
     frames = frames_of(outgoing)
     told = [update.slot for frame in frames for update in frame.updates]
     assert told == [job.slot for job in jobs]
@@ -72,7 +72,7 @@ def test_everything_at_once_is_told_once_in_frames_of_bounded_size() -> None:
             job.append(job.made, LARGE)
             job.describe(TokenLogprobs(-1.5, (LARGE,) * 20, (-2.5,) * 20))
     for job in (*ending, *described):
-        outgoing.news_of(job)
+        outgoing.line[job.handle] = job
     for job in leaving:
         outgoing.returned(job, pb.RETURN_REASON_UNSUPPORTED, "\U0001f300" * 1000, retry_ms=LARGE)
     tags = [number.to_bytes(16, "big") for number in range(2000)]
@@ -108,7 +108,7 @@ def test_what_waits_for_a_router_that_reads_nothing_grows_with_tokens_alone() ->
     for job in jobs:
         for token in range(3000):
             job.append(job.made, token)
-            outgoing.news_of(job)
+            outgoing.line[job.handle] = job
     frames = frames_of(outgoing)
     assert sum(len(update.token_ids) for frame in frames for update in frame.updates) == 8 * 3000
     assert sum(frame.ByteSize() for frame in frames) < 8 * 3000 * 3
