@@ -178,7 +178,7 @@ class FailoverSettings(_Group):
         description="how long requests of a broken session wait for its worker, in seconds",
     )
     migration_s: float = Field(
-        default=0.5,
+        default=1.0,
         gt=0,
         description="seconds of prefill of moved requests that are on their way to one worker at a time",
     )

@@ -115,8 +115,11 @@ class ScriptedWorker:
             held=held,
         )
 
-    async def connect(self, *, beat: bool = True) -> Self:
-        """Shakes hands and starts to beat. Raises AioRpcError when the router refuses."""
+    async def connect(self, *, beat: bool = True, **parts: object) -> Self:
+        """Shakes hands and starts to beat; `parts`: of its first frame.
+
+        Raises AioRpcError when the router refuses.
+        """
         stub = session_pb2_grpc.SessionServiceStub(self._channel)
         self._call = stub.Session(self._frames())
         self.raw(hello=self._hello)
@@ -126,7 +129,7 @@ class ScriptedWorker:
         self.raw(proof=session_pb2.Proof(mac=proof))
         self.welcome = (await self._read()).welcome
         self._tasks.append(asyncio.create_task(self._receive()))
-        self.say()
+        self.say(**parts)  # type: ignore[arg-type]
         if beat:
             self._tasks.append(asyncio.create_task(self._beat()))
         return self

@@ -32,6 +32,11 @@ class Pulse:
         self._steps = -1
         self._late_since_s: float | None = None
 
+    @property
+    def late(self) -> bool:
+        """Whether the last beat looked like that of an engine that hangs: it should get nothing new."""
+        return self._late_since_s is not None
+
     def stuck_s(
         self, progress: session_pb2.Progress, load: session_pb2.Load, model: StepModel | None, now: float
     ) -> float | None:

@@ -99,9 +99,8 @@ class Session:
 
     def takes_work(self, now: float) -> bool:
         """Whether it may be given new requests."""
-        return (
-            self.state(now) == admin_pb2.WORKER_STATE_READY and now >= self._paused_until and not self.closed
-        )
+        ready = self.state(now) == admin_pb2.WORKER_STATE_READY and now >= self._paused_until
+        return ready and not (self.closed or self._pulse.late)
 
     def state(self, now: float) -> admin_pb2.WorkerState:
         """Its state, as operators see it."""

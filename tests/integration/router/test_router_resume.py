@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import grpc
 import pytest
 from headrace.v1 import router_pb2, session_pb2
 
@@ -203,7 +204,30 @@ async def test_who_is_not_back_in_time_loses_its_requests_and_a_late_return_is_f
         assert not late.welcome.resume
         late.say(update(submit, 4, [9, 9, 9], end()))
         other.say(update(again, 4, ids[4:], end()))
-        assert (await read(call)).ids == ids
+        answer = await read(call)
+        assert answer.ids == ids
+        assert answer.finished is not None
+        assert answer.finished.usage.output_tokens == len(ids)
+        assert house.metric("headrace_output_tokens_total") == len(ids), "each token is counted once"
+        assert house.metric("headrace_prompt_tokens_total") == answer.finished.usage.prompt_tokens
+
+
+async def test_an_engine_that_still_hangs_gets_nothing_when_its_worker_is_back(
+    house: House, ids: list[int]
+) -> None:
+    stuck = session_pb2.Progress(steps=9, has_work=True, since_last_step_us=60_000_000)
+    hung = await house.worker(worker_id="hung").connect(beat=False)
+    call = house.stub.Generate(Request(text=PROMPT))
+    await hung.submitted()
+    await eventually(lambda: hung.say(progress=stuck) or hung.status is not None, "it is closed")
+    assert hung.status is grpc.StatusCode.UNAVAILABLE
+    again = house.worker(worker_id="hung", incarnation=hung.incarnation)
+    await again.connect(beat=False, progress=stuck)
+    good = await house.worker(worker_id="good").connect()
+    submit = await good.submitted()
+    good.say(update(submit, 0, ids, end()))
+    assert (await read(call)).ids == ids
+    assert not again.submits
 
 
 async def test_a_poison_request_is_quarantined_and_its_neighbours_go_on(tmp_path: Path) -> None:

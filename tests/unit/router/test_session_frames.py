@@ -239,6 +239,7 @@ async def test_work_without_steps_counts_as_hung_and_rest_does_not(bench: Bench)
     assert not bench.session.closed
     bench.say(1.0, progress=session_pb2.Progress(steps=1, has_work=True, since_last_step_us=hour_us))
     assert not bench.session.closed, "a second beat must agree"
+    assert not bench.session.view(1.0).ready, "but it gets nothing new"
     bench.say(1.4, progress=session_pb2.Progress(steps=1, has_work=True, since_last_step_us=hour_us))
     assert bench.session.closed
 
