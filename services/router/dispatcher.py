@@ -192,10 +192,7 @@ class Dispatcher:
             session.check(now)
         for session, flight in self._failover.from_leaving(now):
             self._move(session, flight, now)
-        for flight in list(self._flights.values()):
-            slow = None if flight.over else flight.outlet.too_slow(now)
-            if slow is not None:
-                self.end(flight, slow)
+        self._end_slow(now)
         self._changed.update(self.workers)
         self._attendance.expire(now)
         self._kv_shares.review(now)
@@ -206,6 +203,14 @@ class Dispatcher:
             for session, flight in self._failover.better_off(now):
                 self._move(session, flight, now)
             self._metrics.observe(self.scheduler, self.workers, now)
+
+    def _end_slow(self, now: float) -> None:
+        """Only what runs can have output that nobody reads: what waits is not looked at."""
+        for session in self.workers:
+            for flight in session.flights():
+                slow = None if flight.over else flight.outlet.too_slow(now)
+                if slow is not None:
+                    self.end(flight, slow)
 
     async def keep_house(self) -> None:
         """Ticks for ever."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
+from itertools import islice
 from math import inf
 from typing import NamedTuple
 
@@ -29,6 +31,9 @@ _LOCALITY_TENANTS = 4
 _CLEARING_S = 120.0
 """Long enough for running answers to end."""
 _SOME_BLOCKS = 1
+SURVEYED = 4096
+"""Requests that one survey looks at."""
+_Kind = tuple[frozenset[tuple[str, str]], frozenset[str], frozenset[str]]
 
 
 class _Overdraft(NamedTuple):
@@ -36,6 +41,13 @@ class _Overdraft(NamedTuple):
 
     number: int
     since_s: float
+
+
+class Surveyed(NamedTuple):
+    """A request that waits, and whether no worker is there for it."""
+
+    ticket: Ticket
+    alone: bool
 
 
 class Placed(NamedTuple):
@@ -65,6 +77,7 @@ class Pool:
         self._overdraft: _Overdraft | None = None
         self._overdrafts_from_s = -inf
         self._held_at: dict[str, float] = {}
+        self._surveyed = 0
 
     def submit(self, ticket: Ticket, now: float) -> None:
         """Lets a request wait."""
@@ -125,19 +138,19 @@ class Pool:
         decode_s = seat.total_s - seat.prefill_s
         queue.settle(seat.lane, decode_s * (seat.output_tokens - expected) / expected)
 
-    def alone(self) -> list[Ticket]:
-        """Requests that no worker is there for; while others have one, these are in nobody's way."""
-        able: dict[tuple[object, ...], bool] = {}
-        some, found = bool(self.fleet.ready.any()), []
-        for entry in self.queue.entries():
-            ticket = entry.ticket
-            key = (ticket.labels, ticket.capabilities, ticket.barred, ticket.total_tokens)
-            if key not in able:
-                able[key] = bool(self.fleet.suited(ticket).any())
-            if not able[key]:
-                found.append(ticket)
-            self.queue.put_aside(entry, some and not able[key])
-        return found
+    def survey(self) -> Iterator[Surveyed]:
+        """Which of the requests no worker is there for; while others have one, these are in nobody's way.
+
+        Of very many that wait so many at a time, in turns: nothing else goes on meanwhile.
+        """
+        longest: dict[_Kind, float] = {}
+        some = bool(self.fleet.ready.any())
+        entries = list(islice(self.queue.entries(), self._surveyed, self._surveyed + SURVEYED))
+        self._surveyed = self._surveyed + SURVEYED if len(entries) == SURVEYED else 0
+        for entry in entries:
+            alone = not self._has_taker(entry.ticket, longest)
+            self.queue.put_aside(entry, some and alone)
+            yield Surveyed(entry.ticket, alone)
 
     def stuck(self, now: float, most: int) -> list[Ticket]:
         """Interactive requests at the front that nothing could take for a while."""
@@ -261,7 +274,14 @@ class Pool:
             return False
         if not self.settings.clear_for_starving or 0 < self._overdrafts_from_s - now <= _CLEARING_S:
             return False
-        return now - entry.ticket.arrival_s >= 2 * self._starving_s(entry)
+        late = now - entry.ticket.arrival_s >= 2 * self._starving_s(entry)
+        return late and self._lacks_blocks(entry.ticket)
+
+    def _lacks_blocks(self, ticket: Ticket) -> bool:
+        """Whether some worker takes work, and has too few blocks for this."""
+        fleet, cost = self.fleet, ticket.cost
+        some = fleet.affordable(cost._replace(kv_blocks=_SOME_BLOCKS), ticket.foreground)
+        return bool((some & ~fleet.affordable(cost, ticket.foreground)).any())
 
     def _starving_s(self, entry: Entry) -> float:
         """Its wait until it is overdue; where its class never is, that of the first class that is."""
@@ -338,10 +358,20 @@ class Pool:
 
     def _bring_back(self) -> None:
         """Requests that stood aside are in their places again where a worker is there for them now."""
+        longest: dict[_Kind, float] = {}
         if any(each.requests for each in self.queue.aside.values()):
             for entry in self.queue.entries():
-                if entry.aside and self.fleet.suited(entry.ticket).any():
+                if entry.aside and self._has_taker(entry.ticket, longest):
                     self.queue.put_aside(entry, False)
+
+    def _has_taker(self, ticket: Ticket, longest: dict[_Kind, float]) -> bool:
+        """Whether a worker is there for it; `longest`: tokens that some worker takes, by kind, as found."""
+        kind = (ticket.labels, ticket.capabilities, ticket.barred)
+        most = longest.get(kind)
+        if most is None:
+            suited = self.fleet.suited(replace(ticket, total_tokens=0))
+            most = longest[kind] = float(self.fleet.max_tokens[suited].max(initial=-1.0))
+        return ticket.total_tokens <= most
 
     def _ahead(self, latency_class: LatencyClass) -> bool:
         """Whether a request of the class waits that could go before a new one."""

@@ -238,13 +238,18 @@ class Scheduler:
         return Accuracy(wait.factor, wait.error, first.factor, first.error)
 
     def impatient(self, now: float) -> list[Ticket]:
-        """Requests that no known worker could run for longer than their class is patient; they still wait."""
-        alone = [ticket for pool in self._pools.values() for ticket in pool.alone()]
-        numbers = {ticket.number for ticket in alone}
-        self._alone_since = {
-            number: since for number, since in self._alone_since.items() if number in numbers
-        }
-        return [ticket for ticket in alone if self._gives_up(ticket, now)]
+        """Requests that no known worker could run for longer than their class is patient; they still wait.
+
+        Of very many that wait it looks at some each time, in turns.
+        """
+        found = []
+        for pool in self._pools.values():
+            for ticket, alone in pool.survey():
+                if not alone:
+                    self._alone_since.pop(ticket.number, None)
+                elif self._gives_up(ticket, now):
+                    found.append(ticket)
+        return found
 
     def _gives_up(self, ticket: Ticket, now: float) -> bool:
         since = min(self._alone_since.setdefault(ticket.number, now), now)
