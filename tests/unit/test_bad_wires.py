@@ -36,7 +36,7 @@ def test_on_good_wires_everything_is_exact() -> None:
     assert not list(_bad_frames(mesh))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(plans, plans)
 def test_lost_doubled_and_late_frames_cost_no_token_and_double_none(up: list[Act], down: list[Act]) -> None:
     mesh = asyncio.run(_played(up, down))
@@ -44,7 +44,7 @@ def test_lost_doubled_and_late_frames_cost_no_token_and_double_none(up: list[Act
         assert (flight.ids, outcome(flight)) == (_expected(flight), "finished")
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(corrupt_plans, corrupt_plans)
 def test_bent_frames_touch_nobody_but_who_runs_behind_them(up: list[Act], down: list[Act]) -> None:
     mesh = asyncio.run(_played(up, down))
