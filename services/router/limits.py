@@ -63,7 +63,6 @@ class Gate:
         self._most_queued = queued_bytes
         self._accounts: dict[str, _Account] = {}
         self._inside = 0
-        self._tenants_queued = 0
         self._empty = asyncio.Event()
         self._empty.set()
 
@@ -73,10 +72,8 @@ class Gate:
 
     def queue(self, account: _Account, size: int) -> None:
         """So many bytes of a tenant wait more, or fewer when negative."""
-        self._tenants_queued -= account.queued_bytes > 0
         account.queued_bytes += size
         self.queued_bytes += size
-        self._tenants_queued += account.queued_bytes > 0
 
     def left(self) -> None:
         """A pass was given back."""
@@ -108,9 +105,8 @@ class Gate:
         self._check_quotas(account.quotas, now)
         if account.queued_bytes + size > tenant.queued_bytes:
             raise QuotaExceeded(f"{tenant.queued_bytes} bytes may wait at one time", retry_s=RETRY_S)
-        tenants = self._tenants_queued + (not account.queued_bytes)
-        part_full = admission.part_full(account.queued_bytes, self._most_queued, tenants)
-        if part_full or self.queued_bytes + size > self._most_queued:
+        free = self._most_queued - self.queued_bytes
+        if size > free or admission.part_full(account.queued_bytes, free):
             raise Overloaded("too many bytes wait", retry_s=RETRY_S)
 
     def _check_quotas(self, quotas: TenantQuotas, now: float) -> None:

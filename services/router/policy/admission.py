@@ -73,7 +73,7 @@ class Outlook(NamedTuple):
     opening: bool
     """Whether it could start at once."""
     headroom: float
-    """Used, of its class."""
+    """Used, of its class; as the next only of a request that may be shed."""
     coming: float
     """The same that admitted work is going to use."""
     prediction: Prediction | None
@@ -127,12 +127,13 @@ def admit(
     return refusal
 
 
-def part_full(own: float, most: float, tenants: int) -> bool:
-    """Whether a tenant has its part of what may wait in all, of so many tenants with something waiting.
+def part_full(own: float, free: float) -> bool:
+    """Whether a tenant that has so much waiting may have no more, where so much is free for all.
 
-    A part is kept for each of them and one for who comes next: no flood keeps anybody out.
+    Nobody has more than is left to the others, so that no flood keeps anybody out. Source: Choudhury and
+    Hahne, "Dynamic queue length thresholds for shared-memory packet switches", 1998.
     """
-    return own >= most / (tenants + 1)
+    return own >= free
 
 
 def thinned(number: int, share: float) -> bool:

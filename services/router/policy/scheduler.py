@@ -8,7 +8,7 @@ caller's clock; one that jumps changes what is overdue, never who gets which sha
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from services.router.policy import admission
@@ -24,6 +24,14 @@ from services.router.policy.worker import WorkerView
 
 _HEADS = 8
 """Interactive requests looked at when somebody has to give way."""
+
+
+class _Payer(NamedTuple):
+    """Whose counter output tokens go to."""
+
+    model: str
+    tenant: str
+    latency_class: LatencyClass
 
 
 class Assignment(NamedTuple):
@@ -96,9 +104,9 @@ class Scheduler:
             pool.budget.asked(ticket, now)
             return True
         cost_s = pool.predictor.estimate(ticket, pool.uncached(ticket)).total_s
-        return pool.budget.allows(
-            ticket, cost_s, pool.predictor.headroom(LatencyClass.INTERACTIVE, now), len(pool.fleet), now
-        )
+        pool.budget.asked(ticket, now)
+        used = pool.predictor.headroom(LatencyClass.INTERACTIVE, now) if pool.budget.contended(now) else 0.0
+        return pool.budget.allows(ticket, cost_s, used, len(pool.fleet), now)
 
     def admit(self, ticket: Ticket, now: float, limits: QueueLimits | None = None) -> Refusal | None:
         """Why the request is not let in, or None; `limits`: what its tenant may have waiting."""
@@ -108,9 +116,7 @@ class Scheduler:
 
     def full(self, tenant: str, most: int) -> bool:
         """Whether nothing more of a tenant may wait where `most` requests may in all."""
-        tenants = len(self._waiting_of) + (tenant not in self._waiting_of)
-        own = self._waiting_of.get(tenant, 0)
-        return len(self) >= most or admission.part_full(own, most, tenants)
+        return admission.part_full(self._waiting_of.get(tenant, 0), most - len(self))
 
     def submit(self, ticket: Ticket, now: float | None = None) -> None:
         """Lets a request wait, at the place of its arrival; one that had a worker has left it."""
@@ -139,10 +145,23 @@ class Scheduler:
 
     def streamed(self, number: int, tokens: int, now: float) -> None:
         """Output tokens of an own request came; to be told before `served` of the same frame."""
-        seat = self._seats.get(number)
-        if seat is None or tokens <= 0:
-            return
-        self._pools[seat.ticket.model].streamed(seat, tokens, now)
+        self.streamed_together({number: tokens}, now)
+
+    def streamed_together(self, made: Mapping[int, int], now: float) -> None:
+        """The same of all requests of a frame, by number: each tenant is charged once."""
+        owed: dict[_Payer, int] = {}
+        for number, tokens in made.items():
+            seat = self._seats.get(number)
+            if seat is None or tokens <= 0:
+                continue
+            ticket = seat.ticket
+            if not seat.output_tokens:
+                self._pools[ticket.model].began(seat, now)
+            seat.output_tokens += tokens
+            payer = _Payer(ticket.model, ticket.tenant, ticket.latency_class)
+            owed[payer] = owed.get(payer, 0) + tokens
+        for (model, tenant, latency_class), tokens in owed.items():
+            self._pools[model].queue.charge_output(tenant, latency_class, tokens)
 
     def served(
         self, model: str, tenant: str, latency_class: LatencyClass, prompt_tokens: int, output_tokens: int

@@ -10,7 +10,7 @@ import pytest
 
 from services.common.garbage import Collector
 
-ALWAYS, NEVER = -1.0, 1e9  # how long a turn must take for what survives it to be frozen
+ALWAYS, NEVER = -1.0, 1e9  # seconds that a turn must take
 
 
 class Knot:
@@ -20,21 +20,23 @@ class Knot:
         self.me = self
 
 
-@pytest.fixture
-def collector() -> Iterator[Collector]:
+@pytest.fixture(autouse=True)
+def pythons_own() -> Iterator[None]:
     before = gc.get_threshold()
-    yield Collector()
+    yield
     gc.set_threshold(*before)
     gc.unfreeze()
 
 
-def test_a_cycle_is_gone_after_the_next_turn(collector: Collector) -> None:
+def test_a_cycle_is_gone_after_the_next_turn() -> None:
+    collector = Collector(long_s=NEVER)
     seen = weakref.ref(Knot())
-    collector.turn(NEVER)
+    collector.turn()
     assert seen() is None
 
 
-def test_python_looks_at_everything_no_more(collector: Collector) -> None:
+def test_python_looks_at_everything_no_more() -> None:
+    Collector()
     full: list[int] = []
 
     def watch(phase: str, info: dict[str, int]) -> None:
@@ -49,23 +51,23 @@ def test_python_looks_at_everything_no_more(collector: Collector) -> None:
     assert not full
 
 
-def test_what_lives_through_long_turns_is_not_looked_at_again_and_goes_with_its_last_reference(
-    collector: Collector,
-) -> None:
+def test_what_lives_through_long_turns_is_not_looked_at_again_and_goes_with_its_last_reference() -> None:
+    collector = Collector(long_s=ALWAYS)
     frozen = gc.get_freeze_count()
     heap = [[number] for number in range(50_000)]
-    collector.turn(ALWAYS, least=1 << 30)
+    collector.turn()
     assert gc.get_freeze_count() >= frozen + 50_000
     assert collector.passes == 1
     heap.clear()
     assert gc.get_freeze_count() < frozen + 5_000
 
 
-def test_garbage_among_the_frozen_goes_before_it_is_half_of_everything(collector: Collector) -> None:
+def test_garbage_among_the_frozen_goes_before_it_is_half_of_everything() -> None:
+    collector = Collector(long_s=ALWAYS, count_after_s=ALWAYS, least=0)
     frozen, most = gc.get_freeze_count(), 0
     for _ in range(40):
         knots = [Knot() for _ in range(frozen // 10)]
-        collector.turn(ALWAYS, least=0)
+        collector.turn()
         knots.clear()
         most = max(most, gc.get_freeze_count())
     assert collector.passes > 1
