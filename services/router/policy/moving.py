@@ -3,8 +3,10 @@
     here     what is left of it × the step of its worker now
     there    prefill that waits there + its prompt and output computed again + what is left × the step with it
 
-It is moved when that saves `MovingSettings.saved_s`, and `factor` times what is computed again, and when the
-others do not lose more by it there than they gain here. What is left is what is expected of such an answer
+It is moved when that saves `MovingSettings.saved_s`, and `factor` times what is computed again, when the
+others do not lose more by it there than they gain here, and when its worker has `uneven` times the other's
+load in the terms of placement. In a pool that placement has evened out nothing is gained: whoever comes next
+takes the place that was left, and moves only cost. What is left is what is expected of such an answer
 less what there is of it; who is past that is not moved. Each move counts at once in what is believed of both
 workers, so that moves of one survey agree with each other and none is undone by the next.
 """
@@ -34,6 +36,8 @@ class MovingSettings:
     """And least in times of what is computed again for it."""
     slower: float = 1.5
     """Streams are looked at on workers whose steps last so many times as long as elsewhere."""
+    uneven: float = 2.0
+    """Sequences, each as slow as its worker, that must be on a worker for one on the other."""
     most: int = 2
     """Streams a survey."""
 
@@ -64,6 +68,7 @@ class _Steps:
         self.sequences = fleet.sequences.copy()
         self._context = fleet.running_context.copy()
         self.queue_s = fleet.busy(foreground=True).queue_s.copy()
+        self._slowness = fleet.speeds.slowness
 
     def now_s(self) -> Floats:
         """Each worker's decode step."""
@@ -76,6 +81,14 @@ class _Steps:
     def more_s(self, context: float) -> Floats:
         """What such a sequence adds to a step."""
         return np.asarray(self._b + self._e + context * self._d)
+
+    def load(self) -> Floats:
+        """What placement evens out."""
+        return np.asarray(self.sequences * self._slowness)
+
+    def load_with(self) -> Floats:
+        """The same with one sequence more."""
+        return np.asarray((self.sequences + 1) * self._slowness)
 
     def move(self, here: int, there: int, context: float, prefill_s: float) -> None:
         """A stream goes from one worker to another."""
@@ -95,7 +108,10 @@ def slow_workers(fleet: Fleet, settings: MovingSettings) -> list[str]:
         return []
     steps = _Steps(fleet)
     best_s = float(steps.with_s(0.0)[takers].min())
-    slow = fleet.ready & (fleet.sequences > 0) & (steps.now_s() > settings.slower * best_s)
+    least = float(steps.load_with()[takers].min())
+    slow = (
+        fleet.ready & (steps.now_s() > settings.slower * best_s) & (steps.load() >= settings.uneven * least)
+    )
     return [fleet.at(position).key for position in slow.nonzero()[0].tolist()]
 
 
@@ -118,6 +134,7 @@ def _best(stream: Stream, fleet: Fleet, steps: _Steps, settings: MovingSettings)
     if here is None or not takers.any():
         return None
     takers[here] = False
+    takers &= settings.uneven * steps.load_with() <= steps.load()[here]
     context, remaining = stream.ticket.prefill_tokens, stream.ticket.expected_output
     prefill_s = _prefill_s(fleet, context)
     saved_s = (

@@ -220,6 +220,8 @@ class Desk:
         job = self._pop(handle)
         if job is not None:
             job.returned = True
+            if job.holder is not None:  # its router finds it gone, and goes on with it elsewhere
+                job.holder.pop(handle, None)
             home, job.home = job.home, None
             self._keep(job)
             if home is not None:

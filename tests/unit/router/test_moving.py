@@ -49,7 +49,7 @@ def test_streams_of_a_crowded_worker_go_to_one_that_has_just_come() -> None:
 
 
 def test_streams_of_a_slow_worker_go_to_a_fast_one() -> None:
-    fleet = fleet_of(worker("slow", 1, SLOW), worker("fast", 1), worker("fast-too", 1))
+    fleet = fleet_of(worker("slow", 2, SLOW), worker("fast", 1), worker("fast-too", 1))
     assert slow_workers(fleet, SETTINGS) == ["slow"]
     [move] = found([stream(1, "slow")], fleet)
     assert move.to in ("fast", "fast-too")
@@ -80,8 +80,18 @@ def test_a_worker_without_credit_or_with_other_numerics_takes_nobody() -> None:
 
 def test_nobody_moves_where_the_others_would_lose_more_than_it_gains() -> None:
     heavy = stream(1, "slow", left=300, context=20_000)
-    assert found([heavy], fleet_of(worker("slow", 1, SLOW), worker("fast", 0), worker("fast-too", 0)))
-    assert not found([heavy], fleet_of(worker("slow", 1, SLOW), worker("fast", 24), worker("fast-too", 24)))
+    uneven = MovingSettings(uneven=0.0)
+    idle = fleet_of(worker("slow", 1, SLOW), worker("fast", 0), worker("fast-too", 0))
+    crowded = fleet_of(worker("slow", 1, SLOW), worker("fast", 24), worker("fast-too", 24))
+    assert found([heavy], idle, uneven)
+    assert not found([heavy], crowded, uneven)
+
+
+def test_a_pool_whose_load_is_even_for_its_speeds_is_left_alone() -> None:
+    """A slow worker with few streams beside fast ones with many: who comes next would take the place."""
+    fleet = fleet_of(worker("slow", 8, SLOW), worker("fast", 24), worker("fast-too", 24))
+    assert found([stream(1, "slow")], fleet) == []
+    assert found([stream(1, "slow")], fleet, MovingSettings(uneven=0.0)) != []
 
 
 MODELS = st.builds(

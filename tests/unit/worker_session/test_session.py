@@ -426,6 +426,16 @@ class TestResuming:
         (returned,) = bench.returned()
         assert (returned.slot, returned.next_index) == (50, 7)
 
+    def test_what_the_engine_gave_back_while_nobody_listened_comes_back(self, broken: Bench) -> None:
+        held = broken.session.end()
+        handle = broken.engine.handle()
+        request = pb.ResumeRequest(request_id="r1", slot=9, attempt=1, next_index=5, handle=handle)
+        broken.report(returned=[Returned(handle, 2)])
+        assert held == {}
+        broken.session = broken.open(pb.Welcome(resume=[request]), held)
+        (returned,) = broken.returned()
+        assert (returned.slot, returned.attempt, returned.next_index) == (9, 1, 5)
+
     def test_half_a_prompt_is_not_held(self, bench: Bench) -> None:
         bench.send(submits=[submit(prompt_tokens=6)])
         assert bench.session.end() == {}
