@@ -113,7 +113,7 @@ async def test_streams_of_a_process_that_dies_go_on_at_the_other_and_it_is_start
 
 async def test_each_process_says_how_it_is(mesh: Mesh) -> None:
     for number in range(PROCESSES):
-        stub = health_pb2_grpc.HealthStub(mesh.channel(f"127.0.0.1:{mesh.port('mesh') + number}"))
+        stub: Any = health_pb2_grpc.HealthStub(mesh.channel(f"127.0.0.1:{mesh.port('mesh') + number}"))
         reply = await stub.Check(health_pb2.HealthCheckRequest())
         assert reply.status == health_pb2.HealthCheckResponse.SERVING
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from headrace.v1 import session_pb2 as pb
@@ -19,6 +19,7 @@ from services.worker.scheduler.events import TokenLogprobs
 from services.worker.scheduler.request import FinishReason
 from services.worker.session import records as records_module
 from services.worker.session.desk import Desk
+from services.worker.session.home import Home
 from services.worker.session.job import Job
 from services.worker.session.records import Record, Records
 from services.worker.session.session import Session
@@ -279,7 +280,8 @@ def test_a_request_without_a_key_is_not_kept() -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 9), st.integers(1, 60)), max_size=80))
 def test_what_is_kept_of_ended_requests_is_bounded(steps: list[tuple[bool, int, int]]) -> None:
-    kept, owner, jobs = Records(), SimpleNamespace(number=1), {}
+    kept, owner = Records(), cast(Home, SimpleNamespace(number=1))
+    jobs: dict[int, Job] = {}
     old, records_module.MOST_ENDED, records_module.MOST_ENDED_IDS = (
         (records_module.MOST_ENDED, records_module.MOST_ENDED_IDS),
         4,
@@ -294,7 +296,7 @@ def test_what_is_kept_of_ended_requests_is_bounded(steps: list[tuple[bool, int, 
                 kept.ended(jobs[name], now)
             else:
                 jobs[name] = Job(len(jobs) + 1, made)
-                kept.add(Record(jobs[name], made, now, owner))  # type: ignore[arg-type]
+                kept.add(Record(jobs[name], made, now, owner))
             kept.expire(now)
             assert len(kept._ended) <= 4
             assert 0 <= kept._ended_ids <= 100
