@@ -44,12 +44,13 @@ class InteractiveBudget:
         share = ticket.interactive_share
         if share is not None and use.seconds + cost_s > share * whole_s:
             return False
-        if headroom_used > self._settings.budget_pressure and self._contended(now):
+        if headroom_used > self._settings.budget_pressure and self.contended(now):
             capacity_s = self._share * whole_s
             if use.seconds + cost_s > self._granted.level(capacity_s, now) * use.weight:
                 return False
         use.seconds += cost_s
         return True
 
-    def _contended(self, now: float) -> bool:
+    def contended(self, now: float) -> bool:
+        """Whether several wanted something lately: without that the head-room used does not matter."""
         return abs(now - self._mixed_s) < self._settings.budget_window_s
