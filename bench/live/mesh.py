@@ -70,7 +70,7 @@ async def live_mesh(
     plan = MeshPlan(
         model=str(model),
         port=_free_port(),
-        mesh_port=_free_port(),
+        mesh_ports=(_free_port(),),
         state=state,
         sockets=sockets,
         devices=tuple(Device("cpu", kind.name, threads=1) for kind in kinds),
