@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
@@ -41,7 +42,10 @@ CHANGES = ("seconds", "streams", "workers", "clients", "others", "repeats", "pai
 
 
 async def run(what: What, model: str) -> list[Row]:
-    """In a directory that is gone afterwards."""
+    """In a directory that is gone afterwards, also when this process is asked to end."""
+    this = asyncio.current_task()
+    assert this is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
     with tempfile.TemporaryDirectory() as directory, ExitStack() as children:
         site = Site(Path(directory), resolve(model, weights=False), children, step_s=0.0)
         await site.start_tokenizer()
