@@ -24,6 +24,7 @@ STATE_BYTES = 512  # of numbers, load, credits, progress and step model, at most
 RETURNED_A_FRAME = 30
 RETURNED_BYTES = 900  # of one, at most: its message may have four bytes a character
 TAGS_A_FRAME = 512
+SERVED_S = 0.1  # between two times at which a tenant's totals are told
 TAG_BYTES = 48  # of one tenant's totals, at most
 EVENTS_A_FRAME = 1024  # of at most 22 bytes
 MOST_EVENTS = 1 << 16  # beyond this the router sees a gap and asks for a snapshot
@@ -63,6 +64,8 @@ class Outgoing:
         self._step_model: StepModelState | None = None
         self._served: dict[bytes, list[int]] = {}
         self._served_changed: dict[bytes, None] = {}
+        self._served_due: dict[bytes, None] = {}  # of those, whose turn it is
+        self._next_served_s = 0.0
         self._events: deque[tuple[bool, bytes]] = deque()  # whether it was stored, and its digest
         self._next_event = 0
         self._snapshot: deque[session_pb2.KvSnapshot] = deque()
@@ -80,7 +83,7 @@ class Outgoing:
             or self._snapshot
             or self._draining
             or self._claimed
-            or self._served_changed
+            or self._served_due
         )
 
     @property
@@ -115,6 +118,10 @@ class Outgoing:
         self._report, self._report_s = report, now
         for tag, served in report.served.items():
             self._serve(tag, served)
+        if now >= self._next_served_s:
+            self._next_served_s = now + SERVED_S
+            self._served_due.update(self._served_changed)
+            self._served_changed.clear()
         self._keep(report.kv)
 
     def standing(self, report: StepReport, now: float) -> None:
@@ -149,7 +156,7 @@ class Outgoing:
             size += self._fill_updates(frame, receipt)
         if self._returned and size < LARGE_BYTES:
             size += self._fill_returned(frame)
-        if self._served_changed and size < LARGE_BYTES:
+        if self._served_due and size < LARGE_BYTES:
             size += self._fill_served(frame)
         if size < LARGE_BYTES:
             self._fill_kv(frame, size)
@@ -223,10 +230,10 @@ class Outgoing:
         return RETURNED_BYTES * len(ready)
 
     def _fill_served(self, frame: session_pb2.WorkerFrame) -> int:
-        tags = list(self._served_changed)[:TAGS_A_FRAME]
+        tags = list(self._served_due)[:TAGS_A_FRAME]
         for tag in tags:
             prompt_tokens, output_tokens = self._served[tag]
-            del self._served_changed[tag]
+            del self._served_due[tag]
             frame.tenant_service.add(tenant_tag=tag, prompt_tokens=prompt_tokens, output_tokens=output_tokens)
         return TAG_BYTES * len(tags)
 

@@ -154,7 +154,10 @@ def test_tenants_are_told_totals_since_the_session_began() -> None:
     for _ in range(3):
         outgoing.report(engine.report(served={b"a" * 16: Served(10, 1)}), 0.0)
     (first,) = drain(outgoing)
-    outgoing.report(engine.report(served={b"b" * 16: Served(0, 5), b"a" * 16: Served(0, 1)}), 0.0)
+    outgoing.report(engine.report(served={b"b" * 16: Served(0, 5), b"a" * 16: Served(0, 1)}), 0.01)
+    (soon,) = drain(outgoing)
+    assert not soon.tenant_service
+    outgoing.report(engine.report(), 1.0)
     (second,) = drain(outgoing)
     told = [
         {each.tenant_tag[:1]: (each.prompt_tokens, each.output_tokens) for each in frame.tenant_service}
