@@ -31,11 +31,11 @@ class Stock(NamedTuple):
     """At one moment."""
 
     held: dict[str, float]  # over all processes
-    tasks: dict[str, float]  # of each process
+    tasks: dict[str, float]  # by process and what they run
 
     def surplus(self, before: Stock) -> dict[str, float]:
-        """Tasks that were not there before, by process."""
-        more = {name: count - before.tasks.get(name, count) for name, count in self.tasks.items()}
+        """Tasks that were not there before."""
+        more = {name: count - before.tasks.get(name, 0.0) for name, count in self.tasks.items()}
         return {name: count for name, count in more.items() if count > 0}
 
     def clear(self, before: Stock) -> bool:
@@ -51,7 +51,12 @@ async def take(mesh: StreamMesh) -> Stock:
     samples = dict(zip(urls, found, strict=True))
     return Stock(
         {what: sum(_held(each, name) for each in samples.values()) for what, name in HELD.items()},
-        {name: total(each, _TASKS) for name, each in samples.items()},
+        {
+            f"{process} {each.labels['of']}": each.value
+            for process, found in samples.items()
+            for each in found
+            if each.name == _TASKS
+        },
     )
 
 

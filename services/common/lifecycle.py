@@ -133,7 +133,7 @@ def run(factory: ServiceFactory, settings: ServiceSettings) -> int:
 async def _run(factory: ServiceFactory, settings: ServiceSettings) -> int:
     signals = _Signals()
     registry = metrics.new_registry()
-    metrics.count_tasks(registry, asyncio.get_running_loop())
+    registry.register(metrics.TaskCollector(asyncio.get_running_loop()))
     tasks = Tasks()
     endpoint = _serve_metrics(settings, registry)
     service = factory(settings, registry, tasks)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections import Counter as Counts
+from collections.abc import Callable, Iterator
 from threading import Thread
 from typing import NamedTuple
 from wsgiref.simple_server import WSGIServer
@@ -11,13 +12,14 @@ from wsgiref.simple_server import WSGIServer
 from prometheus_client import (
     CollectorRegistry,
     Counter,
-    Gauge,
     Histogram,
     disable_created_metrics,
     start_http_server,
 )
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
 
 from services.common.seldom import Seldom
 
@@ -40,12 +42,22 @@ def new_registry() -> CollectorRegistry:
     return registry
 
 
-def count_tasks(registry: CollectorRegistry, loop: asyncio.AbstractEventLoop) -> None:
-    """Tells how many tasks the loop has, whenever somebody asks: what leaks shows."""
-    gauge = Gauge(
-        "headrace_tasks", "Tasks of the event loop, those of open calls included", registry=registry
-    )
-    gauge.set_function(lambda: len(asyncio.all_tasks(loop)))
+class TaskCollector(Collector):
+    """Tasks of an event loop by what they run, counted when somebody asks: what leaks shows by its name."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+
+    def collect(self) -> Iterator[Metric]:
+        """Those of open calls included."""
+        family = GaugeMetricFamily("headrace_tasks", "Tasks of the loop by what they run", labels=["of"])
+        for name, count in Counts(map(_runs, asyncio.all_tasks(self._loop))).items():
+            family.add_metric([name], count)
+        yield family
+
+
+def _runs(task: asyncio.Task[object]) -> str:
+    return str(getattr(task.get_coro(), "__qualname__", "unknown"))
 
 
 def serve(registry: CollectorRegistry, host: str, port: int) -> Endpoint:

@@ -69,12 +69,12 @@ def test_gaps_around_a_strike_are_the_longest_of_as_many_streams_as_were_hit() -
     assert found == pytest.approx([0.45, 0.8])
 
 
-def test_tasks_are_a_surplus_only_beyond_those_of_the_same_process() -> None:
-    before = Stock({"flights": 0.0}, {"router-0": 10.0, "worker-0": 7.0})
-    after = Stock({"flights": 0.0}, {"router-0": 12.0, "worker-0": 5.0, "worker-1": 7.0})
-    assert after.surplus(before) == {"router-0": 2}
+def test_tasks_are_a_surplus_beyond_those_that_ran_the_same_before() -> None:
+    before = Stock({"flights": 0.0}, {"router-0 call": 10.0, "worker-0 link": 7.0})
+    after = Stock({"flights": 0.0}, {"router-0 call": 12.0, "worker-0 link": 5.0, "router-0 other": 1.0})
+    assert after.surplus(before) == {"router-0 call": 2, "router-0 other": 1}
     assert not after.clear(before)
-    assert Stock({"flights": 0.0}, {"router-0": 9.0}).clear(before)
+    assert Stock({"flights": 0.0}, {"router-0 call": 9.0}).clear(before)
     assert not Stock({"flights": 1.0}, {}).clear(before)
 
 
