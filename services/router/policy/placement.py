@@ -163,7 +163,7 @@ class Placement:
         if not np.count_nonzero(takers):
             return NOBODY if warm is None else self._waits(ticket, fleet, now, head_wait_s, 0.0) or NOBODY
         if warm is not None:
-            own_s = self._own_s(hits, ticket.prefill_tokens, fleet)
+            own_s = self._own_s(_own(hits, ticket), ticket.prefill_tokens, fleet)
             saved_s = float(own_s[takers].min() - own_s[able].min())
             waits = self._waits(ticket, fleet, now, head_wait_s, saved_s)
             if waits is not None and not self._sooner_cold(ticket, warm, takers, hits, own_s, fleet):
@@ -290,11 +290,12 @@ class Placement:
         return others if np.count_nonzero(others) else warm
 
     def _among(self, takers: Mask, hits: Hits, ticket: Ticket, fleet: Fleet) -> Choice:
-        if np.count_nonzero(takers) > 1:
-            scores = np.where(takers, self._scores(hits, ticket, fleet), inf)
+        position, several = int(takers.argmax()), np.count_nonzero(takers)
+        if several > 1:
+            alike = np.count_nonzero(takers & (hits == hits.item(position))) == several
+            own = ticket.prefill_tokens - _cached(hits, position, ticket) if alike else _own(hits, ticket)
+            scores = np.where(takers, self._scores(own, ticket, fleet), inf)
             position = self._of_equals(scores, hits, ticket, fleet)
-        else:
-            position = int(takers.argmax())
         tokens = _cached(hits, position, ticket)
         return Choice(fleet.at(position).key, position, tokens, None, self._cold(tokens, ticket))
 
@@ -311,34 +312,35 @@ class Placement:
     def _cold(self, cached: int, ticket: Ticket) -> bool:
         return cached < self.settings.warm_share * ticket.prefill_tokens
 
-    def _scores(self, hits: Hits, ticket: Ticket, fleet: Fleet) -> Floats:
+    def _scores(self, own: Hits | int, ticket: Ticket, fleet: Fleet) -> Floats:
+        """`own`: tokens of the prompt to compute, by position or everywhere."""
         settings, kind = self.settings, fleet.busy(ticket.foreground)
         if not settings.calibrated:
-            return self._uncalibrated(hits, ticket.prefill_tokens, kind)
-        seconds = self._own_s(hits, ticket.prefill_tokens, fleet)
+            return self._uncalibrated(own, kind)
+        seconds = self._own_s(own, ticket.prefill_tokens, fleet)
         if settings.queue_term:
             seconds += kind.queue_s
         if settings.in_flight_term:
             seconds *= kind.joined_load
         return seconds
 
-    def _own_s(self, hits: Hits, prompt: int, fleet: Fleet) -> Floats:
+    def _own_s(self, own: Hits | int, prompt: int, fleet: Fleet) -> Floats:
         """Seconds of the prompt's own prefill."""
-        own = _own(hits, prompt)
         token_s = fleet.speeds.token_s
         if self.settings.attention_term:
             token_s = token_s + fleet.speeds.attention_s * (prompt - own / 2)
         seconds: Floats = own * token_s
         return seconds
 
-    def _uncalibrated(self, hits: Hits, prompt: int, kind: Kind) -> Floats:
+    def _uncalibrated(self, own: Hits | int, kind: Kind) -> Floats:
         """In tokens and sequences, as if all workers were equally fast."""
-        tokens: Floats = _own(hits, prompt) + kind.waiting_tokens * self.settings.queue_term
+        tokens: Floats = own + kind.waiting_tokens * self.settings.queue_term
         return tokens * (kind.sequences + 1) if self.settings.in_flight_term else tokens
 
 
-def _own(hits: Hits, prompt: int) -> Hits:
+def _own(hits: Hits, ticket: Ticket) -> Hits:
     """Tokens to compute: the last one of a prompt always is."""
+    prompt = ticket.prefill_tokens
     own: Hits = np.maximum(prompt - hits * BLOCK_TOKENS, min(prompt, 1))
     return own
 

@@ -26,6 +26,7 @@ LEAST_WIDTH = 8
 _ONE_BY_ONE = 12
 _SWEPT_AT_ONCE = 4096
 _MOVED_A_TICK = 8192
+_SPREADS_KEPT = 64
 
 
 class _Expected(NamedTuple):
@@ -44,6 +45,7 @@ class PrefixIndex:
         """Length of `match`'s answer: a multiple of 8, beyond every position."""
         self._table = DigestTable()
         self._sets = WorkerSets()
+        self._spreads: dict[int, Hits] = {}
         self._free = list(range(LEAST_WIDTH - 1, -1, -1))
         self._blocks: list[int] = [0] * LEAST_WIDTH
         self._kept: list[int] = [0] * LEAST_WIDTH
@@ -156,7 +158,7 @@ class PrefixIndex:
             return self.no_hits()
         numbers = self._numbers(digests)
         if np.count_nonzero(numbers == first) == len(numbers):
-            return self._positions(self._sets.masks[first]) * np.int32(len(numbers))
+            return self._positions(self._sets.masks[first]) * len(numbers)
         return self._spread(*self._stages(numbers))
 
     def told(self, position: int, digests: Digests) -> int:
@@ -187,7 +189,7 @@ class PrefixIndex:
     def _spread(self, leaving: list[int], ends: list[int]) -> Hits:
         """Each position's end, from disjoint masks."""
         if len(leaving) == 1:
-            return self._positions(leaving[0]) * np.int32(ends[0])
+            return self._positions(leaving[0]) * ends[0]
         octets = self.width // 8
         packed = b"".join([mask.to_bytes(octets, "little") for mask in leaving])
         rows = np.frombuffer(packed, np.uint8)
@@ -198,11 +200,15 @@ class PrefixIndex:
         hits[octet, bits & 7] = np.array(ends, np.int32)[stage]
         return hits.reshape(-1)
 
-    def _positions(self, mask: int) -> npt.NDArray[np.uint8]:
+    def _positions(self, mask: int) -> Hits:
         """1 where a mask has a bit. [width]"""
-        return np.unpackbits(
-            np.frombuffer(mask.to_bytes(self.width // 8, "little"), np.uint8), bitorder="little"
-        )
+        found = self._spreads.get(mask)
+        if found is None:
+            if len(self._spreads) >= _SPREADS_KEPT:
+                self._spreads.clear()
+            octets = np.frombuffer(mask.to_bytes(self.width // 8, "little"), np.uint8)
+            found = self._spreads[mask] = np.unpackbits(octets, bitorder="little").astype(np.int32)
+        return found
 
     def _numbers(self, digests: Digests) -> Numbers:
         return self._table.numbers(*_words(digests))
@@ -281,6 +287,7 @@ class PrefixIndex:
         self._kept += [0] * self.width
         self._pending += [{} for _ in range(self.width)]
         self.width = width
+        self._spreads.clear()
 
 
 def _words(digests: Digests) -> tuple[Words, Words]:
