@@ -29,7 +29,7 @@ from services.router.policy import LatencyClass
 from services.router.policy.classify import Verdict
 from services.router.preparation import Preparation, needed, next_number, scope_of
 from services.router.reception import Visit
-from services.router.relay.flight import Flight
+from services.router.relay.flight import Flight, Seat
 from services.router.relay.order import Claimable, Order
 from services.router.relay.outlet import Patience
 from services.router.relay.report import read_reason
@@ -38,6 +38,7 @@ from services.router.relay.text import TextReader
 from services.router.sessions.found import Found
 from services.router.settings import RouterSettings
 
+NO_SLOT = 0
 MOST_MS = 10**12
 """30 years: absurd times of a worker are cut."""
 
@@ -124,7 +125,10 @@ class Resumption:
         flight.attempt = found.attempt
         flight.submitted_s = flight.waiting_since = now
         end = found.end if output.whole else None
+        there = found.session
+        flight.keep_seat(Seat(there.worker_id, NO_SLOT, there.hello.digests.numerics))
         replay(flight, outlet, output.ids, output.logprobs, end, next_index=next_index, now=now)
+        flight.leave_seat()
         visit.charged_tokens = 0 if found.orphaned else len(flight.ids)
         visit.shares.started()
         adoptable = found.running and output.whole

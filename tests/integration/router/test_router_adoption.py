@@ -156,6 +156,8 @@ async def test_what_has_ended_is_delivered(house: House, ids: list[int]) -> None
     await tell(worker, stream.submit, ids, end())
     answer = await stream.rest(call)
     assert (answer.ids, answer.text) == (ids, ANSWER)
+    assert answer.finished is not None
+    assert (answer.finished.worker_id, answer.finished.attempts) == (worker.worker_id, 1)
     assert len(worker.submits) == 1
 
 
