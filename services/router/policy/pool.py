@@ -109,14 +109,11 @@ class Pool:
         self.fleet.drop(key)
         self.news()
 
-    def streamed(self, seat: Seat, tokens: int, now: float) -> None:
-        """Output tokens of a request came."""
-        if not seat.begun:
-            self.predictor.began(seat.ticket, seat.predicted_first_s, now - seat.since_s)
-            self.predictor.background.began(seat)
-            self._settled(seat.ticket.number, now)
-        seat.output_tokens += tokens
-        self.queue.charge(seat.ticket, output=tokens)
+    def began(self, seat: Seat, now: float) -> None:
+        """The first output token of a request came."""
+        self.predictor.began(seat.ticket, seat.predicted_first_s, now - seat.since_s)
+        self.predictor.background.began(seat)
+        self._settled(seat.ticket.number, now)
 
     def leave(self, seat: Seat, *, came_back: bool, cached_tokens: int | None) -> None:
         """A request has left its worker: settles what was charged by what was done."""

@@ -128,6 +128,11 @@ class ModelQueue:
         """Charges a tenant for what is done for it; negative amounts give back."""
         self._counters(ticket).charge(self._tenant(ticket), prompt, cached, output)
 
+    def charge_output(self, tenant: str, latency_class: LatencyClass, tokens: int) -> None:
+        """Charges a tenant for output that came."""
+        name = tenant if self._settings.tenant_fairness else ALL_TENANTS
+        self._lanes[latency_class].counters.charge(name, output=tokens)
+
     def correct(self, ticket: Ticket, prompt: float, cached: float) -> None:
         """The prompt of a request turned out otherwise than it was charged."""
         self._counters(ticket).correct(self._tenant(ticket), prompt, cached)
