@@ -1,7 +1,8 @@
 """What to do about a call that failed: ask again, take the stream up elsewhere, or tell the caller. Pure.
 
     nothing arrived   refused, with a time to retry       the same again after that time
-                      no router reached                   the next address at once, each once
+                      nobody is at the address            the next address at once, each once
+                      somebody, but no connection         the same again: a router ended, or is too busy
                       the connection broke                the rest, from token 0
     tokens arrived    the connection broke                the rest, from the next token
     asked for it      nothing is left                     the whole request again, under its name; once where
@@ -34,6 +35,7 @@ _BREAKS = (
     grpc.StatusCode.CANCELLED,
 )
 _NOT_REACHED = ("failed to connect", "DNS resolution failed")
+_NOBODY = ("Connection refused", "No such file or directory", "DNS resolution failed")
 
 
 class Ask(Enum):
@@ -63,6 +65,7 @@ class Recovery:
         self._untried = addresses - 1
         self._again_s: float | None = None
         self._made_again = False
+        self._tried_s: float | None = None
         self._jitter = jitter
         self._break: errors.HeadraceError | None = None
         self._broke_s = 0.0
@@ -102,12 +105,19 @@ class Recovery:
             self._untried -= 1
             return Step(Ask.AGAIN, 0.0, elsewhere=True)
         pause_s = error.pause_s
-        if error.reason == DRAINING or self._still_there(error, now):
+        if error.reason == DRAINING or self._still_there(error, now) or self._hardly_reached(error, now):
             pause_s = self._pause()
         elif pause_s is None or error.reason == STOPS:
             return None
         self.retries += 1
-        return Step(Ask.AGAIN, pause_s, elsewhere=error.reason == DRAINING)
+        return Step(Ask.AGAIN, pause_s, elsewhere=error.reason == DRAINING or not error.reason)
+
+    def _hardly_reached(self, error: errors.HeadraceError, now: float) -> bool:
+        """Whether there is somebody, who may be reached if tried for a while."""
+        if not _not_reached(error) or any(each in str(error) for each in _NOBODY):
+            return False
+        self._tried_s = now if self._tried_s is None else self._tried_s
+        return now < self._tried_s + WINDOW_S
 
     def _still_there(self, error: errors.HeadraceError, now: float) -> bool:
         """Whether a router has not yet noticed that the call before this one is gone."""

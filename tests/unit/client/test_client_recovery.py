@@ -191,13 +191,23 @@ def test_pauses_grow_and_differ() -> None:
 
 
 def test_nobody_at_the_only_address_is_told_at_once_and_others_are_tried_first() -> None:
-    nobody = unavailable("failed to connect to all addresses")
+    nobody = unavailable("failed to connect to all addresses; last error: Connection refused")
     with pytest.raises(client_errors.Unavailable):
         Recovery(1).step(nobody, 0, now=0.0)
     recovery = Recovery(2)
     assert recovery.step(nobody, 0, now=0.0) == (Ask.AGAIN, 0.0, True)
     with pytest.raises(client_errors.Unavailable):
         recovery.step(nobody, 0, now=0.0)
+
+
+def test_an_address_where_somebody_does_not_answer_is_tried_for_a_while() -> None:
+    busy = unavailable("failed to connect to all addresses; attempt timed out before receiving SETTINGS")
+    recovery = Recovery(1)
+    for now in (0.0, 1.0, WINDOW_S - 1):
+        step = recovery.step(busy, 0, now=now)
+        assert (step.ask, step.elsewhere) == (Ask.AGAIN, True)
+    with pytest.raises(client_errors.Unavailable):
+        recovery.step(busy, 0, now=WINDOW_S)
 
 
 def test_a_name_that_is_still_in_use_by_our_own_lost_call_is_waited_for() -> None:
