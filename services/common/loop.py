@@ -54,7 +54,7 @@ def _taking_bursts(waker: socket.socket, handle: Callable[..., Any]) -> Callable
 
 
 def let_the_loop_go_first() -> None:
-    """Lets gRPC's thread not interrupt the loop where both share a core: for who writes many messages at once.
+    """Lets gRPC's thread not interrupt the loop on a core that both share: for who writes much at once.
 
     Else it stops the loop at every message, to tell it that this one was written. With a core of its own it
     is as quick as before. To be called when there is a server or a channel.

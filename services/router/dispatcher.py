@@ -164,11 +164,14 @@ class Dispatcher:
 
     def streamed(self, streamed: Sequence[Streamed], now: float) -> None:
         """Floor: requests got output tokens."""
-        passing = self._failover.migrations.passing
+        made: dict[int, int] = {}
         for flight, tokens, _, _ in streamed:
-            self.scheduler.streamed(flight.order.number, tokens, now)
-            if passing:
-                self._failover.migrations.discard(flight)
+            number = flight.order.number
+            made[number] = made.get(number, 0) + tokens
+        self.scheduler.streamed_together(made, now)
+        if self._failover.migrations.passing:
+            for each in streamed:
+                self._failover.migrations.discard(each.flight)
 
     def over(self, flight: Flight) -> None:
         """Floor: a request has ended, and holds no worker any more."""

@@ -173,14 +173,15 @@ class Pool:
     def outlook(self, ticket: Ticket, now: float) -> Outlook:
         """The situation that a request would come into."""
         fleet, held = self.fleet, [each.get(ticket.tenant) for each in self.queue.tenants.values()]
+        self.predictor.look(now)
         suited = fleet.suited(ticket)
         uncached = self.uncached(ticket)
         opening = bool((suited & fleet.affordable(ticket.cost, ticket.foreground)).any())
         return Outlook(
             workers=bool(suited.any()),
             opening=opening and not self._ahead(ticket.latency_class),
-            headroom=self.predictor.headroom(ticket.latency_class, now),
-            coming=self.predictor.coming(ticket.latency_class, now),
+            headroom=self.predictor.headroom(ticket.latency_class) if ticket.sheddable else 0.0,
+            coming=self.predictor.coming(ticket.latency_class, now) if ticket.sheddable else 0.0,
             prediction=self.predictor.predict(ticket, uncached, now),
             lone_s=self.predictor.lone_s(ticket, uncached),
             lone_first_s=self.predictor.lone_first_s(ticket, uncached),

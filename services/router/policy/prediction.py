@@ -157,10 +157,15 @@ class Predictor:
         """Time to the first token on an idle pool."""
         return self._alone_s(ticket, uncached)
 
+    def look(self, now: float) -> None:
+        """Takes into account what workers told of prompts since the last look."""
+        self.prefilled.look(now)
+        self.inflow.prompts.look(now)
+
     def headroom(self, latency_class: LatencyClass, now: float | None = None) -> float:
         """How much of the room for a class's targets is used, 1 at the targets; batch work uses none."""
         if now is not None:
-            self.prefilled.look(now)
+            self.look(now)
         fleet, policy = self.fleet, self.settings.classes[latency_class]
         ready = fleet.ready
         if not ready.any():
@@ -176,7 +181,7 @@ class Predictor:
 
     def coming(self, latency_class: LatencyClass, now: float) -> float:
         """The head-room for a class's target of steps that admitted work is going to use."""
-        self.inflow.prompts.look(now)
+        self.look(now)
         tpot_s, ready = self.settings.classes[latency_class].tpot_s, self.fleet.ready
         if tpot_s is None or not ready.any():
             return 0.0

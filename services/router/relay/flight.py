@@ -197,7 +197,7 @@ class Flight:
             self._finish_text(LENGTH)
         elif (slow := self.outlet.too_slow(now)) is not None:
             self.fail(slow)
-        return self.over
+        return self.outlet.ended
 
     def _is_mute(self, last_id: int, end: session_pb2.SequenceEnd) -> bool:
         """Whether the last id is what ended the sequence: delivered in token_ids, not in text."""
