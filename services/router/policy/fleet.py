@@ -6,6 +6,8 @@ A worker keeps its position while it is there; the prefix index knows it by the 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from math import isfinite
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +19,15 @@ from services.router.policy.ticket import Cost, Digests, Ticket
 from services.router.policy.worker import WorkerView
 
 _MASKS_KEPT = 256
+_FAR_SLOWER = 4.0
+
+
+class _Shown(NamedTuple):
+    """A prompt that a worker computed, after so many tokens, in so many seconds at most."""
+
+    tokens: int
+    before: int
+    seconds: float
 
 
 class Fleet(Columns):
@@ -27,6 +38,7 @@ class Fleet(Columns):
         super().__init__(self.index.width)
         self._views: list[WorkerView | None] = [None] * self.width
         self._told: dict[int, StepModel | None] = {}  # the claims that speeds were worked out from
+        self._shown: dict[int, _Shown] = {}  # what disproves a claim
         self._masks: dict[tuple[frozenset[tuple[str, str]], frozenset[str]], Mask] = {}
         self._given = 0
         self.last_cold: npt.NDArray[np.int64] = np.zeros(self.width, np.int64)
@@ -63,7 +75,7 @@ class Fleet(Columns):
         self._set(position, view)
         if earlier is None or not alike(self._told.get(position), view.step_model):
             self._told[position] = view.step_model
-            self._set_model(position, view)
+            self._believe(position)
         if earlier is None or _traits(earlier) != _traits(view):
             self._forget("least")
             self._masks.clear()
@@ -78,6 +90,7 @@ class Fleet(Columns):
         self._views[position] = None
         self._unset(position)
         self._told.pop(position, None)
+        self._shown.pop(position, None)
         self.last_cold[position] = self.last_given[position] = 0
         self._masks.clear()
 
@@ -90,6 +103,24 @@ class Fleet(Columns):
         self.last_given[position] = self._given
         if cold:
             self.last_cold[position] = self._given
+
+    def computed(self, key: str, tokens: int, before: int, seconds: float) -> None:
+        """A worker computed a prompt within so many seconds, so it is not far slower, whatever it claims."""
+        position = self.index.positions.get(key)
+        claim = self._told.get(position) if position is not None else None
+        if position is None or claim is None or seconds <= 0:
+            return
+        if claim.prefill_s(tokens, before) > _FAR_SLOWER * seconds:
+            self._shown[position] = _Shown(tokens, before, seconds)
+        elif self._shown.pop(position, None) is None:
+            return
+        self._believe(position)
+
+    def claims(self) -> Iterator[StepModel]:
+        """What workers say of their steps, where it could be true of some machine."""
+        for claim in self._told.values():
+            if claim is not None and all(isfinite(each) and each >= 0 for each in claim):
+                yield claim
 
     def hits(self, chains: Mapping[bytes, Digests]) -> Hits:
         """Blocks of a prompt that each worker keeps, from its beginning on. [positions]"""
@@ -146,6 +177,15 @@ class Fleet(Columns):
         kind = self._kinds[foreground]
         enough: Mask = (kind.unreserved_room if reserve else kind.room) >= cost.kv_blocks
         return enough
+
+    def _believe(self, position: int) -> None:
+        """Takes over a worker's claim, as far as it was not disproved."""
+        view, shown = self.at(position), self._shown.get(position)
+        self._set_model(position, view)
+        if shown is not None and view.step_model is not None:
+            claimed_s = view.step_model.prefill_s(shown.tokens, shown.before)
+            if claimed_s > _FAR_SLOWER * shown.seconds:
+                self._models[:5, position] *= shown.seconds / claimed_s
 
     def _positions(self, keys: Iterable[str]) -> list[int]:
         positions = self.index.positions

@@ -113,6 +113,8 @@ class Pool:
         """The first output token of a request came."""
         self.predictor.began(seat.ticket, seat.predicted_first_s, now - seat.since_s)
         self.predictor.background.began(seat)
+        uncached = seat.ticket.prefill_tokens - seat.cached_tokens
+        self.fleet.computed(seat.worker, uncached, seat.cached_tokens, now - seat.since_s)
         self._settled(seat.ticket.number, now)
 
     def leave(self, seat: Seat, *, came_back: bool, cached_tokens: int | None) -> None:

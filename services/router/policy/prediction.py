@@ -12,6 +12,7 @@ worker could not keep even for a lone request is stretched to what it can: a slo
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import inf
 from typing import NamedTuple
@@ -26,7 +27,7 @@ from services.router.policy.inflow import Inflow
 from services.router.policy.occupancy import PrefillRate
 from services.router.policy.queue import ModelQueue
 from services.router.policy.settings import PolicySettings
-from services.router.policy.speed import PRIOR, StepModel
+from services.router.policy.speed import CHUNK_TOKENS, PRIOR, Floats, StepModel
 from services.router.policy.ticket import Ticket
 from services.router.policy.worker import BLOCK_TOKENS
 
@@ -75,6 +76,7 @@ class Predictor:
     _last_dispatch_s: float = -inf
     _reference: StepModel = PRIOR
     _reference_of: object = None
+    _claims: tuple[StepModel, ...] = ()
 
     def estimate(self, ticket: Ticket, uncached: int) -> Estimate:
         """GPU seconds of a request of which so many prompt tokens are not cached."""
@@ -92,6 +94,7 @@ class Predictor:
         if speeds is not self._reference_of:
             positions = np.fromiter(self.fleet.index.positions.values(), np.int64)
             self._reference_of = speeds
+            self._claims = _fastest(self.fleet.claims())
             self._reference = PRIOR
             if len(positions):
                 order = speeds.token_s[positions].argsort(kind="stable")
@@ -147,8 +150,13 @@ class Predictor:
         return self._corrected(self.waits, ticket, raw_s)
 
     def lone_s(self, ticket: Ticket, uncached: int) -> float:
-        """The least that the request can take on an idle pool: to its end where its length is known."""
-        model = self.reference
+        """The least that the request can take on an idle pool: to its end where its length is known.
+
+        By the fastest of all claims, so that one that is too slow to be true keeps nobody out.
+        """
+        return min(self._lone_s(ticket, uncached, each) for each in (self.reference, *self._claims))
+
+    def _lone_s(self, ticket: Ticket, uncached: int, model: StepModel) -> float:
         output = ticket.expected_output if ticket.output_known else 1
         decode_s = model.decode_s(1, ticket.prefill_tokens + output / 2)
         return model.prefill_s(uncached, ticket.prefill_tokens - uncached) + max(output - 1, 0) * decode_s
@@ -177,7 +185,7 @@ class Predictor:
         if policy.tpot_s is not None:
             steps_s = self._steps_s() / (1.0 - self._prefill_share())
             used = np.maximum(used, steps_s / np.maximum(policy.tpot_s, 2 * self._steps_s(lone=True)))
-        return float(used[ready].mean())
+        return _mean(used[ready], self.settings.sheddable_ramp[1])
 
     def coming(self, latency_class: LatencyClass, now: float) -> float:
         """The head-room for a class's target of steps that admitted work is going to use."""
@@ -271,3 +279,21 @@ class Predictor:
         sequences = self.fleet.busy(foreground=True).sequences
         context = np.maximum(self.fleet.running_context - background.context(width), 0.0)
         return np.asarray(a + sequences * (b + e) + context * d)
+
+
+def _fastest(claims: Iterable[StepModel]) -> tuple[StepModel, ...]:
+    """The ones that compute a chunk, and that make a token, soonest."""
+    found = tuple(claims)
+    if not found:
+        return ()
+    return (
+        min(found, key=lambda each: each.prefill_s(CHUNK_TOKENS)),
+        min(found, key=lambda each: each.decode_s()),
+    )
+
+
+def _mean(used: Floats, most: float) -> float:
+    """Of workers' head-room; one far above the others counts as much as shows that it is full."""
+    middle = (len(used) - 1) // 2
+    typical = float(np.partition(used, middle)[middle])
+    return float(np.minimum(used, max(most, 2 * typical)).mean())
