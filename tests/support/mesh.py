@@ -142,6 +142,12 @@ class Mesh:
         """One of the routers."""
         return self.processes[_router(number)]
 
+    def kill_valkey(self) -> None:
+        """Ends Valkey for good; what it held is gone."""
+        assert self._valkey is not None
+        self._valkey.terminate()
+        self._valkey = None
+
     async def restart_router(self, number: int) -> None:
         """Starts a router that has ended again."""
         self._start_router(number)
