@@ -1,6 +1,8 @@
-"""An order as the wire's Submit; a prompt that is too long for one frame follows in pieces."""
+"""An order as the wire's Submit; ids of prompt and output that are too many for a frame follow in pieces."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from headrace.v1 import session_pb2
 
@@ -16,19 +18,25 @@ SMALL_BYTES = 8 << 10
 
 def commands(flight: Flight, slot: int, numerics: bytes, now: float) -> list[Command]:
     """What starts the flight's current attempt in `slot`."""
-    return [_submit(flight, slot, numerics, now), *_pieces(flight, slot)]
+    first = _submit(flight, slot, numerics, now)
+    had = len(first.prompt_ids)
+    pieces = _pieces(flight, slot, flight.order.prompt_ids, had, 0)
+    if not first.delivered_ids:
+        pieces += _pieces(flight, slot, flight.ids, 0, len(flight.order.prompt_ids))
+    return [first, *pieces]
 
 
 def _submit(flight: Flight, slot: int, numerics: bytes, now: float) -> session_pb2.Submit:
     order = flight.order
+    room = _ids_in_submit(order)
     return session_pb2.Submit(
         slot=slot,
         request_id=order.request_id,
         attempt=flight.attempt,
         next_index=len(flight.ids),
         prompt_tokens=len(order.prompt_ids),
-        prompt_ids=order.prompt_ids[: _ids_in_submit(order)],
-        delivered_ids=flight.ids,
+        prompt_ids=order.prompt_ids[:room],
+        delivered_ids=flight.ids if len(order.prompt_ids) + len(flight.ids) <= room else (),
         sampling=order.sampling,
         max_tokens=order.max_tokens,
         grammar=order.grammar,
@@ -52,13 +60,13 @@ def _ids_in_submit(order: Order) -> int:
     return PIECE_IDS if rest <= SMALL_BYTES else 0
 
 
-def _pieces(flight: Flight, slot: int) -> list[Command]:
-    ids = flight.order.prompt_ids
+def _pieces(flight: Flight, slot: int, ids: Sequence[int], begin: int, before: int) -> list[Command]:
+    """Of `ids` from `begin` on, with so many ids before them."""
     return [
         session_pb2.PromptPiece(
-            slot=slot, attempt=flight.attempt, offset=offset, ids=ids[offset : offset + PIECE_IDS]
+            slot=slot, attempt=flight.attempt, offset=before + offset, ids=ids[offset : offset + PIECE_IDS]
         )
-        for offset in range(_ids_in_submit(flight.order), len(ids), PIECE_IDS)
+        for offset in range(begin, len(ids), PIECE_IDS)
     ]
 
 

@@ -83,7 +83,7 @@ class Desk:
     def cost(self, submit: session_pb2.Submit) -> Room:
         """What a submission takes of the window."""
         block_tokens = self.engine.description.spec.block_size
-        delivered = len(submit.delivered_ids)
+        delivered = submit.next_index
         tokens = submit.prompt_tokens + delivered - self.prefixes.cached_tokens(submit)
         length = submit.prompt_tokens + max(submit.expected_output_tokens, delivered + 1)
         return Room(tokens, 1, -(-length // block_tokens))
@@ -106,6 +106,7 @@ class Desk:
     def submit(self, session: Home, arrival: Arrival) -> None:
         """Hands a complete, admitted submission to the engine."""
         job = arrival.job
+        job.goes_on_after(arrival.submit.delivered_ids)
         self._jobs[job.handle] = job
         self.idle.clear()
         self.adopt(session, job)

@@ -68,7 +68,7 @@ def _fault(submit: session_pb2.Submit) -> str | None:
     rules = (
         (bool(submit.request_id) and len(submit.request_id) <= 256, "request_id is empty or too long"),
         (submit.prompt_tokens >= max(1, len(submit.prompt_ids)), "prompt_tokens is less than what was sent"),
-        (submit.next_index == len(submit.delivered_ids), "next_index is not the number of delivered_ids"),
+        (submit.next_index >= len(submit.delivered_ids), "next_index is less than the delivered_ids sent"),
         (submit.max_tokens > 0, "max_tokens is 0"),
         (len(submit.kv_key) in (0, KEY_BYTES), "kv_key has neither 0 nor 32 bytes"),
         (len(submit.public_kv_key) in (0, KEY_BYTES), "public_kv_key has neither 0 nor 32 bytes"),
@@ -82,6 +82,7 @@ def _unsupported(submit: session_pb2.Submit, engine: EngineDescription) -> str |
     longest = min(engine.spec.max_len, engine.spec.num_blocks * engine.spec.block_size)
     rules = (
         (submit.prompt_tokens < longest, f"the prompt is too long: the context has {longest} tokens"),
+        (submit.next_index <= longest, f"the output is too long: the context has {longest} tokens"),
         (able.grammar or submit.grammar.WhichOneof("kind") is None, "this engine has no grammars"),
         (able.logprobs or not sampling.HasField("logprobs"), "this engine has no log-probabilities"),
         (sampling.logprobs <= able.max_logprobs, f"at most {able.max_logprobs} log-probabilities"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
+from collections.abc import Iterable
 from typing import Protocol
 
 from headrace.v1 import session_pb2, types_pb2
@@ -64,7 +65,7 @@ class Job:
         self.end_sent = False
         self.returned = False  # given back: it runs elsewhere, nothing of it is wanted here
         self.holder: dict[int, Job] | None = None  # where it waits for the router of a broken session
-        self._past = array("I", submit.delivered_ids if submit.claim_key else ())
+        self._past = array("I")
         self._past_logprobs: deque[types_pb2.PositionLogprobs] = deque(maxlen=LOGPROBS_KEPT)
         self._ids: list[int] = []
         self._logprobs: list[types_pb2.PositionLogprobs] = []
@@ -78,6 +79,11 @@ class Job:
     def has_news(self) -> bool:
         """Whether there is something to send."""
         return self.sent < self.made or (self.end is not None and not self.end_sent)
+
+    def goes_on_after(self, delivered_ids: Iterable[int]) -> None:
+        """Its client has this output, from index 0 on."""
+        if self.claim_key:
+            self._past.extend(delivered_ids)
 
     def append(self, index: int, token: int) -> None:
         """Takes the next output token; the engine leaves no gaps."""

@@ -1,4 +1,4 @@
-"""Prompts that are too long for one frame, put together from pieces that come in order."""
+"""Prompts, and output that a client has, put together from pieces where they are too long for one frame."""
 
 from __future__ import annotations
 
@@ -18,26 +18,29 @@ class Arrival(NamedTuple):
 
 
 class Assembly:
-    """A prompt of which pieces are missing. Its length was checked: memory is bounded by it."""
+    """A submission of which ids are missing. Their number was checked: memory is bounded by it."""
 
     def __init__(self, arrival: Arrival) -> None:
         self.arrival = arrival
 
     def add(self, piece: session_pb2.PromptPiece) -> bool:
         """Appends a piece; False when it is not the one that follows."""
-        ids = self.arrival.submit.prompt_ids
-        fits = len(ids) + len(piece.ids) <= self.arrival.submit.prompt_tokens
-        if piece.offset != len(ids) or not piece.ids or not fits:
+        submit = self.arrival.submit
+        ids, before, whole = submit.prompt_ids, 0, submit.prompt_tokens
+        if len(ids) == whole:
+            ids, before, whole = submit.delivered_ids, submit.prompt_tokens, submit.next_index
+        fits = len(ids) + len(piece.ids) <= whole
+        if piece.offset != before + len(ids) or not piece.ids or not fits:
             return False
         ids.extend(piece.ids)
         return True
 
     @property
     def complete(self) -> bool:
-        """Whether the whole prompt is here."""
+        """Whether all ids are here."""
         return is_complete(self.arrival.submit)
 
 
 def is_complete(submit: session_pb2.Submit) -> bool:
-    """Whether a submission carries its whole prompt."""
-    return len(submit.prompt_ids) == submit.prompt_tokens
+    """Whether a submission carries all ids: of its prompt, and of the output that its client has."""
+    return len(submit.prompt_ids) == submit.prompt_tokens and len(submit.delivered_ids) == submit.next_index

@@ -307,6 +307,26 @@ async def test_a_long_prompt_leaves_in_pieces_within_the_frame_limit(bench: Benc
     assert got == prompt
 
 
+@pytest.mark.parametrize(("prompt_tokens", "output_tokens"), [(3, 50_000), (9000, 100), (8000, 400)])
+async def test_output_that_goes_on_elsewhere_leaves_in_pieces_after_its_prompt(
+    bench: Bench, prompt_tokens: int, output_tokens: int
+) -> None:
+    prompt, output = [0xFFFFFFFF] * prompt_tokens, [0xFFFFFFFE] * output_tokens
+    it = flight(prompt_ids=prompt)
+    it.ids.extend(output)
+    bench.session.submit(it, COST, 0.0)
+    got: list[int] = []
+    while (frame := bench.session.outbox.take()) is not None:
+        assert frame.ByteSize() <= 64 << 10
+        for submit in frame.submits:
+            assert (submit.prompt_tokens, submit.next_index) == (len(prompt), len(output))
+            got += [*submit.prompt_ids, *submit.delivered_ids]
+        for piece in frame.prompt_pieces:
+            assert piece.offset == len(got)
+            got += piece.ids
+    assert got == prompt + output
+
+
 U32 = st.integers(0, 5) | st.integers(0, 2**32 - 1)
 U64 = st.integers(0, 5) | st.integers(0, 2**64 - 1)
 ENDS = st.none() | st.builds(

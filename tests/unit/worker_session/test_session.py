@@ -161,6 +161,26 @@ def test_a_prompt_in_pieces_begins_when_it_is_whole_and_waits_from_its_first_pie
     assert request.deadline_s == 101.0
 
 
+def test_delivered_ids_follow_in_pieces_after_the_prompt(bench: Bench) -> None:
+    bench.send(submits=[submit(prompt_tokens=5, next_index=4)])
+    for offset, ids in ((3, [4, 5]), (5, [6, 7, 8])):
+        bench.send(prompt_pieces=[pb.PromptPiece(slot=1, attempt=1, offset=offset, ids=ids)])
+    assert not bench.engine.requests
+    bench.send(prompt_pieces=[pb.PromptPiece(slot=1, attempt=1, offset=8, ids=[9])])
+    (request,) = bench.engine.requests.values()
+    assert request.prompt.tolist() == [1, 2, 3, 4, 5]
+    assert request.delivered.tolist() == [6, 7, 8, 9]
+    bench.report({bench.engine.handle(): [10]})
+    assert bench.updates()[0].first_index == 4
+
+
+def test_a_piece_has_no_ids_of_prompt_and_output_both(bench: Bench) -> None:
+    bench.send(submits=[submit(prompt_tokens=5, next_index=4)])
+    bench.send(prompt_pieces=[pb.PromptPiece(slot=1, attempt=1, offset=3, ids=[4, 5, 6])])
+    (update,) = bench.updates()
+    assert update.end.reason == pb.END_REASON_ERROR
+
+
 @pytest.mark.parametrize(
     "piece",
     [
@@ -240,7 +260,7 @@ def test_what_cannot_run_here_comes_back_for_another_worker(bench: Bench, change
         {"request_id": ""},
         {"prompt_tokens": 2},
         {"prompt_tokens": 0, "prompt_ids": []},
-        {"next_index": 1},
+        {"next_index": 1, "delivered_ids": [1, 2]},
         {"max_tokens": 0},
         {"kv_key": b"short"},
         {"tenant_tag": b"x"},
