@@ -23,7 +23,7 @@ from typing import NamedTuple
 from bench.results_contract import RESULTS, Row, record, row
 from services.cli.bench.stats import quantile
 from services.router.policy import Cost, LatencyClass, Scheduler, Ticket, WorkerView
-from services.router.policy.moving import MovingSettings, Stream, moves, slow_workers
+from services.router.policy.moving import MovingSettings, Stream, expected_left, moves, slow_workers
 from services.router.policy.speed import StepModel
 
 SURVEY_S, STAY_S = 0.3, 5.0
@@ -77,7 +77,8 @@ class Request:
 
     def now(self, barred: frozenset[str] = frozenset()) -> Ticket:
         """As it would come back."""
-        again, left = self.prompt + self.made, max(1, self.ticket.expected_output - self.made)
+        again = self.prompt + self.made
+        left = expected_left(self.ticket.expected_output, self.made, 1 << 30)
         return replace(self.ticket, cost=_cost(again), expected_output=left, barred=barred)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ from services.common import errors, logs
 from services.router.metrics import RouterMetrics
 from services.router.migrations import Migrations, Room, turn
 from services.router.policy import Scheduler
-from services.router.policy.moving import MovingSettings, Stream, moves, slow_workers
+from services.router.policy.moving import MovingSettings, Stream, expected_left, moves, slow_workers
 from services.router.relay.flight import Flight, numerics_label
 from services.router.sessions.resume import hand_over, same_process
 from services.router.sessions.session import Session
@@ -143,7 +144,10 @@ class Failover:
             for flight in session.flights():
                 if flight.proven and now - flight.submitted_s >= self._settings.moving_stay_s:
                     numerics = numerics_label(session.hello.digests.numerics)
-                    stream = Stream(flight.ticket(()), session.worker_id, numerics)
+                    order, made = flight.order, len(flight.ids)
+                    left = expected_left(order.expected_output, made, order.max_tokens)
+                    ticket = replace(flight.ticket(()), expected_output=left)
+                    stream = Stream(ticket, session.worker_id, numerics)
                     found[flight.order.number] = _Seated(session, flight, stream)
         return found
 

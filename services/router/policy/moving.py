@@ -6,9 +6,9 @@
 It is moved when that saves `MovingSettings.saved_s`, and `factor` times what is computed again, when the
 others do not lose more by it there than they gain here, and when its worker has `uneven` times the other's
 load in the terms of placement. In a pool that placement has evened out nothing is gained: whoever comes next
-takes the place that was left, and moves only cost. What is left is what is expected of such an answer
-less what there is of it; who is past that is not moved. Each move counts at once in what is believed of both
-workers, so that moves of one survey agree with each other and none is undone by the next.
+takes the place that was left, and moves only cost. What is left is what `expected_left` says. Each move
+counts at once in what is believed of both workers, so that moves of one survey agree with each other and none
+is undone by the next.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class MovingSettings:
     """Streams are looked at on workers whose steps last so many times as long as elsewhere."""
     uneven: float = 2.0
     """Sequences, each as slow as its worker, that must be on a worker for one on the other."""
-    most: int = 2
+    most: int = 4
     """Streams a survey."""
 
 
@@ -58,6 +58,14 @@ class Move(NamedTuple):
     worker: str
     to: str
     saved_s: float
+
+
+def expected_left(expected: int, made: int, most: int) -> int:
+    """Output tokens to come of one that has made so many, of at most `most`.
+
+    What is longer than expected tends to be much longer: half of what there is comes on top.
+    """
+    return max(1, min(max(expected - made, made // 2), most - made))
 
 
 class _Steps:

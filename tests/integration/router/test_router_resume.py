@@ -7,7 +7,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from headrace.v1 import router_pb2, session_pb2
+from headrace.v1 import router_pb2, session_pb2, types_pb2
 
 from services.router.dispatcher import TICKS_A_SURVEY
 from services.router.failover import MOST_BREAKS
@@ -217,7 +217,7 @@ async def test_an_engine_that_still_hangs_gets_nothing_when_its_worker_is_back(
 ) -> None:
     stuck = session_pb2.Progress(steps=9, has_work=True, since_last_step_us=60_000_000)
     hung = await house.worker(worker_id="hung").connect(beat=False)
-    call = house.stub.Generate(Request(text=PROMPT))
+    call = house.stub.Generate(Request(text=PROMPT, latency_class=types_pb2.LATENCY_CLASS_STANDARD))
     await hung.submitted()
     await eventually(lambda: hung.say(progress=stuck) or hung.status is not None, "it is closed")
     assert hung.status is grpc.StatusCode.UNAVAILABLE

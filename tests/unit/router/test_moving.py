@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from services.router.policy import Cost, LatencyClass, WorkerView
 from services.router.policy.fleet import Fleet
-from services.router.policy.moving import Move, MovingSettings, Stream, moves, slow_workers
+from services.router.policy.moving import Move, MovingSettings, Stream, expected_left, moves, slow_workers
 from services.router.policy.speed import StepModel
 from tests.support.policy_values import make_ticket, make_worker
 
@@ -43,7 +43,7 @@ def found(streams: Iterable[Stream], fleet: Fleet, settings: MovingSettings = SE
 def test_streams_of_a_crowded_worker_go_to_one_that_has_just_come() -> None:
     fleet = fleet_of(worker("old", 32), worker("new", 0))
     assert slow_workers(fleet, SETTINGS) == ["old"]
-    first, second = found([stream(each, "old") for each in range(32)], fleet)
+    first, second = found([stream(each, "old") for each in range(32)], fleet, MovingSettings(most=2))
     assert (first.to, second.to) == ("new", "new")
     assert first.saved_s > second.saved_s > SETTINGS.saved_s
 
@@ -92,6 +92,13 @@ def test_a_pool_whose_load_is_even_for_its_speeds_is_left_alone() -> None:
     fleet = fleet_of(worker("slow", 8, SLOW), worker("fast", 24), worker("fast-too", 24))
     assert found([stream(1, "slow")], fleet) == []
     assert found([stream(1, "slow")], fleet, MovingSettings(uneven=0.0)) != []
+
+
+def test_what_is_left_is_what_is_expected_then_half_of_what_there_is_and_never_more_than_may_come() -> None:
+    assert expected_left(400, 100, 1000) == 300
+    assert expected_left(400, 600, 2000) == 300
+    assert expected_left(400, 900, 1000) == 100
+    assert expected_left(400, 1000, 1000) == 1
 
 
 MODELS = st.builds(
