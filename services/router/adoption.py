@@ -23,8 +23,6 @@ from services.common import errors, logs
 from services.router.sessions.found import Found, Gathering, Nonsense
 from services.router.sessions.session import Session
 
-ANSWER_S = 0.5
-"""How long a worker may take to answer: one that hangs is not waited for."""
 log = logs.get(__name__)
 
 
@@ -64,11 +62,13 @@ class Adoption:
     Args:
         workers: all sessions that are open.
         settle_s: after the start, and after a worker was lost, how long workers have to attach.
+        answer_s: how long one that is there may take to answer; as long as it may be silent without being lost.
     """
 
-    def __init__(self, workers: Callable[[], Iterable[Session]], settle_s: float) -> None:
+    def __init__(self, workers: Callable[[], Iterable[Session]], settle_s: float, answer_s: float) -> None:
         self._workers = workers
         self._settle_s = settle_s
+        self._answer_s = answer_s
         self._settled_s = time.monotonic() + settle_s
         self._searches: dict[bytes, _Search] = {}
 
@@ -114,7 +114,7 @@ class Adoption:
             search.ask(session, time.monotonic())
         while True:
             now = time.monotonic()
-            answers_due_s = search.asked_s + ANSWER_S if search.open else now
+            answers_due_s = search.asked_s + self._answer_s if search.open else now
             if now >= answers_due_s:
                 best = _best(search.found, search.claim.next_index)
                 if best is not None or now >= self._settled_s or not search.claim.next_index:

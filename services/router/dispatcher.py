@@ -48,7 +48,8 @@ class Dispatcher:
         self.workers = workers
         self._attendance = Attendance(self.scheduler, workers, metrics, settings.session.resume_grace_s)
         self._failover = Failover(settings.failover, self.scheduler, workers, metrics, self._dispatch)
-        self.adoption = Adoption(lambda: workers, settings.session.orphan_hold_s)
+        times = settings.session
+        self.adoption = Adoption(lambda: workers, times.orphan_hold_s, times.lost_s)
         self._kv_shares = KvShares(self.scheduler, quotas or Quotas())
         self._resumes = settings.limits.resumes
         self._max_waiting = settings.limits.queued_requests

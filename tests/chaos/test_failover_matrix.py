@@ -43,7 +43,7 @@ class Stage:
         self.relays[name] = relay
         secret_file = self._directory / "mesh.secret"
         worker = await self._stack.enter_async_context(
-            torch_worker(self._model, secret_file, relay.address, name, **settings)
+            torch_worker(self._model, secret_file, relay.address, worker_id=name, **settings)
         )
         await self.attached(name)
         return worker
@@ -104,7 +104,12 @@ class Stage:
 @asynccontextmanager
 async def staged(model: Path, directory: Path, **settings: str) -> AsyncIterator[Stage]:
     """A stage with a victim and a spare worker."""
-    told = {"scheduling": {"admission": False}, "failover": {"return_s": PATIENT_S}}
+    told = {
+        "scheduling": {"admission": False},
+        "failover": {"return_s": PATIENT_S},
+        "session": {"hung_s": 120.0},  # the machine may be busy
+        "slow_reader": {"stall_s": 120.0},
+    }
     async with AsyncExitStack() as stack:
         house = await stack.enter_async_context(open_house(directory, model=model, **told))
         stage = Stage(house, directory, model, stack)

@@ -39,7 +39,7 @@ class Border:
 
     async def all_reached(self) -> None:
         """Waits until every request stands at its border."""
-        await eventually(lambda: self.reached == self.offsets.keys(), "all stand at the border", 60)
+        await eventually(lambda: self.reached == self.offsets.keys(), "all stand at the border", 120)
 
     def forget(self) -> None:
         """The session is over: in the next one the worker itself tells again what was held back."""

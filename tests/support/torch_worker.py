@@ -39,13 +39,13 @@ class TorchWorker:
 
 @asynccontextmanager
 async def torch_worker(
-    model: Path, secret_file: Path, router: str, worker_id: str, **settings: Any
+    model: Path, secret_file: Path, *routers: str, worker_id: str = "worker-1", **settings: Any
 ) -> AsyncIterator[TorchWorker]:
     """A worker for the time of the block; `settings` as in WorkerSettings."""
     registry, tasks = CollectorRegistry(), Tasks()
     made = {
         "model": str(model),
-        "routers": (router,),
+        "routers": routers,
         "mesh_secret_file": secret_file,
         "worker_id": worker_id,
         "device": "cpu",
