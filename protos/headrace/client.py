@@ -81,8 +81,7 @@ class Headrace:
         tls: Tls | None = None,
         timeout_s: float | None = None,
     ) -> None:
-        addresses = [each.strip() for each in address.split(",") if each.strip()]
-        self._lines = Lines(addresses or [address], lambda each: channel(each, tls))
+        self._lines = Lines(addresses_in(address), lambda each: channel(each, tls))
         self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
         self._timeout_s = timeout_s
         self._answers: weakref.WeakSet[Answer] = weakref.WeakSet()
@@ -219,6 +218,11 @@ async def _outcome(call: Awaitable[Reply]) -> Reply:
         raise errors.Cancelled("the mesh cancelled the call", code=grpc.StatusCode.CANCELLED) from None
     finally:
         cancel()
+
+
+def addresses_in(text: str) -> list[str]:
+    """The addresses of a list with commas; at least one."""
+    return [each.strip() for each in text.split(",") if each.strip()] or [text]
 
 
 def channel(address: str, tls: Tls | None) -> grpc.aio.Channel:

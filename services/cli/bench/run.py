@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from headrace.client import Tls, channel
+from headrace.client import Tls, addresses_in, channel
 from headrace.errors import from_rpc
 from headrace.v1 import router_pb2
 from headrace.v1.router_pb2_grpc import RouterServiceStub
@@ -128,7 +128,10 @@ def _prompts(plan: Plan, vocab_size: int, seed: int) -> Iterable[router_pb2.Gene
 
 @asynccontextmanager
 async def _stubs(plan: Plan) -> AsyncIterator[list[RouterServiceAsyncStub]]:
-    channels = [channel(plan.address, plan.tls) for _ in range(plan.connections)]
+    """Connections, to all addresses in turn; at least one each."""
+    addresses = addresses_in(plan.address)
+    count = max(plan.connections, len(addresses))
+    channels = [channel(addresses[number % len(addresses)], plan.tls) for number in range(count)]
     try:
         yield [RouterServiceStub(each) for each in channels]
     finally:
