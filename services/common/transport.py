@@ -123,6 +123,16 @@ def channel(address: str, tls: Tls, *, retry_services: tuple[str, ...] = ()) -> 
     return grpc.aio.insecure_channel(address, options=options)
 
 
+def end(call: grpc.aio.Call) -> None:
+    """Cancels a call for good, whatever became of it.
+
+    A call whose write failed is over for grpc.aio, whose `cancel` does nothing then. But its half in the core
+    waits until all that had come is read, which nobody does: it would stay for ever, with a task.
+    """
+    if not call.cancel() and (core := getattr(call, "_cython_call", None)) is not None:
+        core.cancel("ended")
+
+
 def _server_credentials(tls: Tls) -> grpc.ServerCredentials:
     pair = (_needed(tls.key, "a key"), _needed(tls.certificate, "a certificate"))
     authority = _optional(tls.authority)

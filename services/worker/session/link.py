@@ -106,7 +106,7 @@ class Link:
             self._desk.metrics.session_failures.labels("internal").inc()
             log.error("session_failed", router=self.address, exc_info=error)
         finally:
-            call.cancel()
+            transport.end(call)
         return opened
 
     async def _shake(self, call: Call, handshake: Handshake) -> session_pb2.Welcome:

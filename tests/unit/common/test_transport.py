@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -10,6 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.common import transport
 from services.common.lifecycle import Health
+from tests.support.waiting import eventually
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "127.9.9.9:1", "localhost:1", "[::1]:1", "unix:/tmp/x"])
@@ -60,3 +63,51 @@ async def test_a_flood_that_comes_while_the_loop_is_busy_is_served_and_nobody_is
         asked = [stub.Check.future(health_pb2.HealthCheckRequest()) for _ in range(4000)]  # the loop stands
         found = await asyncio.gather(*(asyncio.to_thread(each.code) for each in asked))
         assert set(found) == {grpc.StatusCode.OK}
+
+
+async def test_a_call_whose_write_failed_leaves_nothing_behind() -> None:
+    async def gives_up(_: Any, context: Any) -> AsyncIterator[bytes]:
+        yield b"not read"
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "enough")
+
+    server = transport.server()
+    handler = grpc.stream_stream_rpc_method_handler(gives_up)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t.T", {"S": handler}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with transport.channel(f"127.0.0.1:{port}", transport.Tls()) as channel:
+        call = channel.stream_stream("/t.T/S")()
+        with pytest.raises(grpc.aio.AioRpcError):
+            await _write_for_ever(call)
+        assert _waiting_calls() == 1
+        transport.end(call)
+        await eventually(lambda: _waiting_calls() == 0, "its task has ended")
+    await server.stop(0)
+
+
+async def _write_for_ever(call: Any) -> None:
+    while True:
+        await call.write(b"more")
+        await asyncio.sleep(0)
+
+
+def _waiting_calls() -> int:
+    """Calls whose half in gRPC's core is not over."""
+    return sum("status" in task.get_coro().__qualname__ for task in asyncio.all_tasks())
+
+
+async def test_a_call_that_ended_well_may_be_ended_again() -> None:
+    async def answers(_: Any, __: Any) -> AsyncIterator[bytes]:
+        yield b"all"
+
+    server = transport.server()
+    handler = grpc.unary_stream_rpc_method_handler(answers)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t.T", {"S": handler}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with transport.channel(f"127.0.0.1:{port}", transport.Tls()) as channel:
+        call = channel.unary_stream("/t.T/S")(b"")
+        assert [reply async for reply in call] == [b"all"]
+        for _ in range(2):
+            transport.end(call)
+    await server.stop(0)
