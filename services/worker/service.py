@@ -18,7 +18,6 @@ from prometheus_client import CollectorRegistry
 
 from services.common import logs, transport
 from services.common.lifecycle import Health, StartError, Tasks, add_reflection
-from services.common.loop import let_the_loop_go_first
 from services.common.models import ModelDirectory, ModelError, resolve
 from services.worker.engine.base import EngineDescription
 from services.worker.engine.client import EngineClient
@@ -79,7 +78,6 @@ class WorkerService:
     async def start(self) -> None:
         """Loads the engine, then dials. Raises StartError, BindError."""
         settings = self._settings
-        let_the_loop_go_first()
         if settings.may_choose_gpu:
             self._lease = claim_gpu(settings.lease_dir, os.environ)
         self.port = transport.listen(self._server, settings.listen, settings.mesh_tls, settings.insecure)
