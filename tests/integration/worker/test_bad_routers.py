@@ -86,7 +86,7 @@ NONSENSE: dict[str, tuple[str, Callable[[], Parts]]] = {
         "malformed_submit",
         lambda: _submit(slot=MOST, prompt_tokens=0, prompt_ids=[]),
     ),
-    "an index without its tokens": ("malformed_submit", lambda: _submit(slot=MOST, next_index=MOST)),
+    "tokens beyond their index": ("malformed_submit", lambda: _submit(slot=MOST, delivered_ids=[1, 2])),
     "a request for no token": ("malformed_submit", lambda: _submit(slot=MOST, max_tokens=0)),
 }
 
