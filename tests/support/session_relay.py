@@ -22,6 +22,9 @@ from headrace.v1 import session_pb2, session_pb2_grpc
 from services.common import transport
 from tests.support.waiting import eventually
 
+SHAKEN = 2
+"""Frames of a handshake."""
+
 
 class Border:
     """Output indices beyond which nothing passes in this session, by request.
@@ -89,6 +92,8 @@ class SessionRelay(session_pb2_grpc.SessionServiceServicer):
         self.border: Border | None = None
         self.credit = True
         """False: the router hears of no credit, so the worker gets nothing to do."""
+        self._granted = session_pb2.WorkerFrame()
+        self._withheld = False
         self._channel = transport.channel(router, transport.Tls())
         self._server = transport.server()
         self._port = 0
@@ -141,6 +146,7 @@ class SessionRelay(session_pb2_grpc.SessionServiceServicer):
         """One session, frame by frame."""
         if not self._alive:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "nobody is there")
+        self._granted.Clear()
         conversation = _Conversation(session_pb2_grpc.SessionServiceStub(self._channel).Session())
         self._conversations.add(conversation)
         tasks = [
@@ -163,7 +169,7 @@ class SessionRelay(session_pb2_grpc.SessionServiceServicer):
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             async for frame in frames:
                 await self._passing.wait()
-                await conversation.call.write(self._raised(frame))
+                await conversation.call.write(self._raised(frame) if frame.number > SHAKEN else frame)
             await conversation.call.done_writing()
 
     async def _downwards(self, conversation: _Conversation) -> None:
@@ -179,7 +185,15 @@ class SessionRelay(session_pb2_grpc.SessionServiceServicer):
         conversation.down.put_nowait(None)
 
     def _raised(self, frame: session_pb2.WorkerFrame) -> session_pb2.WorkerFrame:
-        if not self.credit and frame.HasField("credit"):
+        if frame.HasField("credit"):
+            self._granted.CopyFrom(frame)
+        if not self.credit:
             frame.credit.Clear()
+            frame.credit.SetInParent()
             frame.ClearField("foreground_credit")
+        elif self._withheld and not frame.HasField("credit") and self._granted.HasField("credit"):
+            frame.credit.CopyFrom(self._granted.credit)  # a worker tells it once
+            if self._granted.HasField("foreground_credit"):
+                frame.foreground_credit.CopyFrom(self._granted.foreground_credit)
+        self._withheld = not self.credit
         return self.border.up(frame) if self.border else frame
