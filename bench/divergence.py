@@ -6,8 +6,8 @@ Randomness does not depend on neighbours, rounding may: a product over more rows
 Each request runs alone, then with 1, 3, 17 and 64 others beside it at any time, prompts in the steps of
 decodes: 16 to 96 tokens of prompt, temperature 1, a seed each. With 0 neighbours it runs alone again: the
 control. Then each is resumed, as after the loss of its worker: the prompt and the first 1, 8 and 32 tokens of
-its output are computed in one piece, alone and with 16 others beside it, and it goes on. In float32 all must be
-equal, which tests hold; elsewhere another, equally valid token may come. No length may ever differ.
+its output are computed in one piece, alone and with 16 others beside it, and it goes on. In float32 all must
+be equal, which tests hold; elsewhere another, equally valid token may come. No length may ever differ.
 """
 
 from __future__ import annotations

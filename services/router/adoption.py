@@ -62,7 +62,7 @@ class Adoption:
     Args:
         workers: all sessions that are open.
         settle_s: after the start, and after a worker was lost, how long workers have to attach.
-        answer_s: how long one that is there may take to answer; as long as it may be silent without being lost.
+        answer_s: how long one that is there may take to answer; as long as it may be silent and not be lost.
     """
 
     def __init__(self, workers: Callable[[], Iterable[Session]], settle_s: float, answer_s: float) -> None:
