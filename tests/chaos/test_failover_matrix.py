@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -54,16 +55,16 @@ class Stage:
         await eventually(lambda: workers.get(name) is not None, f"{name} is attached")
 
     async def only(self, name: str) -> None:
-        """Work goes to this worker alone from now on."""
+        """Work goes to this worker alone from now on; one that is leaving takes none anyway."""
         workers = self.house.router._dispatcher.workers
+
+        def heard(each: str) -> bool:
+            session = workers.get(each)
+            return session is None or session.draining or (session.credit.sequences > 0) == (each == name)
+
         for each, relay in self.relays.items():
             relay.credit = each == name
-            session = workers.get(each)
-            if session is not None:
-                wanted = relay.credit
-                await eventually(
-                    lambda s=session, w=wanted: (s.credit.sequences > 0) == w, f"credit of {each}"
-                )
+            await eventually(partial(heard, each), f"credit of {each}")
 
     async def answers(
         self, requests: Requests, harm: Callable[[dict[str, int]], Awaitable[None]] | None = None

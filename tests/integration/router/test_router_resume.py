@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ PROMPT = "The router sends"
 ANSWER = " each request to the worker that will answer it first. 日本語 🎡"
 Request = router_pb2.GenerateRequest
 HANDLE = 77
+SLOW_STEP_S = 0.2
 
 
 @pytest.fixture
@@ -283,9 +285,10 @@ async def test_a_stream_moves_to_a_worker_that_ends_it_sooner(tmp_path: Path, mo
     async with open_house(tmp_path, failover={"moving": moving, "moving_stay_s": 0.0}) as house:
         ids = house.tokenizer.ids(ANSWER)
         slow = await house.worker(worker_id="slow").connect()
-        slow.say(step_model=session_pb2.StepModel(a=0.2, b=1e-4, c=1e-9, d=1e-8, e=1e-3))
+        slow.say(step_model=session_pb2.StepModel(a=SLOW_STEP_S, b=1e-4, c=1e-9, d=1e-8, e=1e-3))
         call = house.stub.Generate(Request(text=PROMPT, max_tokens=1000))
         submit = await slow.submitted()
+        await asyncio.sleep(SLOW_STEP_S)  # it is believed to be as slow as it shows
         slow.say(update(submit, 0, ids[:3]))
         await tokens(house, 3)
         fast = await house.worker(worker_id="fast").connect()
