@@ -222,6 +222,7 @@ def read(path: Path) -> Result:
     return result
 
 
+_CORES = len(os.sched_getaffinity(0))  # as the command began: a benchmark may pin itself later
 _COLUMNS = ("case", "metric", "value", "spread", "peer", "aim")
 
 
@@ -287,9 +288,7 @@ def aim(each: Row) -> str:
 
 def this_machine() -> Machine:
     """This machine, as this process sees it."""
-    return Machine(
-        cpu=_cpu(), cores=len(os.sched_getaffinity(0)), gpu=_gpu(), python=platform.python_version()
-    )
+    return Machine(cpu=_cpu(), cores=_CORES, gpu=_gpu(), python=platform.python_version())
 
 
 def this_commit() -> str:

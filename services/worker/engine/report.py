@@ -39,7 +39,7 @@ class Work(NamedTuple):
     """What all finished steps came to, since the engine began."""
 
     steps: int = 0
-    busy_s: float = 0.0  # seconds in which a step ran
+    busy_s: float = 0.0  # seconds of steps, the loop's work from one to the next included
     tokens: float = 0.0  # input tokens
     outputs: float = 0.0  # rows that sampled
     pairs: float = 0.0  # of a query and a token that it read
@@ -69,10 +69,10 @@ class Progress(NamedTuple):
 
     finished_steps: int
     has_work: bool
-    last_finished_s: float  # monotonic seconds of the last finished step, or of a launch after idle time
+    last_finished_s: float  # monotonic seconds of the last finished step, or of the end of a pause
     batch_size: int  # sequences in the last finished step
     step_tokens: int  # input tokens of the last finished step
-    step_s: float  # duration of the last finished step
+    step_s: float  # what the last one took, from the end of the one before unless the loop paused
     work: Work = Work()
 
 
