@@ -11,4 +11,5 @@
 
 Each arrow is a plain call in one event loop. Between a worker's frame and the client's message there is no
 task, future or await a token: a frame is a loop over its updates, a client message one wake-up.
+What becomes of a stream whose worker or router is lost is the business of `continuity`.
 """

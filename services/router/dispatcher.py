@@ -15,9 +15,9 @@ from headrace.v1 import session_pb2
 
 from services.common import errors, logs
 from services.router import scheduling
-from services.router.adoption import Adoption
 from services.router.attendance import Attendance
-from services.router.failover import Failover
+from services.router.continuity.adoption import Adoption
+from services.router.continuity.failover import Failover
 from services.router.kv_shares import KvShares
 from services.router.metrics import RouterMetrics
 from services.router.policy import Assignment, QueueLimits, Scheduler

@@ -13,6 +13,7 @@ from services.common.errors import FieldViolation
 from services.common.rpc import Context
 from services.router import responses, rules, scheduling
 from services.router.caching import CacheClient
+from services.router.continuity.resumption import Resumption
 from services.router.dispatcher import Dispatcher
 from services.router.encoding import Source
 from services.router.metrics import RouterMetrics
@@ -26,7 +27,6 @@ from services.router.relay.outlet import Flush, Outlet, Patience
 from services.router.relay.report import wire_reason
 from services.router.relay.text import TextReader
 from services.router.relay.trailers import trailers
-from services.router.resumption import Resumption
 from services.router.settings import RouterSettings
 
 log = logs.get(__name__)

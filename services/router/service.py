@@ -19,6 +19,7 @@ from services.common.settings import SettingsError, variable
 from services.router.access import Access
 from services.router.admin import AdminServicer
 from services.router.caching import CacheClient
+from services.router.continuity.resumption import Resumption
 from services.router.dispatcher import Dispatcher
 from services.router.encoding import Encoder
 from services.router.front_door import RouterServicer
@@ -29,7 +30,6 @@ from services.router.policy.classify import OutputHistory
 from services.router.preparation import Preparation
 from services.router.quotas import Leaser, Quotas
 from services.router.reception import Reception
-from services.router.resumption import Resumption
 from services.router.sessions.servicer import SessionServicer
 from services.router.sessions.workers import Workers
 from services.router.settings import RouterSettings

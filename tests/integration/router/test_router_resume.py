@@ -10,8 +10,8 @@ import grpc
 import pytest
 from headrace.v1 import router_pb2, session_pb2, types_pb2
 
+from services.router.continuity.failover import MOST_BREAKS
 from services.router.dispatcher import TICKS_A_SURVEY
-from services.router.failover import MOST_BREAKS
 from tests.support.router_house import House, open_house, read
 from tests.support.scripted_worker import ScriptedWorker, all_at_once, end, update
 from tests.support.waiting import eventually

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.router.migrations import PASSING_S, Migrations, Room
+from services.router.continuity.migrations import PASSING_S, Migrations, Room
 from services.router.policy import LatencyClass
 from services.router.relay.flight import Blame, Flight
 from tests.support.flights import flight

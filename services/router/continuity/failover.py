@@ -19,8 +19,8 @@ from typing import NamedTuple
 import numpy as np
 
 from services.common import errors, logs
+from services.router.continuity.migrations import Migrations, Room, turn
 from services.router.metrics import RouterMetrics
-from services.router.migrations import Migrations, Room, turn
 from services.router.policy import Scheduler
 from services.router.policy.moving import MovingSettings, Stream, expected_left, moves, slow_workers
 from services.router.relay.flight import Flight, numerics_label

@@ -20,8 +20,9 @@ from headrace.v1 import session_pb2, types_pb2
 from services.common import errors
 from services.common.errors import FieldViolation
 from services.common.scope import Keyring, TenantKeys
-from services.router import claims, validation
+from services.router import validation
 from services.router.chains import chains
+from services.router.continuity import claims
 from services.router.dispatcher import Dispatcher
 from services.router.metrics import RouterMetrics
 from services.router.models import ModelBook, ServedModel
