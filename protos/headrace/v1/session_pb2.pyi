@@ -44,7 +44,7 @@ RETURN_REASON_PREEMPTED: ReturnReason
 RETURN_REASON_UNSUPPORTED: ReturnReason
 
 class WorkerFrame(_message.Message):
-    __slots__ = ("number", "acknowledged_command", "hello", "proof", "updates", "returned", "load", "credit", "progress", "kv_events", "kv_snapshot", "tenant_service", "step_model", "draining", "foreground_credit", "claimed")
+    __slots__ = ("number", "acknowledged_command", "hello", "proof", "updates", "returned", "load", "credit", "progress", "kv_events", "kv_snapshot", "tenant_service", "step_model", "draining", "foreground_credit", "claimed", "next_tokens")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     ACKNOWLEDGED_COMMAND_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
@@ -61,6 +61,7 @@ class WorkerFrame(_message.Message):
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     FOREGROUND_CREDIT_FIELD_NUMBER: _ClassVar[int]
     CLAIMED_FIELD_NUMBER: _ClassVar[int]
+    NEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     number: int
     acknowledged_command: int
     hello: Hello
@@ -77,7 +78,8 @@ class WorkerFrame(_message.Message):
     draining: Draining
     foreground_credit: Credit
     claimed: _containers.RepeatedCompositeFieldContainer[Claimed]
-    def __init__(self, number: _Optional[int] = ..., acknowledged_command: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., proof: _Optional[_Union[Proof, _Mapping]] = ..., updates: _Optional[_Iterable[_Union[SequenceUpdate, _Mapping]]] = ..., returned: _Optional[_Iterable[_Union[Returned, _Mapping]]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., kv_events: _Optional[_Union[KvEvents, _Mapping]] = ..., kv_snapshot: _Optional[_Union[KvSnapshot, _Mapping]] = ..., tenant_service: _Optional[_Iterable[_Union[TenantService, _Mapping]]] = ..., step_model: _Optional[_Union[StepModel, _Mapping]] = ..., draining: _Optional[_Union[Draining, _Mapping]] = ..., foreground_credit: _Optional[_Union[Credit, _Mapping]] = ..., claimed: _Optional[_Iterable[_Union[Claimed, _Mapping]]] = ...) -> None: ...
+    next_tokens: NextTokens
+    def __init__(self, number: _Optional[int] = ..., acknowledged_command: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., proof: _Optional[_Union[Proof, _Mapping]] = ..., updates: _Optional[_Iterable[_Union[SequenceUpdate, _Mapping]]] = ..., returned: _Optional[_Iterable[_Union[Returned, _Mapping]]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., kv_events: _Optional[_Union[KvEvents, _Mapping]] = ..., kv_snapshot: _Optional[_Union[KvSnapshot, _Mapping]] = ..., tenant_service: _Optional[_Iterable[_Union[TenantService, _Mapping]]] = ..., step_model: _Optional[_Union[StepModel, _Mapping]] = ..., draining: _Optional[_Union[Draining, _Mapping]] = ..., foreground_credit: _Optional[_Union[Credit, _Mapping]] = ..., claimed: _Optional[_Iterable[_Union[Claimed, _Mapping]]] = ..., next_tokens: _Optional[_Union[NextTokens, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("protocol_version", "worker_id", "incarnation", "nonce", "model", "digests", "engine", "engine_version", "device", "kv_spec", "capabilities", "labels", "vocab_size", "eos_token_ids", "held")
@@ -189,7 +191,7 @@ class Challenge(_message.Message):
     def __init__(self, nonce: _Optional[bytes] = ..., mac: _Optional[bytes] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("router_id", "session_id", "siblings", "heartbeat_ms", "resume_grace_ms", "resume", "orphan_hold_ms")
+    __slots__ = ("router_id", "session_id", "siblings", "heartbeat_ms", "resume_grace_ms", "resume", "orphan_hold_ms", "next_tokens")
     ROUTER_ID_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     SIBLINGS_FIELD_NUMBER: _ClassVar[int]
@@ -197,6 +199,7 @@ class Welcome(_message.Message):
     RESUME_GRACE_MS_FIELD_NUMBER: _ClassVar[int]
     RESUME_FIELD_NUMBER: _ClassVar[int]
     ORPHAN_HOLD_MS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     router_id: str
     session_id: str
     siblings: _containers.RepeatedScalarFieldContainer[str]
@@ -204,7 +207,8 @@ class Welcome(_message.Message):
     resume_grace_ms: int
     resume: _containers.RepeatedCompositeFieldContainer[ResumeRequest]
     orphan_hold_ms: int
-    def __init__(self, router_id: _Optional[str] = ..., session_id: _Optional[str] = ..., siblings: _Optional[_Iterable[str]] = ..., heartbeat_ms: _Optional[int] = ..., resume_grace_ms: _Optional[int] = ..., resume: _Optional[_Iterable[_Union[ResumeRequest, _Mapping]]] = ..., orphan_hold_ms: _Optional[int] = ...) -> None: ...
+    next_tokens: bool
+    def __init__(self, router_id: _Optional[str] = ..., session_id: _Optional[str] = ..., siblings: _Optional[_Iterable[str]] = ..., heartbeat_ms: _Optional[int] = ..., resume_grace_ms: _Optional[int] = ..., resume: _Optional[_Iterable[_Union[ResumeRequest, _Mapping]]] = ..., orphan_hold_ms: _Optional[int] = ..., next_tokens: _Optional[bool] = ...) -> None: ...
 
 class ResumeRequest(_message.Message):
     __slots__ = ("request_id", "slot", "attempt", "next_index", "handle")
@@ -369,6 +373,18 @@ class DrainRequest(_message.Message):
     GRACE_MS_FIELD_NUMBER: _ClassVar[int]
     grace_ms: int
     def __init__(self, grace_ms: _Optional[int] = ...) -> None: ...
+
+class NextTokens(_message.Message):
+    __slots__ = ("slots", "attempts", "indices", "token_ids")
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
+    INDICES_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    slots: _containers.RepeatedScalarFieldContainer[int]
+    attempts: _containers.RepeatedScalarFieldContainer[int]
+    indices: _containers.RepeatedScalarFieldContainer[int]
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, slots: _Optional[_Iterable[int]] = ..., attempts: _Optional[_Iterable[int]] = ..., indices: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class SequenceUpdate(_message.Message):
     __slots__ = ("slot", "attempt", "first_index", "token_ids", "logprobs", "end")
