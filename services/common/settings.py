@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NoReturn, Self, TypeVar
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -135,6 +135,12 @@ class ServiceSettings(BaseSettings):
             raise SettingsError(_unreadable(cls, error)) from None
 
 
+class SettingsGroup(BaseModel):
+    """Settings that belong together: a table of the TOML file, JSON in one variable."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
 def variable(settings: ServiceSettings | type[ServiceSettings], name: str) -> str:
     """The environment variable of a setting, as messages name it."""
     return f"HEADRACE_{settings.service.upper()}_{name.upper()}"
@@ -207,6 +213,6 @@ def _describe(kind: type[ServiceSettings], error: ValidationError) -> str:
     dotted = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
     if first["type"] == "extra_forbidden":
         return f"{dotted} is not a setting of {kind.service}"
-    shown = "" if isinstance(first["input"], dict) else f" = {first['input']!r}"
+    shown = "" if isinstance(first["input"], dict | BaseModel) else f" = {first['input']!r}"
     flag = f"--{dotted.replace('_', '-')}"
     return f"{variable(kind, name)} ({flag}){shown}: {first['msg']}"

@@ -15,13 +15,14 @@ from services.common.identity import Tenant
 from services.common.rpc import Context, metadata_value
 from services.router import validation
 from services.router.access import Access
+from services.router.class_settings import ClassSettings
 from services.router.limits import Gate, Pass
 from services.router.policy import LatencyClass, classify
 from services.router.policy.classify import Verdict
 from services.router.relay.flight import Flight
 from services.router.relay.outlet import Flush
 from services.router.responses import ResponseKeys
-from services.router.settings import ClassSettings, LimitSettings
+from services.router.settings import LimitSettings
 from services.router.validation import Accepted
 
 RETRY_S = 1.0

@@ -8,6 +8,7 @@ from services.common import errors
 from services.common.errors import HeadraceError
 from services.common.identity import Tenant
 from services.common.settings import SettingsError, variable
+from services.router.class_settings import ClassSettings
 from services.router.policy import (
     ClassPolicy,
     LatencyClass,
@@ -17,7 +18,7 @@ from services.router.policy import (
     RefusalKind,
 )
 from services.router.policy.placement import PlacementSettings
-from services.router.settings import ClassSettings, RouterSettings, SchedulingSettings
+from services.router.settings import RouterSettings, SchedulingSettings
 
 _ERRORS: dict[RefusalKind, type[HeadraceError]] = {
     RefusalKind.OVERLOADED: errors.Overloaded,

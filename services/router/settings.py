@@ -5,81 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import NoDecode
 
-from services.common.settings import Address, ListenAddress, ServiceSettings
+from services.common.settings import Address, ListenAddress, ServiceSettings, SettingsGroup
 from services.common.transport import Tls
+from services.router.class_settings import BatchSettings, ClassSettings, InteractiveSettings, StandardSettings
+from services.router.continuity.settings import FailoverSettings
 from services.router.policy.classify import LatencyClass
+from services.router.sessions.times import SessionTimes
 
 Addresses = Annotated[tuple[Address, ...], NoDecode]
 
 
-class _Group(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-Target = Annotated[float | None, Field(gt=0, description="seconds; unset: no target")]
-Patience = Annotated[
-    float | None,
-    Field(gt=0, description="wait for a worker where none is, in seconds; unset: the deadline"),
-]
-Refused = Annotated[
-    float | None,
-    Field(gt=0, description="predicted first token at which it is refused, in seconds; unset: never"),
-]
-Delay = Annotated[float, Field(ge=0, le=10, description="longest that a token waits, in seconds")]
-Count = Annotated[int, Field(ge=1, description="most tokens that wait")]
-Aging = Annotated[float, Field(ge=0, description="wait until it goes before fresh requests, in seconds")]
-Share = Annotated[float, Field(description="of GPU seconds while all classes wait, against the other shares")]
-
-
-class ClassSettings(_Group):
-    """What a latency class promises and how it is treated."""
-
-    share: Share = 0.0
-    ttft_s: Target = None
-    tpot_s: Target = None
-    flush_delay_s: Delay = 0.0
-    flush_tokens: Count = 1
-    aging_s: Aging = 0.0
-    patience_s: Patience = None
-    refused_after_s: Refused = None
-
-
-class InteractiveSettings(ClassSettings):
-    """Defaults of INTERACTIVE."""
-
-    share: Share = 70.0
-    ttft_s: Target = 0.5
-    tpot_s: Target = 0.04
-    patience_s: Patience = 5.0
-    refused_after_s: Refused = 30.0
-
-
-class StandardSettings(ClassSettings):
-    """Defaults of STANDARD."""
-
-    share: Share = 25.0
-    ttft_s: Target = 2.0
-    tpot_s: Target = 0.08
-    flush_delay_s: Delay = 0.025
-    flush_tokens: Count = 8
-    aging_s: Aging = 10.0
-    patience_s: Patience = 30.0
-    refused_after_s: Refused = 120.0
-
-
-class BatchSettings(ClassSettings):
-    """Defaults of BATCH."""
-
-    share: Share = 5.0
-    flush_delay_s: Delay = 0.2
-    flush_tokens: Count = 64
-    aging_s: Aging = 600.0
-
-
-class SchedulingSettings(_Group):
+class SchedulingSettings(SettingsGroup):
     """How requests are let in, ordered and placed; docs/operate.md says when to change what."""
 
     prompt_weight: float = Field(default=1.0, description="weight of a computed prompt token in fairness")
@@ -110,7 +49,7 @@ class SchedulingSettings(_Group):
     )
 
 
-class LimitSettings(_Group):
+class LimitSettings(SettingsGroup):
     """Bounds that hold for everybody, whatever a tenant's own quotas say."""
 
     request_bytes: int = Field(default=4 << 20, ge=1024, description="bytes of one request")
@@ -139,70 +78,14 @@ class LimitSettings(_Group):
         return self
 
 
-class SessionTimes(_Group):
-    """Times of workers' sessions, in seconds."""
-
-    handshake_s: float = Field(default=2.0, gt=0, description="longest handshake")
-    heartbeat_s: float = Field(default=0.2, gt=0, description="longest time between a worker's frames")
-    stale_s: float = Field(default=1.0, gt=0, description="silence after which a worker gets no new work")
-    lost_s: float = Field(default=1.5, gt=0, description="silence after which its requests are moved")
-    hung_s: float = Field(
-        default=1.0,
-        gt=0,
-        description="work without a finished step after which its requests are moved, at least; "
-        "20 of its last steps or 3 of the longest it can be in, where that is more",
-    )
-    resume_grace_s: float = Field(
-        default=3.0, ge=0, description="how long a worker keeps requests of a broken session"
-    )
-    orphan_hold_s: float = Field(
-        default=5.0, ge=0, description="how long a worker keeps requests for a client that resumes elsewhere"
-    )
-
-    @model_validator(mode="after")
-    def _in_order(self) -> Self:
-        if not self.heartbeat_s < self.stale_s <= self.lost_s:
-            raise ValueError(
-                f"heartbeat_s {self.heartbeat_s:g}, stale_s {self.stale_s:g} and lost_s {self.lost_s:g} "
-                "must rise: a worker that speaks as often as it is to would count as lost"
-            )
-        return self
-
-
-class FailoverSettings(_Group):
-    """What becomes of requests whose worker breaks, leaves, or is much slower than another."""
-
-    return_s: float = Field(
-        default=0.25,
-        ge=0,
-        description="how long requests of a broken session wait for its worker, in seconds",
-    )
-    migration_s: float = Field(
-        default=1.0,
-        gt=0,
-        description="seconds of prefill of moved requests that are on their way to one worker at a time",
-    )
-    moving: bool = Field(
-        default=True, description="whether running streams go where they end sooner, recomputation included"
-    )
-    moving_stay_s: float = Field(
-        default=5.0,
-        ge=0,
-        description="time on a worker before a stream goes to a faster one, in seconds",
-    )
-    moving_saved_s: float = Field(
-        default=2.0, ge=0, description="least that a stream must gain by being moved, in seconds"
-    )
-
-
-class SlowReaderSettings(_Group):
+class SlowReaderSettings(SettingsGroup):
     """When a client that does not read is given up."""
 
     unsent_tokens: int = Field(default=4096, ge=1, description="tokens that wait while a write is stuck")
     stall_s: float = Field(default=10.0, gt=0, description="how long one write may be stuck")
 
 
-class CacheSettings(_Group):
+class CacheSettings(SettingsGroup):
     """How the cache service is used."""
 
     lookup_s: float = Field(default=0.005, gt=0, description="a look-up is abandoned after this time")
@@ -262,7 +145,7 @@ class RouterSettings(ServiceSettings):
     scheduling: SchedulingSettings = SchedulingSettings()
     limits: LimitSettings = LimitSettings()
     session: SessionTimes = SessionTimes()
-    failover: FailoverSettings = FailoverSettings()
+    failover: FailoverSettings = Field(default=FailoverSettings(), validate_default=True)
     slow_reader: SlowReaderSettings = SlowReaderSettings()
     caching: CacheSettings = CacheSettings()
 
@@ -273,6 +156,18 @@ class RouterSettings(ServiceSettings):
         if isinstance(given, str):
             return tuple(part.strip(" \"'") for part in given.strip("[] ").split(",") if part.strip())
         return given
+
+    @field_validator("failover")
+    @classmethod
+    def _worth_waiting(cls, failover: FailoverSettings, told: ValidationInfo) -> FailoverSettings:
+        """A worker that is back after it has dropped its requests is back for nothing."""
+        times: SessionTimes | None = told.data.get("session")
+        if times is not None and failover.return_s >= times.kept_s:
+            raise ValueError(
+                f"return_s {failover.return_s:g} is not less than the {times.kept_s:g} s for which workers "
+                "keep requests (session.resume_grace_s, session.orphan_hold_s)"
+            )
+        return failover
 
     @field_validator("salts_directory")
     @classmethod

@@ -23,6 +23,7 @@ from prometheus_client import CollectorRegistry
 
 from services.common import errors
 from services.router import dispatcher
+from services.router.continuity.settings import FailoverSettings
 from services.router.dispatcher import Dispatcher
 from services.router.metrics import RouterMetrics
 from services.router.relay.flight import Flight
@@ -30,7 +31,7 @@ from services.router.relay.outlet import Flush, Outlet, Patience
 from services.router.relay.text import TextReader
 from services.router.sessions.session import Session as RouterHalf
 from services.router.sessions.workers import Workers
-from services.router.settings import FailoverSettings, LimitSettings, RouterSettings
+from services.router.settings import LimitSettings, RouterSettings
 from services.worker.metrics import WorkerMetrics
 from services.worker.scheduler.request import FinishReason
 from services.worker.session.desk import Desk

@@ -20,6 +20,7 @@ import numpy as np
 
 from services.common import errors, logs
 from services.router.continuity.migrations import Migrations, Room, turn
+from services.router.continuity.settings import FailoverSettings
 from services.router.metrics import RouterMetrics
 from services.router.policy import Scheduler
 from services.router.policy.moving import MovingSettings, Stream, expected_left, moves, slow_workers
@@ -27,7 +28,6 @@ from services.router.relay.flight import Flight, numerics_label
 from services.router.sessions.resume import hand_over, same_process
 from services.router.sessions.session import Session
 from services.router.sessions.workers import Workers
-from services.router.settings import FailoverSettings
 
 log = logs.get(__name__)
 

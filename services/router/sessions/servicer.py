@@ -19,7 +19,7 @@ from services.router.metrics import RouterMetrics
 from services.router.models import ModelBook
 from services.router.sessions.handshake import MAX_NAME, Handshake, check_digests
 from services.router.sessions.session import Session as WorkerSession
-from services.router.settings import SessionTimes
+from services.router.sessions.times import SessionTimes
 
 HANDSHAKE_FRAMES = 2
 METHOD = "SessionService.Session"
@@ -128,8 +128,8 @@ class SessionServicer:
                 session_id=session.session_id,
                 siblings=self.siblings,
                 heartbeat_ms=int(self._times.heartbeat_s * 1000),
-                resume_grace_ms=int(self._times.resume_grace_s * 1000),
-                orphan_hold_ms=int(self._times.orphan_hold_s * 1000),
+                resume_grace_ms=max(1, int(self._times.resume_grace_s * 1000)),  # 0 would be the default
+                orphan_hold_ms=max(1, int(self._times.orphan_hold_s * 1000)),
                 resume=session.resumed,
             ),
         )

@@ -27,8 +27,8 @@ from services.router.sessions.pulse import Pulse
 from services.router.sessions.seats import Occupied, Seats
 from services.router.sessions.sense import take_away_nonsense
 from services.router.sessions.served import ServedMeter
+from services.router.sessions.times import SessionTimes
 from services.router.sessions.trial import NOBODY, trial
-from services.router.settings import SessionTimes
 
 NO_CREDIT_PAUSE_S = 0.05
 NOTHING = Cost(0, 0, 0)

@@ -25,7 +25,7 @@ SLOW_STEP_S = 0.2
 
 @pytest.fixture
 async def house(tmp_path: Path) -> AsyncIterator[House]:
-    async with open_house(tmp_path, failover={"return_s": 5.0}) as it:
+    async with open_house(tmp_path, failover={"return_s": 4.0}) as it:
         yield it
 
 

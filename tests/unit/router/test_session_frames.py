@@ -16,7 +16,7 @@ from services.router.metrics import RouterMetrics
 from services.router.policy import Cost, LatencyClass
 from services.router.relay.flight import Blame, Flight
 from services.router.sessions.session import Session
-from services.router.settings import SessionTimes
+from services.router.sessions.times import SessionTimes
 from tests.support.flights import IDS, LENGTH, flight, news
 
 COST = Cost(10, 1, 2)
