@@ -27,6 +27,8 @@ Finished = router_pb2.Finished
 Event: TypeAlias = router_pb2.Delta | router_pb2.Finished
 Call: TypeAlias = "grpc.aio.UnaryStreamCall[router_pb2.GenerateRequest, router_pb2.GenerateResponse]"
 Start: TypeAlias = Callable[[Line, router_pb2.GenerateRequest, float | None], Call]
+OnWait: TypeAlias = Callable[[errors.HeadraceError, float], None]
+"""Told why the client asks again, and after how many seconds."""
 
 
 class Answer:
@@ -37,9 +39,15 @@ class Answer:
     """
 
     def __init__(
-        self, start: Start, lines: Lines, request: router_pb2.GenerateRequest, timeout_s: float | None
+        self,
+        start: Start,
+        lines: Lines,
+        request: router_pb2.GenerateRequest,
+        timeout_s: float | None,
+        on_wait: OnWait,
     ) -> None:
         self._start = start
+        self._on_wait = on_wait
         self._lines = lines
         self._line: Line | None = None
         self._request = self._asked = request
@@ -171,6 +179,7 @@ class Answer:
         if step.elsewhere and line is not None:
             self._lines.broke(line)
         self._asked = self._whole() if step.ask is Ask.AGAIN else self._rest()
+        self._on_wait(error, step.pause_s)
         await asyncio.sleep(step.pause_s)
 
     def _whole(self) -> router_pb2.GenerateRequest:

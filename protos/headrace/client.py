@@ -30,7 +30,16 @@ from typing import Any, Self, TypeVar
 import grpc
 
 from headrace import errors
-from headrace.answer import Answer, Call, Delta, Event, Finished, raise_own_cancellation, rest_of
+from headrace.answer import (
+    Answer,
+    Call,
+    Delta,
+    Event,
+    Finished,
+    OnWait,
+    raise_own_cancellation,
+    rest_of,
+)
 from headrace.errors import HeadraceError
 from headrace.lines import Line, Lines
 from headrace.recovery import Ask, Recovery
@@ -71,6 +80,7 @@ class Headrace:
         api_key: `hr_…`; None where the mesh needs none.
         tls: None for plain text; off loopback a key should not travel without TLS.
         timeout_s: seconds that a call may take where it does not say itself; None: no limit.
+        on_wait: called before the client asks again by itself, with the error and the seconds until then.
     """
 
     def __init__(
@@ -80,7 +90,9 @@ class Headrace:
         api_key: str | None = None,
         tls: Tls | None = None,
         timeout_s: float | None = None,
+        on_wait: OnWait = lambda error, pause_s: None,
     ) -> None:
+        self._on_wait = on_wait
         self._lines = Lines(addresses_in(address), lambda each: channel(each, tls))
         self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
         self._timeout_s = timeout_s
@@ -113,7 +125,7 @@ class Headrace:
         request.request_id = request.request_id or uuid.uuid4().hex
         if request.sampling.temperature and not request.sampling.HasField("seed"):
             request.sampling.seed = secrets.randbits(64)
-        answer = Answer(self._start, self._lines, request, timeout_s or self._timeout_s)
+        answer = Answer(self._start, self._lines, request, timeout_s or self._timeout_s, self._on_wait)
         self._answers.add(answer)
         return answer
 
@@ -196,6 +208,7 @@ class Headrace:
                     raise
                 if step.elsewhere:
                     self._lines.broke(line)
+                self._on_wait(error, step.pause_s)
             finally:
                 self._lines.give_back(line)
             asked = request if step.ask is Ask.AGAIN or rest is None else rest

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from headrace.client import Headrace, Tls
+from services.cli import output
 
+if TYPE_CHECKING:
+    from headrace.client import Headrace, HeadraceError, Tls
+
+NOTICEABLE_S = 0.5
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
 Address = Annotated[
@@ -46,7 +49,13 @@ def tls(use: bool, authority: Path | None) -> Tls | None:
 
 
 def connect(address: str, api_key: str | None, use_tls: bool, authority: Path | None) -> Headrace:
-    """A client of the mesh."""
+    """A client of the mesh that says when it waits."""
     from headrace.client import Headrace
 
-    return Headrace(address, api_key=api_key, tls=tls(use_tls, authority))
+    return Headrace(address, api_key=api_key, tls=tls(use_tls, authority), on_wait=say_wait)
+
+
+def say_wait(error: HeadraceError, pause_s: float) -> None:
+    """Says why nothing comes, where that will be so for long enough to be noticed."""
+    if pause_s >= NOTICEABLE_S:
+        output.note(f"waiting {pause_s:.1f} s to ask again: {error}", dim=True)

@@ -38,6 +38,18 @@ async def test_generate_streams_the_answer_to_standard_output() -> None:
     assert router.requests[0].max_tokens == 7
 
 
+async def test_generate_says_on_standard_error_that_it_waits_how_long_and_why() -> None:
+    async def refuse(request: Any, context: Any) -> Events:
+        raise errors.QuotaExceeded("100 tokens a minute are used up", retry_s=0.6)
+        yield
+
+    router = ScriptedRouter(refuse, say("Now."))
+    async with serving(router) as address:
+        found = await headrace("generate", "Why?", "--address", address)
+    assert (found.code, found.out) == (0, "Now.\n")
+    assert found.err == "waiting 0.6 s to ask again: 100 tokens a minute are used up\n"
+
+
 async def test_generate_reads_a_plain_prompt_from_standard_input_and_prints_json() -> None:
     router = ScriptedRouter(say("a", "b"))
     async with serving(router) as address:

@@ -108,6 +108,18 @@ async def test_a_refusal_that_says_when_is_retried_before_the_first_token(error:
     assert (answer.retries, answer.resumes, len(router.requests)) == (2, 0, 3)
 
 
+async def test_who_waits_is_told_why_and_for_how_long() -> None:
+    full, waits = errors.Overloaded("full", retry_s=0.001), []
+    router = ScriptedRouter(fail(full), say("a"), fail(full), say("b"))
+    async with (
+        serving(router) as address,
+        Headrace(address, on_wait=lambda error, pause_s: waits.append((error.reason, pause_s))) as mesh,
+    ):
+        await mesh.generate("x").text()
+        await mesh.generate_unary("x")
+    assert waits == [("OVERLOADED", 0.001)] * 2
+
+
 async def test_a_refusal_that_does_not_say_when_is_raised() -> None:
     router = ScriptedRouter(fail(errors.QuotaExceeded("used up")))
     async with serving(router) as address, Headrace(address) as mesh:
