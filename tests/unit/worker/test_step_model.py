@@ -100,3 +100,27 @@ def test_a_model_that_expects_nothing_yet_learns_like_any_other() -> None:
     for tokens in (1.0, 2.0, 3.0):
         model.observe(StepCost(1.0, tokens, 0.0, 0.0, 0.0), 0.5)
     assert model.predict(StepCost(1.0, 2.0, 0.0, 0.0, 0.0)) == pytest.approx(0.5, rel=0.5)
+
+
+def test_a_pause_of_the_process_does_not_spoil_what_was_learned() -> None:
+    """The step that it fell into looks endless; the one launched before it has long been done afterwards."""
+    model, random = trained(noise=0.05), np.random.default_rng(8)
+    for seconds in (2.5, 1e-4):
+        model.observe(random_cost(random), seconds)
+    for _ in range(30):
+        cost = random_cost(random)
+        model.observe(cost, seconds_of(cost))
+    costs = [random_cost(random) for _ in range(100)]
+    errors = [model.predict(each) / model.state().quantile / seconds_of(each) - 1 for each in costs]
+    assert np.max(np.abs(errors)) < 0.1
+
+
+@given(factor=st.floats(1.0, 1e4))
+@settings(max_examples=20, deadline=None)
+def test_a_model_that_expects_far_too_much_learns_better_within_a_hundred_steps(factor: float) -> None:
+    costly = StepModelState(tuple(factor * TRUTH), 1.0, 0.0, 0)
+    model, random = StepModel(costly), np.random.default_rng(9)
+    for _ in range(100):
+        cost = random_cost(random)
+        model.observe(cost, seconds_of(cost))
+    assert model.predict(cost) == pytest.approx(seconds_of(cost), rel=0.2)
