@@ -1,12 +1,14 @@
 """What happens to requests whose worker is lost, comes back, or leaves.
 
-    a session breaks    its requests keep their seats for `return_s`: the same process may be back with them
+    a session breaks    its requests keep their seats for a moment: the same process may be back with them
     it is back          what it holds goes on there, replayed from the next index; the rest goes elsewhere
     it is not           all go elsewhere as their next attempt; what it says of them later counts no more
     it is draining      its streams go elsewhere as fast as others take them, and stay where nobody does
     another is better   streams that end sooner there, recomputation included, go there (`policy.moving`)
 
-What goes elsewhere passes `Migrations`, which bounds how many are on their way at once.
+That moment is as long as others would take to compute them again, within bounds: so nobody waits much longer
+than it takes to be moved, and what costs much to move is not moved for a hiccup. What goes elsewhere passes
+`Migrations`, which bounds how many are on their way at once.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ log = logs.get(__name__)
 
 
 SOON_S = 1.0
+MOST_RETURN_S = 0.25
 MOST_BREAKS = 3
 """Sessions in a row that broke within SOON_S: after that its requests do not wait for it."""
 
@@ -93,7 +96,7 @@ class Failover:
         if not session.flights():
             session.give_up()
         elif session.may_come_back and self._settings.return_s:
-            timer = asyncio.get_running_loop().call_later(self._settings.return_s, self._expire, session)
+            timer = asyncio.get_running_loop().call_later(self._return_s(session), self._expire, session)
             self._parted[session.worker_id] = _Parted(session, timer)
         else:
             session.give_up()
@@ -156,6 +159,13 @@ class Failover:
         for parted in self._parted.values():
             parted.timer.cancel()
         self._parted.clear()
+
+    def _return_s(self, session: Session) -> float:
+        """How long its requests wait for its worker."""
+        room = self.room(session.model)
+        tokens = sum(len(each.order.prompt_ids) + len(each.ids) for each in session.flights())
+        again_s = tokens * room.token_s / room.workers if room.workers else MOST_RETURN_S
+        return max(self._settings.return_s, min(again_s, MOST_RETURN_S))
 
     def _expire(self, session: Session) -> None:
         parted = self._parted.pop(session.worker_id, None)

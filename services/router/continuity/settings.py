@@ -11,9 +11,10 @@ class FailoverSettings(SettingsGroup):
     """What becomes of requests whose worker breaks, leaves, or is much slower than another."""
 
     return_s: float = Field(
-        default=0.25,
+        default=0.1,
         ge=0,
-        description="how long requests of a broken session wait for its worker, in seconds",
+        description="how long requests of a broken session wait for its worker, in seconds; up to 0.25 where "
+        "others would take as long to compute them again; 0: not at all",
     )
     migration_s: float = Field(
         default=1.0,

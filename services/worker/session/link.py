@@ -22,7 +22,8 @@ from services.worker.session.tampering import FrameFaults
 
 HANDSHAKE_S = 5.0
 GOODBYE_S = 1.0
-FIRST_WAIT_S = 0.05  # a router that restarts or a broken connection: requests are moved after 250 ms
+FIRST_WAIT_S = 0.01  # a broken connection: requests are moved after 100 ms
+SOON_S = 1.0  # a session that ends within it was none: who is sent away dials more and more seldom
 LONGEST_WAIT_S = 5.0
 HOLDING_WAIT_S = 0.5  # while something is held for who is back
 DEFAULT_GRACE_MS = 3000
@@ -69,7 +70,9 @@ class Link:
         failures = 0
         try:
             while not self.retired.is_set():
-                failures = 0 if await self._attempt(channel) else failures + 1
+                began_s = time.monotonic()
+                lasted = await self._attempt(channel) and time.monotonic() - began_s > SOON_S
+                failures = 0 if lasted else failures + 1
                 await self._pause(failures)
         finally:
             self._expire()
