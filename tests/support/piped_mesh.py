@@ -127,7 +127,10 @@ class PipedWorker:
         )
         mesh.dispatcher.join(self.theirs)
         welcome = session_pb2.Welcome(
-            router_id="router", session_id=self.theirs.session_id, resume=self.theirs.resumed
+            router_id="router",
+            session_id=self.theirs.session_id,
+            resume=self.theirs.resumed,
+            next_tokens=mesh.next_tokens,
         )
         self.ours = WorkerHalf(self.desk, welcome, mesh.now)
         held, self._held = self._held, {}
@@ -206,8 +209,11 @@ def _held(job: Job) -> session_pb2.HeldRequest:
 class PipedMesh:
     """One router and these workers. Needs a running event loop, and `time_is_ours` around it."""
 
-    def __init__(self, *worker_ids: str, resumes: int = 2, return_s: float = 0.25) -> None:
+    def __init__(
+        self, *worker_ids: str, resumes: int = 2, return_s: float = 0.25, next_tokens: bool = True
+    ) -> None:
         self.now = 1000.0
+        self.next_tokens = next_tokens
         self.settings = RouterSettings(
             limits=LimitSettings(resumes=resumes), failover=FailoverSettings(return_s=return_s)
         )

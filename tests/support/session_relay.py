@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any, Self
 
 import grpc
@@ -59,7 +59,9 @@ class Border:
     def up(self, frame: session_pb2.WorkerFrame) -> session_pb2.WorkerFrame:
         """News, as far as they may pass."""
         if not self._open:
-            news = [passing for update in frame.updates if (passing := self._cut(update, frame.number))]
+            told = [*_spread(frame.next_tokens), *frame.updates]
+            frame.ClearField("next_tokens")
+            news = [passing for update in told if (passing := self._cut(update, frame.number))]
             del frame.updates[:]
             frame.updates.extend(news)
         return frame
@@ -75,6 +77,13 @@ class Border:
         del update.token_ids[max(0, room) :], update.logprobs[max(0, room) :]
         update.ClearField("end")
         return update if update.token_ids else None
+
+
+def _spread(told: session_pb2.NextTokens) -> Iterator[session_pb2.SequenceUpdate]:
+    """The same as updates."""
+    columns = told.slots, told.attempts, told.indices, told.token_ids
+    for slot, attempt, index, token in zip(*columns, strict=True):
+        yield session_pb2.SequenceUpdate(slot=slot, attempt=attempt, first_index=index, token_ids=[token])
 
 
 class _Conversation:

@@ -173,6 +173,13 @@ class Flight:
             return Progress.CUT if end is None else Progress.ENDED
         return Progress.ONGOING if end is None else self._end(end)
 
+    def next_token(self, index: int, token: int, now: float) -> Progress:
+        """Takes one new id of the running attempt, which goes on."""
+        self.last_update_s = now
+        if index != len(self.ids):
+            return Progress.GAP if index > len(self.ids) else Progress.ONGOING
+        return Progress.CUT if self._take([token], (), None, now) else Progress.ONGOING
+
     def _take(
         self,
         ids: list[int],

@@ -131,6 +131,7 @@ class SessionServicer:
                 resume_grace_ms=max(1, int(self._times.resume_grace_s * 1000)),  # 0 would be the default
                 orphan_hold_ms=max(1, int(self._times.orphan_hold_s * 1000)),
                 resume=session.resumed,
+                next_tokens=True,
             ),
         )
 

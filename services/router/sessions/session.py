@@ -267,6 +267,8 @@ class Session:
         self._frames_received = self.outbox.acknowledge = frame.number
         self.last_frame_s = now
         self._reported(frame)
+        if frame.HasField("next_tokens"):
+            self._next_tokens(frame.next_tokens, now)
         for update in frame.updates:
             self._update(update, now)
         self._tell_streamed(now)
@@ -314,11 +316,31 @@ class Session:
             return
         had, before_s = len(flight.ids), flight.last_token_s
         progress = flight.advance(update, now)
+        self._advanced(flight, update.slot, progress, had, before_s, now)
+
+    def _next_tokens(self, told: session_pb2.NextTokens, now: float) -> None:
+        """One new id each of many flights; of columns that do not fit together nothing is taken."""
+        columns = told.slots[:], told.attempts[:], told.indices[:], told.token_ids[:]
+        if len(set(map(len, columns))) != 1:
+            self._bad("torn_columns")
+            return
+        for slot, attempt, index, token in zip(*columns, strict=True):
+            seat = self._seat(slot, attempt)
+            flight = seat.flight if seat is not None else None
+            if flight is not None:
+                had, before_s = len(flight.ids), flight.last_token_s
+                progress = flight.next_token(index, token, now)
+                self._advanced(flight, slot, progress, had, before_s, now)
+
+    def _advanced(
+        self, flight: Flight, slot: int, progress: Progress, had: int, before_s: float, now: float
+    ) -> None:
+        """Notes what news brought; `had` tokens before them, the last at `before_s`."""
         if len(flight.ids) > had:
             self._streamed.append(Streamed(flight, len(flight.ids) - had, had, before_s))
         if progress is not Progress.ONGOING:
             self._tell_streamed(now)
-            self._settle(flight, update.slot, progress)
+            self._settle(flight, slot, progress)
 
     def _tell_streamed(self, now: float) -> None:
         """Tells once a frame what its updates brought; before anything of it ends."""

@@ -1,9 +1,8 @@
-"""One request in this worker: its output as far as the router may still want it, and how it ended."""
+"""One request in this worker: its output, what its router was told of it, and how it ended."""
 
 from __future__ import annotations
 
 from array import array
-from collections import deque
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -29,23 +28,23 @@ class Updates(Protocol):
 class Job:
     """A request from its Submit to the acknowledgement of its terminal event.
 
-    Output indices run from `next_index` of the Submit:  base ≤ acknowledged ≤ sent ≤ made. What is before
-    the base is kept packed where another router may claim the request.
+    Output indices run from that of the first id here:  first ≤ sent ≤ made. Ids stay as long as the job, at
+    four bytes each; log-probabilities until the router has them, and some longer where it may be claimed.
     """
 
     __slots__ = (
-        "_base",
-        "_ids",
+        "_first",
+        "_first_logprob",
         "_logprobs",
-        "_past",
-        "_past_logprobs",
         "attempt",
         "claim_key",
+        "described",
         "end",
         "end_sent",
         "handle",
         "holder",
         "home",
+        "ids",
         "made",
         "request_id",
         "returned",
@@ -60,20 +59,14 @@ class Job:
         self.attempt = submit.attempt
         self.slot = submit.slot
         self.home: Home | None = None  # where news of it go; a job of a broken session has none
-        self.made = self.sent = self._base = submit.next_index
+        self.made = self.sent = self._first = self._first_logprob = submit.next_index
+        self.ids = array("I")
+        self.described = False  # whether its tokens have log-probabilities: all or none
         self.end: session_pb2.SequenceEnd | None = None
         self.end_sent = False
         self.returned = False  # given back: it runs elsewhere, nothing of it is wanted here
         self.holder: dict[int, Job] | None = None  # where it waits for the router of a broken session
-        self._past = array("I")
-        self._past_logprobs: deque[types_pb2.PositionLogprobs] = deque(maxlen=LOGPROBS_KEPT)
-        self._ids: list[int] = []
         self._logprobs: list[types_pb2.PositionLogprobs] = []
-
-    @property
-    def base(self) -> int:
-        """Index of the first output token that is still here."""
-        return self._base
 
     @property
     def has_news(self) -> bool:
@@ -81,18 +74,20 @@ class Job:
         return self.sent < self.made or (self.end is not None and not self.end_sent)
 
     def goes_on_after(self, delivered_ids: Iterable[int]) -> None:
-        """Its client has this output, from index 0 on."""
+        """Its client has this output, from index 0 on: whoever claims it wants that, too."""
         if self.claim_key:
-            self._past.extend(delivered_ids)
+            self.ids.extend(delivered_ids)
+            self._first = self.made - len(self.ids)
 
     def append(self, index: int, token: int) -> None:
         """Takes the next output token; the engine leaves no gaps."""
         assert index == self.made, "the engine skipped an output token"
-        self._ids.append(token)
+        self.ids.append(token)
         self.made = index + 1
 
     def describe(self, logprobs: TokenLogprobs) -> None:
-        """Takes the log-probabilities of the next token without; they come for all or for none."""
+        """Takes the log-probabilities of the next token without."""
+        self.described = True
         self._logprobs.append(_position(logprobs))
 
     def tell(self, updates: Updates) -> int:
@@ -100,67 +95,48 @@ class Job:
 
         Returns how many bytes that takes at most.
         """
-        start = self.sent - self._base
-        ids = self._ids[start : start + (POSITIONS_A_MESSAGE if self._logprobs else IDS_A_MESSAGE)]
-        update = updates.add()  # filled field by field, and one id appended: at a third of other ways' cost
+        start = self.sent - self._first
+        ids = self.ids[start : start + (POSITIONS_A_MESSAGE if self.described else IDS_A_MESSAGE)]
+        update = updates.add()
         update.slot, update.attempt, update.first_index = self.slot, self.attempt, self.sent
-        if len(ids) == 1:
-            update.token_ids.append(ids[0])
-        else:
-            update.token_ids.extend(ids)
+        update.token_ids.extend(ids)
+        if self.described:
+            first = self.sent - self._first_logprob
+            update.logprobs.extend(self._logprobs[first : first + len(ids)])
         self.sent += len(ids)
-        if self._logprobs:
-            update.logprobs.extend(self._logprobs[start : start + len(ids)])
         if self.end is not None and self.sent == self.made:
             update.end.CopyFrom(self.end)
             self.end_sent = True
-        elif not self._logprobs:
+        elif not self.described:
             return _BARE_BYTES + _ID_BYTES * len(ids)
         return _BARE_BYTES + update.ByteSize()
 
     def acknowledged(self, index: int) -> None:
-        """The router has all output before `index`: it will not want it again."""
-        count = index - self._base
-        if count > 0:
-            if self.claim_key:
-                self._past.extend(self._ids[:count])
-                self._past_logprobs.extend(self._logprobs[:count])
-            del self._ids[:count]
-            del self._logprobs[:count]
-            self._base = index
+        """The router has all log-probabilities before `index`: it will not want them again."""
+        surplus = index - self._first_logprob - (LOGPROBS_KEPT if self.claim_key else 0)
+        if surplus > 0:
+            del self._logprobs[:surplus]
+            self._first_logprob += surplus
 
     def resume(self, slot: int, next_index: int) -> bool:
         """Goes on in a new session from `next_index`; False when that output is not here."""
-        if not self._base <= next_index <= self.made:
+        first = max(self._first, self._first_logprob) if self.described else self._first
+        if not first <= next_index <= self.made:
             return False
         self.slot, self.sent, self.end_sent = slot, next_index, False
         return True
 
     def adopt(self, slot: int, attempt: int, next_index: int) -> bool:
         """Goes on in another session, as a later attempt; False where it cannot from that index."""
-        back = max(0, self._base - next_index)
-        described = len(self._logprobs) + len(self._past_logprobs) > 0
-        known = back <= len(self._past) and not (described and back > len(self._past_logprobs))
-        if self.returned or attempt <= self.attempt or next_index > self.made or not known:
+        if self.returned or attempt <= self.attempt or not self.resume(slot, next_index):
             return False
-        for _ in range(back):
-            self._ids.insert(0, self._past.pop())
-            if described:
-                self._logprobs.insert(0, self._past_logprobs.pop())
-        self._base -= back
         self.attempt = attempt
-        return self.resume(slot, next_index)
-
-    def output(self) -> array[int]:
-        """All output ids, those before this worker's included, where it may be claimed."""
-        return self._past + array("I", self._ids)
+        return True
 
     def logprobs_from(self, index: int) -> tuple[int, list[types_pb2.PositionLogprobs]]:
         """Log-probabilities from `index` on, or from the first that is still here; and that index."""
-        kept = [*self._past_logprobs, *self._logprobs]
-        first = self._base - len(self._past_logprobs)
-        skipped = max(0, index - first)
-        return first + skipped, kept[skipped:]
+        skipped = max(0, index - self._first_logprob)
+        return self._first_logprob + skipped, self._logprobs[skipped:]
 
 
 def _position(logprobs: TokenLogprobs) -> types_pb2.PositionLogprobs:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
+from itertools import islice
 from typing import NamedTuple, Self
 
 from headrace.v1 import session_pb2
@@ -20,6 +21,8 @@ from services.worker.session.prefixes import NAME_BYTES
 
 LARGE_BYTES = 28 << 10  # a frame beyond this takes no further part; each has at most 30 KiB: 64 KiB in all
 SMALL_BYTES = 8 << 10  # a frame beyond this takes no piece of a snapshot, which has 48 KiB
+NEXT_BYTES = 20  # of one new id in columns, at most
+NEXT_A_FRAME = LARGE_BYTES // NEXT_BYTES
 STATE_BYTES = 512  # of numbers, load, credits, progress and step model, at most
 RETURNED_A_FRAME = 30
 RETURNED_BYTES = 900  # of one, at most: its message may have four bytes a character
@@ -35,9 +38,9 @@ MOST_CLAIMED = 256
 
 
 class Receipt(NamedTuple):
-    """What frames told of jobs."""
+    """What frames told of jobs, as far as it frees anything here once the router has it."""
 
-    upto: dict[Job, int]  # all output before this index
+    upto: dict[Job, int]  # all log-probabilities before this index
     ended: list[Job]  # whose end they told
 
     def add(self, later: Self) -> None:
@@ -53,9 +56,14 @@ class Receipt(NamedTuple):
 
 
 class Outgoing:
-    """What waits for one session's writer."""
+    """What waits for one session's writer.
 
-    def __init__(self) -> None:
+    Args:
+        columns: whether its router reads `next_tokens`.
+    """
+
+    def __init__(self, *, columns: bool = False) -> None:
+        self._columns = columns
         self.line: dict[int, Job] = {}
         """Jobs with news, by handle, in the order in which they got it; whoever has news of one adds it."""
         self._returned: dict[int, session_pb2.Returned] = {}  # by handle
@@ -152,7 +160,9 @@ class Outgoing:
         self._fill_state(frame)
         receipt = Receipt({}, [])
         size = STATE_BYTES + self._fill_claimed(frame)
-        if size < LARGE_BYTES:
+        if self._columns and size < LARGE_BYTES:
+            size += self._fill_next_tokens(frame)
+        if self.line and size < LARGE_BYTES:
             size += self._fill_updates(frame, receipt)
         if self._returned and size < LARGE_BYTES:
             size += self._fill_returned(frame)
@@ -198,20 +208,42 @@ class Outgoing:
             size += piece
         return size
 
+    def _fill_next_tokens(self, frame: session_pb2.WorkerFrame) -> int:
+        """Those with one new id alone, at a tenth of the cost of updates. Returns how many bytes that is at
+        most; so do those that follow."""
+        told = [
+            job
+            for job in islice(self.line.values(), NEXT_A_FRAME)
+            if job.made - job.sent == 1 and job.end is None and not job.described
+        ]
+        if not told:
+            return 0
+        columns = frame.next_tokens
+        columns.slots.extend([job.slot for job in told])
+        columns.attempts.extend([job.attempt for job in told])
+        columns.indices.extend([job.sent for job in told])
+        columns.token_ids.extend([job.ids[-1] for job in told])
+        for job in told:
+            job.sent = job.made
+        self._leave_line(told)
+        return NEXT_BYTES * len(told)
+
     def _fill_updates(self, frame: session_pb2.WorkerFrame, receipt: Receipt) -> int:
-        """In the order in which they got news. This and the next two return how many bytes it is at most."""
+        """In the order in which they got news."""
         size, updates = 0, frame.updates
-        upto, more = receipt.upto, []
+        told, more = [], []
         for job in self.line.values():
             if size >= LARGE_BYTES:
                 break
             size += job.tell(updates)
-            upto[job] = job.sent
+            told.append(job)
+            if job.described:
+                receipt.upto[job] = job.sent
             if job.sent < job.made:  # it was too much for one message: the rest comes after the others
                 more.append(job)
             elif job.end_sent:
                 receipt.ended.append(job)
-        self._leave_line(upto)
+        self._leave_line(told)
         self.line.update((job.handle, job) for job in more)
         return size
 

@@ -132,7 +132,7 @@ def _as_of_now(record: Record, now: float) -> session_pb2.Submit:
 
 
 def _ids(record: Record) -> list[session_pb2.Claimed]:
-    prompt, output = record.submit.prompt_ids, record.job.output()
+    prompt, output = record.submit.prompt_ids, record.job.ids
     found = []
     for first, ids in ((0, prompt), (len(prompt), output)):
         for start in range(0, len(ids), PIECE_IDS):

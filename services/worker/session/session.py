@@ -47,7 +47,7 @@ class Session:
         self._jobs: dict[int, Job] = {}  # by handle, until the terminal event is acknowledged
         self._assemblies: dict[int, Assembly] = {}  # by handle
         self._receipts: deque[tuple[int, Receipt]] = deque()  # by frame
-        self._outgoing = Outgoing()
+        self._outgoing = Outgoing(columns=welcome.next_tokens)
         self.line = self._outgoing.line
         self._granted = (0, 0)  # changes of the books, and the command, that the last credit told counts from
         self._conduct = Conduct(now)
@@ -307,7 +307,7 @@ class Session:
     def _written(self, receipt: Receipt) -> None:
         for job in receipt.ended:
             self._free_slot(job)
-        if not receipt.upto:
+        if not (receipt.upto or receipt.ended):
             return
         if len(self._receipts) == MOST_RECEIPTS:
             earlier = self._receipts.pop()[1]

@@ -163,6 +163,54 @@ async def test_late_news_of_a_cancelled_request_are_dropped_and_its_end_frees_th
     assert bench.bad("unknown_slot") == 1
 
 
+def columns(*rows: tuple[int, int, int, int]) -> session_pb2.NextTokens:
+    """Slot, attempt, index and id of each."""
+    slots, attempts, indices, ids = map(list, zip(*rows, strict=True))
+    return session_pb2.NextTokens(slots=slots, attempts=attempts, indices=indices, token_ids=ids)
+
+
+async def test_one_new_id_each_of_many_comes_as_columns_before_the_updates(bench: Bench) -> None:
+    first, second = bench.seat(), bench.seat()
+    bench.say(next_tokens=columns((1, 1, 0, IDS[0]), (2, 1, 0, IDS[5])))
+    rest = bench.update(second, 2, IDS[7:9], LENGTH)
+    bench.say(next_tokens=columns((1, 1, 1, IDS[1]), (2, 1, 1, IDS[6])), updates=[rest])
+    assert (first.ids, second.ids) == (IDS[:2], IDS[5:9])
+    assert second.over
+    assert not first.over
+
+
+async def test_columns_are_fenced_like_updates(bench: Bench) -> None:
+    it = bench.seat()
+    bench.say(next_tokens=columns((1, 1, 0, IDS[0]), (1, 1, 0, 9), (1, 7, 1, 9), (99, 1, 0, 9)))
+    assert it.ids == IDS[:1], "what was seen, another attempt, and nobody's"
+    assert (bench.bad("other_attempt"), bench.bad("unknown_slot")) == (1, 1)
+    bench.say(next_tokens=columns((1, 1, 2, IDS[2])))
+    assert bench.floor.gone == [(it, Blame.NONE)]
+    assert bench.bad("index_gap") == 1
+
+
+async def test_of_columns_of_different_lengths_nothing_is_taken(bench: Bench) -> None:
+    it = bench.seat()
+    torn = columns((1, 1, 0, IDS[0]), (1, 1, 1, IDS[1]))
+    del torn.indices[-1]
+    bench.say(next_tokens=torn)
+    assert it.ids == []
+    assert bench.bad("torn_columns") == 1
+    assert not bench.session.closed
+
+
+async def test_a_stop_string_in_columns_cuts_its_request(bench: Bench) -> None:
+    it = bench.seat(stops=("router",))
+    bench.session.outbox.take()
+    for index, token in enumerate(IDS):
+        if it.seat is not None:
+            bench.say(next_tokens=columns((1, 1, index, token)))
+    frame = bench.session.outbox.take()
+    assert it.over
+    assert frame is not None
+    assert [(each.slot, each.attempt) for each in frame.cancels] == [(1, 1)]
+
+
 async def test_unknown_slots_and_other_attempts_are_counted_and_dropped(bench: Bench) -> None:
     it = bench.seat()
     wrong = bench.update(it, 0, IDS[:2])
@@ -351,10 +399,12 @@ RETURNED = st.builds(
     st.integers(-2, 9),
     U32,
 )
+COLUMNS = st.lists(st.tuples(U32, U32, U32, U32), min_size=1, max_size=6).map(lambda rows: columns(*rows))
 FRAMES = st.builds(
-    lambda number, acknowledged, updates, returned, credit, load: session_pb2.WorkerFrame(
+    lambda number, acknowledged, next_tokens, updates, returned, credit, load: session_pb2.WorkerFrame(
         number=number,
         acknowledged_command=acknowledged,
+        next_tokens=next_tokens,
         updates=updates,
         returned=returned,
         credit=session_pb2.Credit(prefill_tokens=credit, sequences=credit % 2**32),
@@ -362,6 +412,7 @@ FRAMES = st.builds(
     ),
     U64,
     U64,
+    st.none() | COLUMNS,
     st.lists(UPDATES, max_size=4),
     st.lists(RETURNED, max_size=2),
     U64,

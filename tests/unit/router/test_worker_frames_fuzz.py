@@ -39,6 +39,11 @@ updates = whole_messages(
     session_pb2.SequenceUpdate,
     {**sensible, "token_ids": st.lists(st.integers(3, 400), max_size=4), "end": st.none() | ends},
 )
+columns = st.lists(st.tuples(slots, attempts, indices, st.integers(3, 400)), min_size=1, max_size=4).map(
+    lambda rows: session_pb2.NextTokens(
+        **dict(zip(("slots", "attempts", "indices", "token_ids"), zip(*rows, strict=True), strict=True))
+    )
+)
 returned = whole_messages(
     session_pb2.Returned, {"slot": slots, "attempt": attempts, "reason": st.integers(0, 8)}
 )
@@ -47,6 +52,7 @@ frames = messages(
     {
         **sensible,
         "updates": updates,
+        "next_tokens": columns,
         "returned": returned,
         "stored": names,
         "removed": names,

@@ -9,8 +9,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.worker.engine.report import Commands
-from services.worker.scheduler.events import NO_OUTPUTS, KVEvents, OutputLogprobs, Outputs, TokenLogprobs
+from services.worker.engine.report import Commands, Progress, StepReport, Work
+from services.worker.scheduler.budget import PRIOR
+from services.worker.scheduler.events import (
+    NO_KV_EVENTS,
+    NO_OUTPUTS,
+    NO_TERMINALS,
+    Credits,
+    KVEvents,
+    KVSnapshot,
+    Load,
+    OutputLogprobs,
+    Outputs,
+    Returned,
+    Room,
+    Served,
+    Terminals,
+    TokenLogprobs,
+)
 from services.worker.scheduler.request import Grammar, LatencyClass, Request, Sampling
 
 LOGPROBS = OutputLogprobs(
@@ -44,6 +60,18 @@ REQUEST = Request(
     latency_class=LatencyClass.BATCH,
     kv_key=b"k" * 32,
 )
+REPORT = StepReport(
+    last_command=2**40,
+    load=Load(1, 2, 3, 4, 5, 6, 15, 7, 8),
+    credits=Credits(1, 2, 3, {4: 5}, Room(6, 7, 8)),
+    progress=Progress(9, True, 1.5, 2, 3, 0.25, Work(1, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0)),
+    step_model=PRIOR,
+    outputs=OUTPUTS,
+    terminals=Terminals(returned=(Returned(3, 4),)),
+    kv=KVEvents(3, np.array([True, False]), (b"a" * 32, b"b" * 32)),
+    kv_snapshot=KVSnapshot(4, (b"a" * 32,)),
+    served={b"t" * 16: Served(1, 2), b"u" * 16: Served(0, 3)},
+)
 
 
 def same(one: Any, other: Any) -> bool:
@@ -65,6 +93,9 @@ def same(one: Any, other: Any) -> bool:
         NO_OUTPUTS,
         KVEvents(3, np.array([True, False]), (b"a" * 32, b"b" * 32)),
         REQUEST,
+        REPORT,
+        REPORT.without_news(),
+        replace(REPORT, outputs=Outputs(OUTPUTS.handles, OUTPUTS.indices, OUTPUTS.tokens)),
         Commands(last_number=3, submits=[REQUEST, REQUEST], aborts=[1], drain=True),
     ],
     ids=lambda message: type(message).__name__,
@@ -84,3 +115,11 @@ def test_each_token_has_the_log_probabilities_that_its_request_asked_for() -> No
     assert asked == TokenLogprobs(-0.5, (7, 8), (-0.5, -0.75))
     assert not_asked is None
     assert twice == [TokenLogprobs(-1.5, (), ())] * 2
+
+
+def test_what_a_report_lacks_is_nothing_after_the_journey() -> None:
+    bare = pickle.loads(pickle.dumps(REPORT.without_news(), pickle.HIGHEST_PROTOCOL))
+    assert (bare.outputs, bare.terminals, bare.kv) == (NO_OUTPUTS, NO_TERMINALS, NO_KV_EVENTS)
+    assert (bare.kv_snapshot, bare.served) == (None, {})
+    assert type(bare.progress.work) is Work
+    assert type(bare.credits.foreground) is Room

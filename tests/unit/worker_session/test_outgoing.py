@@ -52,6 +52,19 @@ def test_steps_merge_into_one_update_a_sequence() -> None:
     assert frame.progress.steps == 50
 
 
+def test_one_new_id_is_told_in_columns_and_all_else_in_updates() -> None:
+    outgoing, jobs = Outgoing(columns=True), [job_of(each, next_index=each) for each in range(1, 5)]
+    for job, ids in zip(jobs, ([7], [8], [9], [10, 11]), strict=True):
+        make(job, ids, candidates=1 if ids == [9] else None)
+        outgoing.line[job.handle] = job
+    jobs[1].end = pb.SequenceEnd(reason=pb.END_REASON_EOS)
+    (frame,) = drain(outgoing)
+    told = frame.next_tokens
+    assert (told.slots, told.attempts, told.indices, told.token_ids) == ([101], [1], [1], [7])
+    assert [list(each.token_ids) for each in frame.updates] == [[8], [9], [10, 11]]
+    assert not any(job.has_news for job in jobs)
+
+
 def test_the_end_travels_with_the_last_ids() -> None:
     outgoing, job = Outgoing(), job_of(1)
     make(job, [1, 2])
@@ -78,14 +91,20 @@ def test_what_is_given_back_comes_after_all_of_its_output() -> None:
 @given(
     st.lists(
         st.tuples(
-            st.integers(1, 6), st.integers(1, 300), st.sampled_from([None, None, None, 20]), st.booleans()
+            st.integers(1, 6),
+            st.just(1) | st.integers(1, 300),
+            st.sampled_from([None, None, None, 20]),
+            st.booleans(),
         ),
         min_size=1,
         max_size=15,
-    )
+    ),
+    st.booleans(),
 )
-def test_every_token_leaves_once_and_in_order(steps: list[tuple[int, int, int | None, bool]]) -> None:
-    outgoing = Outgoing()
+def test_every_token_leaves_once_and_in_order(
+    steps: list[tuple[int, int, int | None, bool]], columns: bool
+) -> None:
+    outgoing = Outgoing(columns=columns)
     jobs: dict[tuple[int, int | None], Job] = {}
     wanted: dict[int, list[int]] = {}
     got: dict[int, list[int]] = {}
@@ -104,6 +123,11 @@ def test_every_token_leaves_once_and_in_order(steps: list[tuple[int, int, int | 
             frames.append(frame)
     for frame in [*frames, *drain(outgoing)]:
         assert frame.ByteSize() <= LIMIT
+        assert columns or not frame.HasField("next_tokens")
+        told = frame.next_tokens
+        for slot, index, token in zip(told.slots, told.indices, told.token_ids, strict=True):
+            assert index == len(got.setdefault(slot, []))
+            got[slot].append(token)
         for update in frame.updates:
             ids = got.setdefault(update.slot, [])
             assert update.first_index == len(ids)

@@ -142,6 +142,19 @@ def test_output_goes_to_the_slot_with_attempt_and_index(bench: Bench) -> None:
     assert (update.end.queue_us, update.end.prefill_us, update.end.decode_us) == (1000, 2000, 3000)
 
 
+@pytest.mark.parametrize("asked", [False, True])
+def test_single_ids_come_as_columns_where_the_router_reads_them(bench: Bench, asked: bool) -> None:
+    bench.session.end()
+    bench.session = bench.open(pb.Welcome(router_id="r", next_tokens=asked))
+    bench.report()
+    bench.drain()
+    bench.send(submits=[submit(7)])
+    bench.report({bench.engine.handle(): [10]})
+    (frame,) = bench.drain()
+    assert frame.HasField("next_tokens") is asked
+    assert len(frame.updates) == (not asked)
+
+
 def test_a_command_is_acknowledged_by_the_report_that_contains_it(bench: Bench) -> None:
     bench.send(submits=[submit(1)])
     bench.report(last_command=0)
@@ -367,7 +380,7 @@ class TestResuming:
         welcome = pb.Welcome(router_id="r", resume=[request])
         bench.session = bench.open(welcome, held)
 
-    @pytest.mark.parametrize("next_index", [3, 4, 5])
+    @pytest.mark.parametrize("next_index", [0, 3, 4, 5])
     def test_lost_tokens_are_told_again_and_new_ones_follow(self, broken: Bench, next_index: int) -> None:
         held_before = broken.session._jobs.copy()
         self.resume(broken, next_index)
@@ -409,9 +422,9 @@ class TestResuming:
         broken.session = broken.open(WELCOME, held)
         assert broken.engine.aborted == [broken.engine.handle()]
 
-    @pytest.mark.parametrize(("next_index", "attempt"), [(99, 1), (0, 1), (5, 2)])
+    @pytest.mark.parametrize(("next_index", "attempt"), [(99, 1), (5, 2)])
     def test_what_cannot_be_resumed_is_ended_here(self, broken: Bench, next_index: int, attempt: int) -> None:
-        """Beyond what was made, before what was acknowledged, another attempt."""
+        """Beyond what was made, another attempt."""
         self.resume(broken, next_index, attempt=attempt)
         assert broken.engine.aborted == [broken.engine.handle()]
         (returned,) = broken.returned()

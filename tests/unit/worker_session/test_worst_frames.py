@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from headrace.v1 import session_pb2 as pb
 from headrace.v1 import types_pb2
 
@@ -50,14 +51,17 @@ def frames_of(outgoing: Outgoing) -> list[pb.WorkerFrame]:
     return frames
 
 
-def test_a_step_of_as_many_sequences_as_there_may_be_is_told_whole() -> None:
-    outgoing, jobs = Outgoing(), jobs_of(MOST_SEQUENCES)
+@pytest.mark.parametrize("columns", [False, True])
+def test_a_step_of_as_many_sequences_as_there_may_be_is_told_whole(columns: bool) -> None:
+    outgoing, jobs = Outgoing(columns=columns), jobs_of(MOST_SEQUENCES)
     for job in jobs:
         job.append(job.made, LARGE)
         outgoing.line[job.handle] = job
     frames = frames_of(outgoing)
     told = [update.slot for frame in frames for update in frame.updates]
-    assert told == [job.slot for job in jobs]
+    told += [slot for frame in frames for slot in frame.next_tokens.slots]
+    assert sorted(told) == [job.slot for job in jobs]
+    assert all(bool(frame.updates) is not columns for frame in frames)
     assert len(frames) <= 6
 
 
