@@ -161,11 +161,15 @@ class Failover:
         self._parted.clear()
 
     def _return_s(self, session: Session) -> float:
-        """How long its requests wait for its worker."""
-        room = self.room(session.model)
-        tokens = sum(len(each.order.prompt_ids) + len(each.ids) for each in session.flights())
-        again_s = tokens * room.token_s / room.workers if room.workers else MOST_RETURN_S
-        return max(self._settings.return_s, min(again_s, MOST_RETURN_S))
+        """How long its requests wait for its worker; what others do in steps that they do anyway is free."""
+        fleet = self._scheduler.fleet(session.model)
+        _, token_s, pair_s, *_ = fleet.speeds.models[:, fleet.ready]
+        if not len(token_s):
+            return max(self._settings.return_s, MOST_RETURN_S)
+        lengths = [len(each.order.prompt_ids) + len(each.ids) for each in session.flights()]
+        pairs = sum(length * length / 2 for length in lengths)
+        again_s = (np.median(token_s) * sum(lengths) + np.median(pair_s) * pairs) / len(token_s)
+        return max(self._settings.return_s, min(float(again_s), MOST_RETURN_S))
 
     def _expire(self, session: Session) -> None:
         parted = self._parted.pop(session.worker_id, None)
