@@ -14,9 +14,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from services.router.policy.trails import Slots, Trails
+
 Words = npt.NDArray[np.uint64]
 Numbers = npt.NDArray[np.uint32]
-Slots = npt.NDArray[np.int64]
 
 LEAST_SLOTS = 1 << 10
 FULL = 0.8
@@ -62,6 +63,14 @@ class _Slots:
         if np.count_nonzero(same) < len(same):
             self._search_again((~same).nonzero()[0], slots, low, high)
         return slots
+
+    def leads(self, slots: Slots, low: Words, high: Words) -> bool:
+        """Whether the first digests of a chain are in these slots and the next is not here."""
+        count = len(slots)
+        if count < len(low) and self.find_one(low.item(count), high.item(count)) >= 0:
+            return False
+        same = (self.low.take(slots) == low[:count]) & (self.high.take(slots) == high[:count])
+        return bool(np.count_nonzero(same) == count)
 
     def find_one(self, low: int, high: int) -> int:
         """The slot of a digest, or -1."""
@@ -176,6 +185,12 @@ def _chosen(here: npt.NDArray[np.bool_], places: Slots) -> Slots:
     return found
 
 
+def _unbroken(slots: Slots) -> Slots:
+    """Those before the first -1."""
+    missing = slots < 0
+    return slots[: missing.argmax()].copy() if np.count_nonzero(missing) else slots
+
+
 class DigestTable:
     """A number for each digest; 0 is none."""
 
@@ -184,6 +199,7 @@ class DigestTable:
         self._old: _Slots | None = None
         self._moved = 0
         self._owed = 0
+        self._trails = Trails()
 
     def __len__(self) -> int:
         return self._new.count + (self._old.count if self._old else 0)
@@ -202,6 +218,17 @@ class DigestTable:
             slots = self._old.find(low[missing], high[missing])
             found[missing] = self._old.numbers.take(slots)
         return found
+
+    def walk(self, low: Words, high: Words) -> Numbers:
+        """Numbers of a chain's digests, at least up to the first absent one. Its last names the chain."""
+        if self._old is not None:
+            return self.numbers(low, high)
+        name = high.item(-1)
+        slots = self._trails.get(name)
+        if slots is None or not self._new.leads(slots, low, high):
+            slots = _unbroken(self._new.find(low, high))
+            self._trails.put(name, slots)
+        return self._new.numbers.take(slots)
 
     def number(self, low: int, high: int) -> int:
         """The number of one digest."""
@@ -294,6 +321,7 @@ class DigestTable:
         while self._old is not None:
             self.move()
         self._old, self._new = self._new, _Slots(size)
+        self._trails.clear()
         self._moved = self._owed = 0
 
     def _settle(self, homeless: list[Homeless]) -> None:

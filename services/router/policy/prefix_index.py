@@ -156,7 +156,7 @@ class PrefixIndex:
         first = self._table.number(*_name(digests, 0)) if len(digests) else 0
         if not first:
             return self.no_hits()
-        numbers = self._numbers(digests)
+        numbers = self._table.walk(*_words(digests))
         if np.count_nonzero(numbers == first) == len(numbers):
             return self._positions(self._sets.masks[first]) * len(numbers)
         return self._spread(*self._stages(numbers))
@@ -167,8 +167,10 @@ class PrefixIndex:
         Workers compute a prompt from its beginning on, so what is expected lies behind what is told.
         """
         pending = self._pending[position]
-        if not pending:
+        if not pending or not len(digests) or _name(digests, -1) not in pending:
             return len(digests)
+        if _name(digests, 0) in pending:
+            return 0
         return bisect_left(range(len(digests)), True, key=lambda block: _name(digests, block) in pending)
 
     def _stages(self, numbers: Numbers) -> tuple[list[int], list[int]]:

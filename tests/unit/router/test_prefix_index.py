@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from services.router.policy.digest_table import DigestTable
 from services.router.policy.prefix_index import EXPECTED_S, PrefixIndex
 from services.router.policy.ticket import Digests
+from services.router.policy.trails import BLOCKS_KEPT, Trails
 
 Name = tuple[int, int]
 FEW_FIRST_WORDS = [1, 2, (1 << 64) - 1]
@@ -143,6 +144,10 @@ def test_table_is_a_dict_while_it_grows_and_shrinks(changes: list[tuple[int, int
             table.move(100)
         found = table.numbers(names[:, 0].copy(), names[:, 1].copy()).tolist()
         assert found == [truth.get((low, high), 0) for low, high in names.tolist()]
+        for chain in (part, names[start:], names[2 * start // 3 :]):
+            walked = table.walk(chain[:, 0].copy(), chain[:, 1].copy()).tolist()
+            wanted = [truth.get((low, high), 0) for low, high in chain.tolist()]
+            assert list(takewhile(bool, walked)) == list(takewhile(bool, wanted))
         assert len(table) == sum(map(bool, truth.values()))
 
 
@@ -156,6 +161,27 @@ def test_a_block_costs_less_than_100_bytes_while_the_table_grows() -> None:
             most = max(most, index.nbytes / len(index))
     assert len(index) == 120_000
     assert 20 < most < 100
+
+
+def test_trails_of_many_chains_do_not_add_up() -> None:
+    trails = Trails()
+    for name in range(100):
+        trails.put(name, np.arange(BLOCKS_KEPT // 10))
+    trails.put(99, np.arange(5))
+    assert sum(trails.get(name) is not None for name in range(100)) == 10
+    trails.put(-1, np.arange(BLOCKS_KEPT + 1))
+    assert all(trails.get(name) is None for name in range(-1, 100))
+
+
+def test_what_a_worker_has_told_of_ends_where_expectation_begins() -> None:
+    index, chain = PrefixIndex(), random_digests(100)
+    position = index.join("w", 1000)
+    for told in (0, 1, 40, 99, 100):
+        index.replace("w", chain[:told])
+        index.expect("w", chain, 0.0)
+        assert [index.told(position, chain[:blocks]) for blocks in range(101)] == [
+            min(told, blocks) for blocks in range(101)
+        ]
 
 
 def test_an_emptied_index_gives_its_memory_back() -> None:
