@@ -14,8 +14,9 @@ than it takes to be moved, and what costs much to move is not moved for a hiccup
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from math import inf
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +27,7 @@ from services.router.continuity.settings import FailoverSettings
 from services.router.metrics import RouterMetrics
 from services.router.policy import Scheduler
 from services.router.policy.moving import MovingSettings, Stream, expected_left, moves, slow_workers
+from services.router.policy.speed import Floats
 from services.router.relay.flight import Flight, numerics_label
 from services.router.sessions.resume import hand_over, same_process
 from services.router.sessions.session import Session
@@ -161,15 +163,11 @@ class Failover:
         self._parted.clear()
 
     def _return_s(self, session: Session) -> float:
-        """How long its requests wait for its worker; what others do in steps that they do anyway is free."""
+        """How long its requests wait for its worker."""
         fleet = self._scheduler.fleet(session.model)
-        _, token_s, pair_s, *_ = fleet.speeds.models[:, fleet.ready]
-        if not len(token_s):
-            return max(self._settings.return_s, MOST_RETURN_S)
         lengths = [len(each.order.prompt_ids) + len(each.ids) for each in session.flights()]
-        pairs = sum(length * length / 2 for length in lengths)
-        again_s = (np.median(token_s) * sum(lengths) + np.median(pair_s) * pairs) / len(token_s)
-        return max(self._settings.return_s, min(float(again_s), MOST_RETURN_S))
+        again_s = computed_again_s(lengths, fleet.speeds.models[:, fleet.ready])
+        return max(self._settings.return_s, min(again_s, MOST_RETURN_S))
 
     def _expire(self, session: Session) -> None:
         parted = self._parted.pop(session.worker_id, None)
@@ -177,3 +175,15 @@ class Failover:
             log.info("worker_not_back", worker=session.worker_id, held=len(session.flights()))
             parted.session.give_up()
             self._dispatch()
+
+
+def computed_again_s(lengths: Sequence[int], models: Floats) -> float:
+    """Seconds that workers with these step models [6, workers] share in computing sequences of these lengths.
+
+    What comes on top of the steps that they do anyway; infinite where there is no worker.
+    """
+    _, token_s, pair_s, *_ = models
+    if not len(token_s):
+        return inf
+    pairs = sum(length * length / 2 for length in lengths)
+    return float(np.median(token_s) * sum(lengths) + np.median(pair_s) * pairs) / len(token_s)
