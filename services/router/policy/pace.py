@@ -4,17 +4,18 @@ Without a bound all that comes joins the batches of the workers, steps become lo
 nobody's target of time a token is kept; tokens a second hardly rise. So a worker then takes only as many
 sequences as its step model says fit the target, and the rest waits in the queue, which knows whom to prefer.
 
-    work    GPU seconds a second of outputs that are asked for of a worker, fixed costs of steps not counted
-    asked   work / (1 - fixed / target)                    1: steps would settle at the target
-    n       a + n·(b + e) + d·n·context <= target          sequences of the mean context there
+    came    GPU seconds of outputs that are asked for of a worker, fixed costs of steps not counted
+    debt    += came - passed, within [0, FULL]         what no batch, however large, could have kept up with
+    n       a + n·(b + e) + d·n·context <= target      sequences of the mean context there
 
-The target is never less than a / (1 - YIELD): where a worker yields that part of the tokens a second that it
-ever can.
+Workers are paced from when the debt is full until it is gone: short of that all are better served a little
+slower. The target is never less than a / (1 - YIELD): where a worker yields that part of the tokens a second
+that it ever can.
 """
 
 from __future__ import annotations
 
-from math import exp, inf
+from math import inf
 
 from services.router.policy.classify import LatencyClass
 from services.router.policy.preemption import Seat
@@ -23,11 +24,8 @@ from services.router.policy.ticket import Cost, Ticket
 from services.router.policy.worker import WorkerView
 
 YIELD = 0.8
-FROM, UNTIL = 1.23, 1.1
-"""Of what is asked for: from where on workers are paced, and until it has fallen to where. Where only
-a little too much comes, all are better served a little slower."""
-_MEMORY_S = 24.0
-_LEAST_SEEN = 0.5
+FULL_S = 4.0
+"""GPU seconds of a worker: more than bursts of a load that can be served come to."""
 _LOOK_S = 0.1
 _LONGEST_S = 600.0
 
@@ -36,10 +34,10 @@ class Pace:
     """Counts what one model's foreground requests ask for, and what those on workers have them read."""
 
     def __init__(self) -> None:
-        self.asked = 0.0
+        self.debt_s = 0.0
         self.target_s: float | None = None
         """Of steps, while workers are paced."""
-        self._came_s = self._work_s = self._seen = 0.0
+        self._came_s = 0.0
         self._contexts: dict[str, tuple[int, float]] = {}
         self._classes = dict.fromkeys(LatencyClass, 0)
         self._looked_s = -inf
@@ -82,18 +80,11 @@ class Pace:
             model: of the worker in the pool's middle.
             sequences: foreground requests on all workers, those of other routers among them.
         """
-        self._fade(now - self._looked_s)
-        self._looked_s = now
-        if target_s is None or not workers:
+        self._owe(now, workers, sequences)
+        if target_s is None or not workers or not self.debt_s:
             self.target_s = None
-            return
-        target_s = max(target_s, model.a / (1.0 - YIELD))
-        own = sum(self._classes.values())
-        routers = max(1.0, sequences / own) if own else 1.0
-        work = routers * self._work_s / max(self._seen, _LEAST_SEEN) / workers
-        self.asked = work / (1.0 - model.a / target_s)
-        paced = self.asked >= (FROM if self.target_s is None else UNTIL)
-        self.target_s = target_s if paced else None
+        elif self.target_s is not None or self.debt_s >= FULL_S:
+            self.target_s = max(target_s, model.a / (1.0 - YIELD))
 
     def hold(self, view: WorkerView, model: StepModel) -> None:
         """While workers are paced, leaves one credit for so many foreground sequences as fit the target."""
@@ -104,13 +95,14 @@ class Pace:
         if left < credit.sequences:
             view.foreground_credit = Cost(credit.prefill_tokens, max(0, left), credit.kv_blocks)
 
-    def _fade(self, passed_s: float) -> None:
-        """Weighs what came since the last look against what came before."""
-        if 0.0 < passed_s < inf:
-            kept = exp(-passed_s / _MEMORY_S)
-            self._work_s += (1.0 - kept) * (self._came_s / passed_s - self._work_s)
-            self._seen += (1.0 - kept) * (1.0 - self._seen)
-        self._came_s = 0.0
+    def _owe(self, now: float, workers: int, sequences: float) -> None:
+        """Adds what came since the last look, and takes off the time that passed."""
+        own = sum(self._classes.values())
+        routers = max(1.0, sequences / own) if own else 1.0
+        passed_s = max(0.0, now - self._looked_s)
+        came_s = routers * self._came_s / max(workers, 1)
+        self.debt_s = min(max(self.debt_s + came_s - passed_s, 0.0), FULL_S)
+        self._came_s, self._looked_s = 0.0, now
 
     def _most(self, worker: str, model: StepModel, target_s: float) -> int:
         """Sequences of the mean context there whose steps keep the target."""

@@ -1,7 +1,8 @@
 """Which worker takes a request.
 
     open   workers with credit for it                    warm   workers that keep most of its prompt
-    1. a warm worker that is open and not overloaded     2. wait a little for one that is closed
+    1. a warm worker that is open and not overloaded; credit for what the prompt does not share suffices
+    2. wait a little for one that is closed: longer where KV is scarce, so that not everybody keeps everything
     3. any open worker
     among these the least  (queued + own uncached prefill seconds) × (in flight + 1)  in calibrated terms
 
@@ -10,7 +11,7 @@ Choice and booking belong in one turn: between `choose` and `book` nothing else 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, inf, isfinite
 from typing import NamedTuple
 
@@ -28,6 +29,8 @@ from services.router.policy.worker import BLOCK_TOKENS
 _WAIT_WEIGHT = 0.05
 _LONGEST_WAIT_S = 60.0
 _AS_SOON = 1.25
+_SCARCE = 0.25
+"""Of a worker's blocks: with fewer to take, a second copy of a prefix displaces other work."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +42,7 @@ class PlacementSettings:
     warm_share: float = 0.8
     """Of the prompt, cached: from here on a worker is warm."""
     warm_load_factor: float = 1.5
-    warm_load_slack: float = 8.0
+    warm_load_slack: float = 24.0
     """A warm worker is overloaded beyond so many times the least load plus so many sequences."""
     warm_queue_s: float = 2.0
     """Or when so many seconds of prefill wait there."""
@@ -158,6 +161,8 @@ class Placement:
         warm = self._warm(able, hits, ticket, fleet)
         if warm is not None:
             warm_takers = warm & takers
+            if not np.count_nonzero(warm_takers):
+                warm_takers = self._sharers(warm, hits, ticket, fleet)
             if np.count_nonzero(warm_takers):
                 return self._among(self._or_replica(ticket, warm_takers, takers, now), hits, ticket, fleet)
         if not np.count_nonzero(takers):
@@ -165,6 +170,7 @@ class Placement:
         if warm is not None:
             own_s = self._own_s(_own(hits, ticket), ticket.prefill_tokens, fleet)
             saved_s = float(own_s[takers].min() - own_s[able].min())
+            saved_s += self._crowding_s(warm, takers, hits, ticket, fleet)
             waits = self._waits(ticket, fleet, now, head_wait_s, saved_s)
             if waits is not None and not self._sooner_cold(ticket, warm, takers, hits, own_s, fleet):
                 return waits
@@ -211,6 +217,24 @@ class Placement:
         reserve = settings.short_slice > 0 and not short
         takers = fleet.affordable(ticket.cost, ticket.foreground, reserve)
         return takers if able is fleet.ready else takers & able
+
+    def _sharers(self, warm: Mask, hits: Hits, ticket: Ticket, fleet: Fleet) -> Mask:
+        """Warm workers with credit for what the prompt does not share there."""
+        asked, shared = ticket.cost, int(hits[warm].min())
+        own = Cost(asked.prefill_tokens, asked.sequences, max(1, asked.kv_blocks - shared))
+        return warm & self._takers(warm, replace(ticket, cost=own), fleet)
+
+    def _crowding_s(self, warm: Mask, takers: Mask, hits: Hits, ticket: Ticket, fleet: Fleet) -> float:
+        """GPU seconds that a second copy of the prefix displaces where KV is scarce, while it is read."""
+        position = int(np.where(takers, fleet.busy(ticket.foreground).room, -inf).argmax())
+        view = fleet.at(position)
+        room = min(fleet.busy(ticket.foreground).room.item(position), view.total_blocks)
+        scarce = 1.0 - room / max(_SCARCE * view.total_blocks, 1.0)
+        if scarce <= 0.0:
+            return 0.0
+        step_s = fleet.model_of(position).decode_s(view.sequences, view.running_context)
+        copied = int(hits[warm].max()) / max(view.total_blocks, 1)
+        return scarce * copied * ticket.expected_output * step_s
 
     def _warm(self, able: Mask, hits: Hits, ticket: Ticket, fleet: Fleet) -> Mask | None:
         """Workers that keep most of the prompt and are not overloaded; None when there is none."""
@@ -271,16 +295,17 @@ class Placement:
         if not settings.patience:
             return -inf
         least, most = settings.patience_s
+        alone_s = ticket.prefill_tokens * float(fleet.speeds.token_s.min())
+        start_by_s = inf if ticket.deadline_s is None else ticket.deadline_s - alone_s
+        if head_wait_s == inf:
+            return min(now + most, start_by_s)
         usual_s = max(head_wait_s or 0.0, self.recent_wait_s[ticket.latency_class])
         worth_s = max(settings.patience_saved * saved_s, least)
         until = ticket.arrival_s + min(max(settings.patience_factor * usual_s, worth_s), most)
-        alone_s = ticket.prefill_tokens * float(fleet.speeds.token_s.min())
-        if ticket.deadline_s is not None:
-            until = min(until, ticket.deadline_s - alone_s)
         if ticket.ttft_target_s is not None:
             start_by = ticket.arrival_s + ticket.ttft_target_s - alone_s
             until = min(until, start_by if now <= start_by else ticket.arrival_s + min(worth_s, most))
-        return min(until, now + most)
+        return min(until, now + most, start_by_s)
 
     def _or_replica(self, ticket: Ticket, warm: Mask, takers: Mask, now: float) -> Mask:
         """Now and then the workers without a hot prefix, so that one more comes to keep it."""

@@ -194,7 +194,8 @@ class Scheduler:
         window_s = self._settings.credit_steps * self._planner.prompt_room_s
         tokens = self.model.tokens_within(window_s, 0) - self._uncached_tokens
         slots = self._residents.free_slots - len(self._waiting)
-        blocks = self._pool.available - self._residents.blocks_for(self._waiting.uncached_tokens)
+        taken = self._residents.promised + self._residents.blocks_for(self._waiting.uncached_tokens)
+        blocks = self._pool.available - taken
         held = self._held_by_batch()
         return Credits(
             prefill_tokens=max(0, tokens),
@@ -215,7 +216,8 @@ class Scheduler:
         behind = [each for each in self._sequences.values() if self._gives_way(each)]
         waiting = sum([each.backlog for each in behind if each.slot is None])
         prefilling = sum([each.missing for each in behind if each.handle in self._residents.prefilling])
-        blocks = sum([len(each.blocks) for each in behind]) + self._residents.blocks_for(waiting)
+        blocks = sum([len(each.blocks) + each.promised for each in behind])
+        blocks += self._residents.blocks_for(waiting)
         return Room(waiting + prefilling, len(behind), blocks)
 
     def _gives_way(self, sequence: Sequence) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from services.router.policy.classify import LatencyClass
-from services.router.policy.pace import Pace
+from services.router.policy.pace import FULL_S, Pace
 from services.router.policy.preemption import Seat
 from services.router.policy.queue import Lane
 from services.router.policy.scheduler import Scheduler
@@ -64,31 +64,49 @@ def view(sequences: int = 0, **more: object) -> WorkerView:
 
 
 def asked_of(pace: Pace, share: float, from_s: int, until_s: int, sequences: float = 1.0) -> None:
-    """So much of what fits the targets of one worker, in steps of a tenth of a second."""
+    """So much of what one worker could ever do, in steps of a tenth of a second."""
     each = ticket(0)
     a_second = 100 * each.expected_output
-    scaled = StepModel(MODEL.a, share * (1.0 - MODEL.a / TARGET_S) / a_second, 0.0, 0.0, 0.0)
+    scaled = StepModel(MODEL.a, share / a_second, 0.0, 0.0, 0.0)
     for tenth in range(10 * from_s, 10 * until_s):
         for _ in range(10):
             pace.came(each, scaled)
         pace.look(tenth / 10, TARGET_S, MODEL, 1, sequences)
 
 
-def test_a_little_too_much_is_served_by_all_and_far_too_much_is_paced_until_it_is_over() -> None:
+def test_what_can_be_served_is_never_paced_and_what_cannot_is_until_it_is_over() -> None:
     pace = Pace()
     pace.seated(seat(ticket(0)))
-    for turn, (share, paced) in enumerate(((1.2, False), (1.3, True), (1.2, True), (1.0, False))):
-        asked_of(pace, share, 200 * turn, 200 * turn + 200)
-        assert pace.asked == pytest.approx(share, rel=0.01)
+    for turn, (share, paced) in enumerate(((0.97, False), (1.1, True), (0.99, True), (0.9, False))):
+        asked_of(pace, share, 100 * turn, 100 * turn + 100)
         assert (pace.target_s is not None) == paced
+
+
+def test_a_burst_that_is_served_soon_does_not_pace() -> None:
+    pace = Pace()
+    pace.seated(seat(ticket(0)))
+    asked_of(pace, 0.5, 0, 20)
+    asked_of(pace, 4.0, 20, 21)
+    assert 0.0 < pace.debt_s < FULL_S
+    assert pace.target_s is None
+
+
+def test_however_much_was_too_much_its_debt_is_bounded() -> None:
+    pace = Pace()
+    pace.seated(seat(ticket(0)))
+    asked_of(pace, 100.0, 0, 60)
+    assert pace.debt_s <= FULL_S
+    asked_of(pace, 0.5, 60, 60 + 4 * int(FULL_S))
+    assert pace.target_s is None
 
 
 def test_requests_of_other_routers_are_asked_for_too() -> None:
     alone, one_of_two = Pace(), Pace()
     for pace, sequences in ((alone, 1.0), (one_of_two, 2.0)):
         pace.seated(seat(ticket(0)))
-        asked_of(pace, 0.5, 0, 60, sequences)
-    assert one_of_two.asked == pytest.approx(2 * alone.asked)
+        asked_of(pace, 0.75, 0, 60, sequences)
+    assert alone.target_s is None
+    assert one_of_two.target_s is not None
 
 
 def paced() -> Pace:

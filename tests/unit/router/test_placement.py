@@ -122,6 +122,24 @@ def test_the_more_a_closed_warm_worker_saves_the_longer_it_is_waited_for() -> No
     assert until[0] < until[1] / 2 < until[2] / 4
 
 
+@pytest.mark.parametrize("shared", [90, 0])
+def test_blocks_that_a_warm_worker_keeps_already_need_no_credit(shared: int) -> None:
+    little = Cost(8192, 64, 20)
+    fleet, digests = fleet_of(worker("warm", credit=little, sequences=1), worker("idle")), chain(100)
+    fleet.index.stored("warm", digests[:shared])
+    assert chosen(Placement(), ticket(6400, digests), fleet).worker == ("warm" if shared else "idle")
+
+
+def test_where_kv_is_scarce_a_closed_warm_worker_is_waited_for_longer() -> None:
+    until = []
+    for room in (6000, 1500, 700, 150):
+        open_worker = worker("open", credit=Cost(8192, 64, room), sequences=20, running_context=40_000)
+        fleet, digests = fleet_of(closed("warm"), open_worker), chain(100)
+        fleet.index.stored("warm", digests)
+        until.append(chosen(Placement(), ticket(6400, digests), fleet).wait_until_s or 0.0)
+    assert until[0] == until[1] < until[2] < until[3]
+
+
 def test_patience_follows_recent_waits_and_ends_at_the_requests_own_slack() -> None:
     fleet = fleet_of(closed("warm"), worker("idle", credit=Cost(1 << 30, 1 << 30, 1 << 30)))
     digests = chain(100)

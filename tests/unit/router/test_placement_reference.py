@@ -77,7 +77,7 @@ def by_the_rule(it: Ticket, fleet: Fleet) -> str | None:
     able = roomy or able
     takers = [each for each in able if each.affords(it.cost, it.foreground) and has_a_slot(it, each)]
     warm = [each for each in able if is_warm(it, each, fleet) and is_calm(it, each, able, fleet)]
-    among = [each for each in takers if each in warm] or takers
+    among = [each for each in takers if each in warm] or sharers(it, warm, fleet) or takers
     if not among:
         return None
     scores = {each.key: score(it, each, fleet) for each in among}
@@ -87,6 +87,14 @@ def by_the_rule(it: Ticket, fleet: Fleet) -> str | None:
     cold = tokens_to_compute(it, first, fleet) > it.prefill_tokens - RULE.warm_share * it.prefill_tokens
     turns = fleet.last_cold if cold else fleet.last_given
     return min(equals, key=lambda key: (turns[fleet.index.positions[key]], fleet.index.positions[key]))
+
+
+def sharers(it: Ticket, warm: list[WorkerView], fleet: Fleet) -> list[WorkerView]:
+    """Warm workers with credit for the blocks that the prompt does not share with what they all keep."""
+    hits = fleet.index.match(it.chains[b"n"])
+    shared = min((int(hits[fleet.index.positions[each.key]]) for each in warm), default=0)
+    own = it.cost._replace(kv_blocks=max(1, it.cost.kv_blocks - shared))
+    return [each for each in warm if each.affords(own, it.foreground) and has_a_slot(it, each)]
 
 
 def has_a_slot(it: Ticket, worker: WorkerView) -> bool:

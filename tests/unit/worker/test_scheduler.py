@@ -355,6 +355,17 @@ def test_foreground_credit_has_what_batch_work_holds() -> None:
     assert drive.scheduler.credits().foreground.slots == 3
 
 
+def test_what_credit_allows_is_admitted_and_nothing_more() -> None:
+    drive, length, output = drive_of(blocks=40), 64, 128
+    while drive.scheduler.credits().blocks >= (length + output) // 16:
+        drive.add(request(len(drive.stories) + 1, length, output, expected_output_tokens=output))
+        drive.turn()
+        assert drive.scheduler.load().waiting == 0, "credit said that there is room"
+    drive.add(request(9, length, output, expected_output_tokens=output))
+    drive.turn()
+    assert drive.scheduler.load().waiting == 1, "what residents are expected to write is not to be had"
+
+
 def test_credits_shrink_with_what_waits() -> None:
     drive = drive_of(max_seqs=4)
     before = drive.scheduler.credits()
