@@ -6,6 +6,8 @@ counted and dropped, and a worker that goes on with it is closed.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from headrace.v1 import admin_pb2, session_pb2
 
 from services.common import errors, logs
@@ -77,6 +79,8 @@ class Session:
         self._metrics = metrics
         self._frames_received = frames_received
         self._seats = Seats()
+        self._heard = 0
+        """Number of the last command frame that the worker has acknowledged."""
         self._streamed: list[Streamed] = []
         self._pulse = Pulse(times.hung_s)
         self._paused_until = 0.0
@@ -163,11 +167,10 @@ class Session:
         """Ends a flight's attempt; the command leaves with the others of this turn."""
         if flight.seat is None:
             return
-        slot = flight.seat.slot
+        slot, command = flight.seat.slot, Booking(NOTHING)
         flight.leave_seat()
-        seat = self._seats.by_slot[slot]
-        seat.flight = None
-        self.outbox.put([session_pb2.Cancel(slot=slot, attempt=seat.attempt)])
+        attempt = self._seats.cancel(slot, command)
+        self.outbox.put([session_pb2.Cancel(slot=slot, attempt=attempt)], command)
 
     def tell_demand(self, waiting: Waiting) -> None:
         """Lets the worker know what would be submitted; at once when it begins or ends to be anything."""
@@ -193,8 +196,13 @@ class Session:
         """Closes it when it has been silent or stuck for too long; otherwise acknowledges its frames."""
         if now - self.last_frame_s > self._times.lost_s:
             self.close(errors.Unavailable(f"no frame for {now - self.last_frame_s:.1f} s", reason="STALE"))
-        elif self.outbox.acknowledge > self.outbox.acknowledged:
+            return
+        if self.outbox.acknowledge > self.outbox.acknowledged:
             self.outbox.wake()
+        with suppress(errors.FailedPrecondition):  # it is closed
+            for slot in self._seats.unanswered(self._heard, now):
+                self._seats.free(slot)
+                self._bad("unanswered_cancel")
 
     def close(self, error: errors.HeadraceError | None = None) -> None:
         """Ends the session; its requests are given up by who holds it."""
@@ -286,6 +294,7 @@ class Session:
     def _reported(self, frame: session_pb2.WorkerFrame) -> None:
         for kind in take_away_nonsense(frame, self.hello.kv_spec.blocks, self.outbox.number):
             self._bad(kind)
+        self._heard = max(self._heard, frame.acknowledged_command)
         self._account.reported(frame)
         if frame.HasField("step_model"):
             told = frame.step_model

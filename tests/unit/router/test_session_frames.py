@@ -15,6 +15,7 @@ from services.common.errors import FailedPrecondition
 from services.router.metrics import RouterMetrics
 from services.router.policy import Cost, LatencyClass
 from services.router.relay.flight import Blame, Flight
+from services.router.sessions.seats import ANSWER_S
 from services.router.sessions.session import Session
 from services.router.sessions.times import SessionTimes
 from tests.support.flights import IDS, LENGTH, flight, news
@@ -477,3 +478,51 @@ async def test_a_foreground_grant_is_told_apart_from_what_batch_work_may_have(be
     view = bench.session.view(0.0)
     assert view.credit == Cost(80, 2, 46)
     assert view.foreground_credit == Cost(290, 5, 68)
+
+
+def cancelled(bench: Bench, count: int = 1) -> int:
+    """Seats that the router has given up; the number of the frame that says so."""
+    for it in [bench.seat() for _ in range(count)]:
+        bench.session.cancel(it)
+    frame = bench.session.outbox.take()
+    assert frame is not None
+    return frame.number
+
+
+async def test_a_worker_that_never_answers_a_cancel_keeps_no_seat(bench: Bench) -> None:
+    number = cancelled(bench)
+    for now in (0.0, ANSWER_S, ANSWER_S + 0.1):
+        bench.say(now, acknowledged=number)
+        bench.session.check(now)
+    assert (bench.session.seated, bench.bad("unanswered_cancel"), bench.session.closed) == (0, 1, False)
+
+
+async def test_a_cancel_that_the_worker_has_not_heard_of_may_wait(bench: Bench) -> None:
+    number = cancelled(bench)
+    for now in (0.0, 60.0, 120.0):  # in a step that takes so long
+        bench.say(now, acknowledged=number - 1)
+        bench.session.check(now)
+    assert (bench.session.seated, bench.bad("unanswered_cancel")) == (1, 0)
+
+
+async def test_a_cancel_that_is_answered_is_no_fault(bench: Bench) -> None:
+    it = bench.seat()
+    answer = bench.update(it, 0, [], session_pb2.END_REASON_CANCELLED)
+    bench.session.cancel(it)
+    frame = bench.session.outbox.take()
+    assert frame is not None
+    bench.say(0.0, acknowledged=frame.number)
+    bench.session.check(0.0)
+    bench.say(ANSWER_S, updates=[answer])
+    bench.session.check(2 * ANSWER_S)
+    assert (bench.session.seated, bench.bad("unanswered_cancel"), bench.bad("unknown_slot")) == (0, 0, 0)
+
+
+async def test_a_worker_that_goes_on_not_answering_is_closed(bench: Bench) -> None:
+    number = cancelled(bench, BURST + 1)
+    for now in (0.0, ANSWER_S + 0.1):
+        bench.say(now, acknowledged=number)
+        bench.session.check(now)
+    assert bench.session.closed
+    assert bench.session.close_error is not None
+    assert bench.session.close_error.reason == "BAD_FRAMES"
