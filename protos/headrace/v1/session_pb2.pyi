@@ -28,6 +28,7 @@ class ReturnReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     RETURN_REASON_DRAINING: _ClassVar[ReturnReason]
     RETURN_REASON_PREEMPTED: _ClassVar[ReturnReason]
     RETURN_REASON_UNSUPPORTED: _ClassVar[ReturnReason]
+    RETURN_REASON_INCOMPLETE: _ClassVar[ReturnReason]
 END_REASON_UNSPECIFIED: EndReason
 END_REASON_EOS: EndReason
 END_REASON_STOP_TOKEN: EndReason
@@ -42,6 +43,7 @@ RETURN_REASON_NO_CREDIT: ReturnReason
 RETURN_REASON_DRAINING: ReturnReason
 RETURN_REASON_PREEMPTED: ReturnReason
 RETURN_REASON_UNSUPPORTED: ReturnReason
+RETURN_REASON_INCOMPLETE: ReturnReason
 
 class WorkerFrame(_message.Message):
     __slots__ = ("number", "acknowledged_command", "hello", "proof", "updates", "returned", "load", "credit", "progress", "kv_events", "kv_snapshot", "tenant_service", "step_model", "draining", "foreground_credit", "claimed", "next_tokens")

@@ -35,6 +35,12 @@ from services.router.sessions.trial import NOBODY, trial
 NO_CREDIT_PAUSE_S = 0.05
 NOTHING = Cost(0, 0, 0)
 _DEATHS = ("STALE", "HUNG", "REPLACED")
+_RETURNED_FOR_GOOD = (
+    session_pb2.RETURN_REASON_DRAINING,
+    session_pb2.RETURN_REASON_PREEMPTED,
+    session_pb2.RETURN_REASON_UNSUPPORTED,
+)
+"""The others say that it might have gone at another moment: its worker gets nothing for a little."""
 log = logs.get(__name__)
 
 
@@ -376,7 +382,7 @@ class Session:
         if seat is None:
             return
         self._seats.free(returned.slot)
-        if returned.reason in (session_pb2.RETURN_REASON_NO_CREDIT, session_pb2.RETURN_REASON_UNSPECIFIED):
+        if returned.reason not in _RETURNED_FOR_GOOD:
             self._paused_until = now + max(returned.retry_ms / 1000, NO_CREDIT_PAUSE_S)
         if seat.flight is not None:
             flight = seat.flight

@@ -8,6 +8,9 @@ from headrace.v1 import session_pb2
 
 from services.worker.session.job import Job
 
+NEXT_PIECE_S = 10.0
+"""From one piece to the next, at most: what waits for one holds credit that others could use."""
+
 
 class Arrival(NamedTuple):
     """A submission and the moment it came, in monotonic seconds: its times count from there."""
@@ -22,9 +25,15 @@ class Assembly:
 
     def __init__(self, arrival: Arrival) -> None:
         self.arrival = arrival
+        self._due_s = arrival.at_s + NEXT_PIECE_S
 
-    def add(self, piece: session_pb2.PromptPiece) -> bool:
+    def overdue(self, now: float) -> bool:
+        """Whether the next piece has not come in time."""
+        return now > self._due_s
+
+    def add(self, piece: session_pb2.PromptPiece, now: float) -> bool:
         """Appends a piece; False when it is not the one that follows."""
+        self._due_s = now + NEXT_PIECE_S
         submit = self.arrival.submit
         ids, before, whole = submit.prompt_ids, 0, submit.prompt_tokens
         if len(ids) == whole:

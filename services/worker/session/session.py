@@ -52,6 +52,7 @@ class Session:
         self._granted = (0, 0)  # changes of the books, and the command, that the last credit told counts from
         self._conduct = Conduct(now)
         self._faults: set[str] = set()  # that were logged
+        self._given_up: Misbehaved | None = None  # raised where the writer takes its next frame
 
     def begin(self, welcome: session_pb2.Welcome, held: dict[int, Job], now: float) -> None:
         """Opens: takes over the held jobs that go on, ends the others, tells the engine's state."""
@@ -98,7 +99,9 @@ class Session:
             self.news.set()
 
     def take(self) -> session_pb2.WorkerFrame | None:
-        """The next frame to write; None when there is nothing to say."""
+        """The next frame to write; None when there is nothing to say. Raises Misbehaved."""
+        if self._given_up is not None:
+            raise self._given_up
         if self._outgoing.empty:
             self.news.clear()
             return None
@@ -118,6 +121,8 @@ class Session:
     def heard(self, report: StepReport, now: float) -> None:
         """The engine's state after its last step."""
         self._outgoing.report(report, now)
+        if self._assemblies:
+            self._drop_overdue(now)
         self.news.set()
 
     def give_back(self, job: Job, reason: session_pb2.ReturnReason, message: str = "") -> None:
@@ -204,13 +209,23 @@ class Session:
         assembly = self._assemblies.get(job.handle) if job is not None else None
         if job is None or assembly is None:
             self._fault("stray_piece", now)
-        elif not assembly.add(piece):
+        elif not assembly.add(piece, now):
             self._drop(assembly)
             self._fail(job, "the pieces of the prompt do not fit together")
             self._fault("malformed_piece", now)
         elif assembly.complete:
             del self._assemblies[job.handle]
             self._desk.submit(self, assembly.arrival)
+
+    def _drop_overdue(self, now: float) -> None:
+        """Gives back what waits for the rest of its prompt; a router that goes on with that is left."""
+        for assembly in [each for each in self._assemblies.values() if each.overdue(now)]:
+            self._drop(assembly)
+            self.give_back(assembly.arrival.job, session_pb2.RETURN_REASON_INCOMPLETE)
+            try:
+                self._fault("incomplete_prompt", now)
+            except Misbehaved as error:
+                self._given_up = error
 
     def _cancel(self, cancel: session_pb2.Cancel, now: float) -> None:
         job = self._find(cancel.slot, cancel.attempt, now)

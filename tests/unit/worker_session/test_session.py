@@ -20,6 +20,7 @@ from services.worker.scheduler.events import Rejected, RejectReason, Returned, R
 from services.worker.scheduler.request import FinishReason, LatencyClass
 from services.worker.session.credits import Demand
 from services.worker.session.desk import Desk
+from services.worker.session.prompts import NEXT_PIECE_S
 from services.worker.session.session import MOST_RETURNS, Misbehaved, Session
 from tests.support.session_engine import Credits, RecordingEngine, finish, kv
 
@@ -172,6 +173,28 @@ def test_a_prompt_in_pieces_begins_when_it_is_whole_and_waits_from_its_first_pie
     (request,) = bench.engine.requests.values()
     assert request.prompt.tolist() == [1, 2, 3, 4, 5, 6]
     assert request.deadline_s == 101.0
+
+
+def test_a_prompt_whose_rest_never_comes_gives_its_credit_back(bench: Bench) -> None:
+    before = bench.desk.books.grant(bench.session.number, 0).all
+    bench.send(submits=[submit(prompt_tokens=6)])
+    bench.send(prompt_pieces=[pb.PromptPiece(slot=1, attempt=1, offset=3, ids=[4, 5])])
+    bench.desk.report(bench.engine.report(), 100.0 + NEXT_PIECE_S)
+    assert not bench.returned()
+    bench.desk.report(bench.engine.report(), 100.1 + NEXT_PIECE_S)
+    (returned,) = bench.returned()
+    assert (returned.slot, returned.reason) == (1, pb.RETURN_REASON_INCOMPLETE)
+    assert bench.desk.metrics.bad_frames.labels("incomplete_prompt")._value.get() == 1
+    assert bench.desk.books.grant(bench.session.number, 1).all == before
+    assert not bench.engine.requests
+
+
+def test_a_router_that_goes_on_with_half_prompts_is_left(bench: Bench) -> None:
+    for slot in range(1, BURST + 2):
+        bench.send(submits=[submit(slot, prompt_tokens=6)])
+    bench.desk.report(bench.engine.report(), 100.1 + NEXT_PIECE_S)
+    with pytest.raises(Misbehaved):
+        bench.drain()
 
 
 def test_delivered_ids_follow_in_pieces_after_the_prompt(bench: Bench) -> None:
