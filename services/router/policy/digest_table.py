@@ -41,9 +41,12 @@ class _Slots:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.low: Words = np.zeros(size + 1, np.uint64)
-        self.high: Words = np.zeros(size + 1, np.uint64)
-        self.numbers: Numbers = np.zeros(size + 1, np.uint32)
+        # One allocation: the system keeps it in large pages where it would not keep three.
+        halves = np.zeros(5 * (size + 1), np.uint32)
+        words = halves[: 4 * (size + 1)].view(np.uint64)
+        self.low: Words = words[: size + 1]
+        self.high: Words = words[size + 1 :]
+        self.numbers: Numbers = halves[4 * (size + 1) :]
         """The last slot stays empty: -1 has number 0."""
         self.count = 0
         self._lows, self._highs = self.low.data, self.high.data
@@ -67,6 +70,8 @@ class _Slots:
     def leads(self, slots: Slots, low: Words, high: Words) -> bool:
         """Whether the first digests of a chain are in these slots and the next is not here."""
         count = len(slots)
+        if count > len(low):
+            return False
         if count < len(low) and self.find_one(low.item(count), high.item(count)) >= 0:
             return False
         same = (self.low.take(slots) == low[:count]) & (self.high.take(slots) == high[:count])

@@ -29,7 +29,7 @@ class Trails:
         """Remembers where a chain's first blocks are."""
         self._drop(name)
         self._slots[name] = slots
-        self._blocks += len(slots)
+        self._blocks += _weight(slots)
         while self._blocks > BLOCKS_KEPT:
             self._drop(next(iter(self._slots)))
 
@@ -39,5 +39,9 @@ class Trails:
         self._blocks = 0
 
     def _drop(self, name: int) -> None:
-        slots = self._slots.pop(name, None)
-        self._blocks -= 0 if slots is None else len(slots)
+        if name in self._slots:
+            self._blocks -= _weight(self._slots.pop(name))
+
+
+def _weight(slots: Slots) -> int:
+    return max(1, len(slots))

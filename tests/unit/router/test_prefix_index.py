@@ -173,6 +173,15 @@ def test_trails_of_many_chains_do_not_add_up() -> None:
     assert all(trails.get(name) is None for name in range(-1, 100))
 
 
+def test_chains_that_end_alike_are_told_apart() -> None:
+    index, long = PrefixIndex(), random_digests(50)
+    position = index.join("w", 1000)
+    index.stored("w", long[:40])
+    index.stored("w", long[49:])
+    for chain, kept in ((long, 40), (long[30:], 10), (long[49:], 1), (long[45:], 0), (long, 40)):
+        assert index.match(chain)[position] == kept
+
+
 def test_what_a_worker_has_told_of_ends_where_expectation_begins() -> None:
     index, chain = PrefixIndex(), random_digests(100)
     position = index.join("w", 1000)
