@@ -1,20 +1,28 @@
-"""Connections to the routers of a mesh: calls take them in turn, and leave one that broke."""
+"""Connections to the routers of a mesh: calls take them in turn, and leave one that broke.
+
+Where a connection broke nobody asks for a moment while there is another address: all streams of a router that
+died go on elsewhere at once, whoever else takes connections in turn at the same time.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 
 import grpc
 
 from headrace.v1 import router_pb2_grpc
 
+SHUNNED_S = 1.0
+
 
 class Line:
     """A connection to one address, and the calls that use it."""
 
-    def __init__(self, address: str, channel: grpc.aio.Channel) -> None:
+    def __init__(self, address: str, channel: grpc.aio.Channel, shunned_until_s: float = 0.0) -> None:
         self.address = address
+        self.shunned_until_s = shunned_until_s
         self.channel = channel
         self.stub = router_pb2_grpc.RouterServiceStub(channel)
         self.calls = 0
@@ -41,7 +49,9 @@ class Lines:
 
     def take(self) -> Line:
         """The next connection, for one call; give it back with `give_back`."""
-        line = self._lines[self._turn % len(self._lines)]
+        first, now = self._turn % len(self._lines), time.monotonic()
+        in_turn = self._lines[first:] + self._lines[:first]
+        line = min(in_turn, key=lambda each: max(0.0, each.shunned_until_s - now))
         self._turn += 1
         line.calls += 1
         return line
@@ -57,7 +67,8 @@ class Lines:
             return
         line.retired = True
         self._retired.add(line)
-        self._lines[self._lines.index(line)] = Line(line.address, self._connect(line.address))
+        until_s = time.monotonic() + SHUNNED_S
+        self._lines[self._lines.index(line)] = Line(line.address, self._connect(line.address), until_s)
         self._sweep(line)
 
     async def close(self) -> None:
