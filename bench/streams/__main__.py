@@ -1,4 +1,4 @@
-"""Streams under stress: `python -m bench.streams kills|scale|soak|vanish|slow`; see the package."""
+"""Streams under stress: `python -m bench.streams kills|routers|scale|soak|vanish|slow`; see the package."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import uvloop
 
 from bench.relay.mesh import Site
 from bench.results_contract import Row, record
-from bench.streams import kills, scale, slow, soak, vanish
+from bench.streams import kills, routers, scale, slow, soak, vanish
 from services.common.models import resolve
 
 PACKAGES = ("grpcio", "protobuf", "uvloop")
@@ -32,6 +32,7 @@ class What(NamedTuple):
 
 WHAT = {
     "kills": What(kills.Kills(), kills.run, kills.rows),
+    "routers": What(routers.Routers(), routers.run, routers.rows),
     "scale": What(scale.Scale(), scale.run, scale.rows),
     "soak": What(soak.Soak(), soak.run, soak.rows),
     "vanish": What(vanish.Vanish(), vanish.run, vanish.rows),

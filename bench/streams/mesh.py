@@ -7,11 +7,12 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+import grpc
 from headrace.v1.admin_pb2 import WORKER_STATE_READY, ListWorkersRequest, WorkerStatus
 from headrace.v1.admin_pb2_grpc import AdminServiceStub
 
@@ -19,7 +20,7 @@ from bench.relay.mesh import Site, serving
 from bench.relay.processes import LOOPBACK, Child, free_port
 from bench.streams.asked import Asked, Mix, undisturbed
 from bench.streams.load import stubs
-from services.common.members import MeshSecret
+from services.common.members import MeshSecret, write_new_secret
 from services.common.transport import Tls, channel
 
 if TYPE_CHECKING:
@@ -35,13 +36,19 @@ _ORACLE = "oracle"
 
 
 class Door(NamedTuple):
-    """A router process: where clients and workers reach it."""
+    """A router process: where clients and workers reach it; started again, it has the same addresses."""
 
+    name: str
     child: Child
     public: str
     mesh: str
     metrics: str
     admin: AdminServiceAsyncStub
+
+    @property
+    def metrics_url(self) -> str:
+        """Of its metrics."""
+        return f"http://{self.metrics}/metrics"
 
 
 @dataclass
@@ -94,6 +101,7 @@ class StreamMesh:
         self._worker = worker or {}
         self._secret = MeshSecret.read(site.secret)
         self._channels = AsyncExitStack()
+        self._siblings: list[str] = []
         self._incarnations: set[int] = set()  # of all workers that ever joined
 
     @property
@@ -106,23 +114,44 @@ class StreamMesh:
         await self._channels.aclose()
 
     async def start_routers(self, count: int) -> None:
-        """So many, which are siblings."""
-        meshes = [f"{LOOPBACK}:{free_port()}" for _ in range(count)]
-        for number, mesh in enumerate(meshes):
-            await self._start_router(f"router-{number}", mesh, meshes)
+        """So many, which are siblings and have their keys in common."""
+        self._siblings = [f"{LOOPBACK}:{free_port()}" for _ in range(count)]
+        master = self._site.scratch / "master.secret"
+        write_new_secret(master)
+        keys = {"master_secret_file": master, "salts_directory": self._site.scratch / "salts"}
+        self._router = {**keys, **self._router}
+        for number, mesh in enumerate(self._siblings):
+            public, metrics = (f"{LOOPBACK}:{free_port()}" for _ in range(2))
+            child = await self._start_router(f"router-{number}", public, mesh, metrics)
+            connection = await self._channels.enter_async_context(channel(mesh, Tls()))
+            admin = AdminServiceStub(connection)
+            self.doors.append(Door(f"router-{number}", child, public, mesh, metrics, admin))
 
-    async def _start_router(self, name: str, mesh: str, siblings: Sequence[str]) -> None:
-        public, metrics = (f"{LOOPBACK}:{free_port()}" for _ in range(2))
+    async def replace_router(self, number: int) -> None:
+        """Starts another process in the place of one that has ended; returns when it has all workers."""
+        door = self.doors[number]
+        child = await self._start_router(door.name, door.public, door.mesh, door.metrics)
+        self.doors[number] = door._replace(child=child)
+        end_s = time.monotonic() + ATTACH_S
+        while len(await self._ready_on(self.doors[number])) < len(self.mills):
+            if not child.running or time.monotonic() > end_s:
+                raise child.failed("has not got all workers")
+            await asyncio.sleep(_POLL_S)
+
+    async def _ready_on(self, door: Door) -> list[WorkerStatus]:
+        try:
+            return [each for each in await self.listed(door) if each.state == WORKER_STATE_READY]
+        except grpc.aio.AioRpcError:  # its connection is still that to the process before
+            return []
+
+    async def _start_router(self, name: str, public: str, mesh: str, metrics: str) -> Child:
         child = self._site.service(
             name, "services.router", None, kind="router", listen=public, mesh_listen=mesh,
-            metrics_listen=metrics, siblings=",".join(siblings), tokenizers=self._site.tokenizer,
+            metrics_listen=metrics, siblings=",".join(self._siblings), tokenizers=self._site.tokenizer,
             **{**self._targets(), **self._router},
         )  # fmt: skip
         await serving(child, public)
-        connection = await self._channels.enter_async_context(channel(mesh, Tls()))
-        self.doors.append(
-            Door(child, public, mesh, f"http://{metrics}/metrics", AdminServiceStub(connection))
-        )
+        return child
 
     def _targets(self) -> dict[str, object]:
         """Of a device with such steps; nobody is refused by load, since load is what is to be borne."""

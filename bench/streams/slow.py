@@ -136,7 +136,7 @@ async def _trial(
 
 async def _ended(mesh: StreamMesh) -> float:
     """Requests that the router has ended since their clients did not read."""
-    samples = await asyncio.to_thread(scrape, mesh.doors[0].metrics)
+    samples = await asyncio.to_thread(scrape, mesh.doors[0].metrics_url)
     return total(samples, "headrace_requests_total", outcome=SLOW_CONSUMER.lower())
 
 

@@ -109,7 +109,9 @@ def _with_engine_last(pids: list[int]) -> list[int]:
 async def _outcomes(mesh: StreamMesh) -> Counter[str]:
     """How requests ended, over all routers."""
     found: Counter[str] = Counter()
-    for samples in await asyncio.gather(*(asyncio.to_thread(scrape, each.metrics) for each in mesh.doors)):
+    for samples in await asyncio.gather(
+        *(asyncio.to_thread(scrape, each.metrics_url) for each in mesh.doors)
+    ):
         for each in samples:
             if each.name == "headrace_requests_total":
                 found[each.labels["outcome"]] += round(each.value)

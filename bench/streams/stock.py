@@ -45,7 +45,7 @@ class Stock(NamedTuple):
 
 async def take(mesh: StreamMesh) -> Stock:
     """Of all processes that run. Raises OSError for one that does not answer."""
-    urls = {f"router-{number}": door.metrics for number, door in enumerate(mesh.doors)}
+    urls = {f"router-{number}": door.metrics_url for number, door in enumerate(mesh.doors)}
     urls.update({name: mill.metrics for name, mill in mesh.mills.items() if mill.child.running})
     found = await asyncio.gather(*(asyncio.to_thread(scrape, url) for url in urls.values()))
     samples = dict(zip(urls, found, strict=True))
