@@ -18,7 +18,7 @@ from bench.sim.play import ALL, Match, Table
 from bench.sim.router import Variant
 from bench.sim.suites import FAIRNESS, LIGHT, OVERLOAD, split_all
 from services.router.policy import PolicySettings
-from services.router.policy.placement import PlacementSettings
+from services.router.policy.placement_settings import PlacementSettings
 
 Settings = TypeVar("Settings", PolicySettings, PlacementSettings)
 

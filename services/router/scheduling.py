@@ -17,7 +17,7 @@ from services.router.policy import (
     Refusal,
     RefusalKind,
 )
-from services.router.policy.placement import PlacementSettings
+from services.router.policy.placement_settings import PlacementSettings
 from services.router.settings import RouterSettings, SchedulingSettings
 
 _ERRORS: dict[RefusalKind, type[HeadraceError]] = {

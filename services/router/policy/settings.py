@@ -12,7 +12,7 @@ from itertools import pairwise
 from math import inf, isfinite, isnan
 
 from services.router.policy.classify import LatencyClass
-from services.router.policy.placement import PlacementSettings
+from services.router.policy.placement_settings import PlacementSettings
 
 I, S, B = LatencyClass  # noqa: E741
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from services.router.policy.classify import LatencyClass
 from services.router.policy.fleet import Fleet
-from services.router.policy.placement import Choice, Placement, PlacementSettings
+from services.router.policy.placement import Choice, Placement
+from services.router.policy.placement_settings import PlacementSettings
 from services.router.policy.prefix_index import EXPECTED_S
 from services.router.policy.speed import MOST_FASTER, PRIOR, StepModel
 from services.router.policy.ticket import Cost, Digests, Ticket

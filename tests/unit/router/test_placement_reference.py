@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from services.router.policy.classify import LatencyClass
 from services.router.policy.fleet import Fleet
-from services.router.policy.placement import Placement, PlacementSettings
+from services.router.policy.placement import Placement
+from services.router.policy.placement_settings import PlacementSettings
 from services.router.policy.speed import StepModel
 from services.router.policy.ticket import Cost, Digests, Ticket
 from services.router.policy.worker import BLOCK_TOKENS, WorkerView
