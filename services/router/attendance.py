@@ -57,10 +57,13 @@ class Attendance:
         if earlier is not None:
             earlier.feed = None
             earlier.close(errors.Aborted("another session of this worker began", reason="REPLACED"))
+        log.info("worker_joined", worker=session.worker_id, model=session.model, engine=session.hello.engine)
         return earlier
 
     def part(self, session: Session, now: float) -> None:
         """A session is over."""
+        why = session.close_error.reason if session.close_error else "ended"
+        log.info("worker_left", worker=session.worker_id, held=len(session.flights()), why=why)
         if not self._workers.remove(session):
             return
         self._metrics.forget(session.worker_id)

@@ -6,18 +6,19 @@ the worker cannot be torn apart. What to choose is the scheduler's business (`po
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from headrace.v1 import session_pb2
 
-from services.common import errors, logs
+from services.common import errors
 from services.router import scheduling
 from services.router.attendance import Attendance
 from services.router.continuity.adoption import Adoption
 from services.router.continuity.failover import Failover
+from services.router.flights import Flights
+from services.router.housekeeping import Housekeeping
 from services.router.kv_shares import KvShares
 from services.router.metrics import RouterMetrics
 from services.router.policy import Assignment, QueueLimits, Scheduler
@@ -29,12 +30,7 @@ from services.router.sessions.session import Session
 from services.router.sessions.workers import Workers
 from services.router.settings import RouterSettings
 
-TICK_S = 0.1
-TICKS_A_SURVEY = 3
-"""What costs time in proportion to the queue is done every so many ticks."""
-_SLEPT_S = 0.5
 RETRY_S = 1.0
-log = logs.get(__name__)
 
 
 class Dispatcher:
@@ -54,15 +50,13 @@ class Dispatcher:
         self._resumes = settings.limits.resumes
         self._max_waiting = settings.limits.queued_requests
         self._metrics = metrics
-        self._flights: dict[int, Flight] = {}
-        self._timers: dict[int, asyncio.TimerHandle] = {}
-        self._on_start: dict[int, Callable[[], None]] = {}
+        self.flights = Flights(self._deadline_passed)
         self._changed: set[Session] = set()
-        self._ticks = 0
+        self.housekeeping = Housekeeping(self, self._failover, self._attendance, self._kv_shares, metrics)
         metrics.flights.set_function(self.__len__)
 
     def __len__(self) -> int:
-        return len(self._flights)
+        return len(self.flights)
 
     def within_budget(self, order: Order) -> bool:
         """Whether its tenant may have an interactive request more; counts it if so."""
@@ -75,8 +69,7 @@ class Dispatcher:
 
         Failures reach the caller through the flight's outlet.
         """
-        self._hold(flight)
-        self._on_start[flight.order.number] = on_start
+        self._hold(flight, on_start)
         refusal = self._refusal(flight.order, limits)
         if refusal is not None:
             self.end(flight, refusal)
@@ -104,11 +97,7 @@ class Dispatcher:
         self._withdraw(flight)
         self._kv_shares.left(number, time.monotonic())
         self.scheduler.ended(number, flight.reported_cached)
-        self._flights.pop(number, None)
-        self._on_start.pop(number, None)
-        timer = self._timers.pop(number, None)
-        if timer is not None:
-            timer.cancel()
+        self.flights.forget(flight)
 
     def end(self, flight: Flight, error: errors.HeadraceError) -> None:
         """Ends a request with an error, wherever it is."""
@@ -122,20 +111,12 @@ class Dispatcher:
         for flight in self._failover.join(session, earlier):
             self.again(flight)
         self.adoption.joined(session)
-        log.info("worker_joined", worker=session.worker_id, model=session.model, engine=session.hello.engine)
         self.changed(session)
 
     def part(self, session: Session) -> None:
         """A session is over: what it held moves, or waits a little for its worker."""
         self._changed.discard(session)
         self._attendance.part(session, time.monotonic())
-        error = session.close_error
-        log.info(
-            "worker_left",
-            worker=session.worker_id,
-            held=len(session.flights()),
-            why=error.reason if error else "ended",
-        )
         self._failover.part(session)
         self.adoption.parted(session)
         self._dispatch()
@@ -188,42 +169,24 @@ class Dispatcher:
         """Floor: what the worker says of a request that is looked for."""
         self.adoption.answered(session, piece)
 
-    def tick(self, now: float, slept_s: float) -> None:
-        """Housekeeping, every TICK_S. When this process itself slept, no worker is blamed for silence."""
-        for session in self.workers:
-            if slept_s > _SLEPT_S:
-                session.last_frame_s += slept_s
-            session.check(now)
-        for session, flight in self._failover.from_leaving(now):
-            self._move(session, flight, now)
-        self._end_slow(now)
+    def refresh(self) -> None:
+        """Looks at all workers anew, and gives out what can go."""
         self._changed.update(self.workers)
-        self._attendance.expire(now)
-        self._kv_shares.review(now)
         self._dispatch()
-        self._ticks += 1
-        if self._ticks % TICKS_A_SURVEY == 0:
-            self._give_up_waiting(now)
-            for session, flight in self._failover.better_off(now):
-                self._move(session, flight, now)
-            self._metrics.observe(self.scheduler, self.workers, now)
 
-    def _end_slow(self, now: float) -> None:
-        """Only what runs can have output that nobody reads: what waits is not looked at."""
-        for session in self.workers:
-            for flight in session.flights():
-                slow = None if flight.over else flight.outlet.too_slow(now)
-                if slow is not None:
-                    self.end(flight, slow)
-
-    async def keep_house(self) -> None:
-        """Ticks for ever."""
-        last = time.monotonic()
-        while True:
-            await asyncio.sleep(TICK_S)
-            now = time.monotonic()
-            self.tick(now, slept_s=now - last - TICK_S)
-            last = now
+    def move(self, session: Session, flight: Flight, now: float) -> None:
+        """Takes a stream from a worker that leaves, or is slow, where another has room for it now."""
+        ticket = replace(flight.ticket(()), barred=flight.barred | {session.worker_id})
+        fleet = self.scheduler.fleet(session.model)
+        if not (fleet.suited(ticket) & fleet.affordable(ticket.cost, ticket.foreground)).any():
+            return
+        session.cancel(flight)
+        self._metrics.moved.inc()
+        self._failover.migrations.pass_on(flight, self._failover.room(session.model), now)
+        self._wait(flight, now, without=session.worker_id)
+        self._dispatch()
+        if flight.seat is None and not flight.over:
+            self._queue(flight)
 
     def close(self) -> None:
         """Ends all sessions and calls. Workers go on with the requests: other routers may take them up."""
@@ -231,13 +194,12 @@ class Dispatcher:
         for session in self.workers:
             session.close(stops)
         self._failover.close()
-        for flight in list(self._flights.values()):
+        for flight in self.flights:
             self.end(flight, stops)
 
-    def _hold(self, flight: Flight) -> None:
-        self._flights[flight.order.number] = flight
+    def _hold(self, flight: Flight, on_start: Callable[[], None] | None = None) -> None:
+        self.flights.hold(flight, on_start)
         self._attendance.tenants.note(flight.order.tenant_tag, flight.order.tenant)
-        self._watch_deadline(flight)
 
     def _queue(self, flight: Flight) -> None:
         self._wait(flight, time.monotonic())
@@ -251,20 +213,6 @@ class Dispatcher:
         if without is not None:
             ticket = replace(ticket, barred=ticket.barred | {without})
         self.scheduler.submit(ticket, now)
-
-    def _move(self, session: Session, flight: Flight, now: float) -> None:
-        """Takes a stream from a worker that leaves, or is slow, where another has room for it now."""
-        ticket = replace(flight.ticket(()), barred=flight.barred | {session.worker_id})
-        fleet = self.scheduler.fleet(session.model)
-        if not (fleet.suited(ticket) & fleet.affordable(ticket.cost, ticket.foreground)).any():
-            return
-        session.cancel(flight)
-        self._metrics.moved.inc()
-        self._failover.migrations.pass_on(flight, self._failover.room(session.model), now)
-        self._wait(flight, now, without=session.worker_id)
-        self._dispatch()
-        if flight.seat is None and not flight.over:
-            self._queue(flight)
 
     def _dispatch(self) -> None:
         now = time.monotonic()
@@ -285,7 +233,7 @@ class Dispatcher:
             session.tell_demand(waiting[session.model])
 
     def _seat(self, assignment: Assignment, now: float) -> None:
-        flight = self._flights[assignment.ticket.number]
+        flight = self.flights[assignment.ticket.number]
         session = self.workers.get(assignment.worker)
         assert session is not None, "the scheduler gives work only to workers that are ready"
         flight.predict(assignment.predicted)
@@ -293,14 +241,12 @@ class Dispatcher:
         self._changed.add(session)
         self._kv_shares.seated(assignment, now)
         self._metrics.seated(flight, assignment, now)
-        started = self._on_start.pop(flight.order.number, None)
-        if started is not None:
-            started()
+        self.flights.started(flight)
 
     def _make_way(self, now: float) -> None:
         """Batch requests leave their workers for interactive ones; they keep output and place."""
         for displacement in self.scheduler.give_way(now):
-            flight = self._flights.get(displacement.number)
+            flight = self.flights.get(displacement.number)
             session = self.workers.get(displacement.worker)
             if flight is None or flight.over or flight.seat is None or session is None:
                 continue
@@ -324,18 +270,5 @@ class Dispatcher:
         if session is not None:
             session.cancel(flight)
 
-    def _watch_deadline(self, flight: Flight) -> None:
-        deadline_s = flight.order.deadline_s
-        if deadline_s is not None:
-            self._timers[flight.order.number] = asyncio.get_running_loop().call_later(
-                max(0.0, deadline_s - time.monotonic()), self._deadline_passed, flight
-            )
-
     def _deadline_passed(self, flight: Flight) -> None:
         self.end(flight, errors.DeadlineExceeded("the deadline passed before the answer was complete"))
-
-    def _give_up_waiting(self, now: float) -> None:
-        for ticket in self.scheduler.impatient(now):
-            message = f"no worker is there that can run this request of model {ticket.model!r}"
-            error = errors.Unavailable(message, reason="NO_WORKER", retry_s=RETRY_S)
-            self.end(self._flights[ticket.number], error)

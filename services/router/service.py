@@ -83,7 +83,7 @@ class RouterService:
             self._internal, settings.mesh_listen, settings.mesh_tls, settings.insecure
         )
         self._name_itself()
-        self.tasks.spawn(self._dispatcher.keep_house(), "housekeeping")
+        self.tasks.spawn(self._dispatcher.housekeeping.run(), "housekeeping")
         await self._internal.start()
         await self._wait_for_tokenizer()
         await self._public.start()

@@ -98,7 +98,7 @@ class Stage:
 
     def delivered(self) -> dict[str, int]:
         """Output tokens that the router has of each request."""
-        flights = self.house.router._dispatcher._flights.values()
+        flights = self.house.router._dispatcher.flights
         return {flight.order.request_id: len(flight.ids) for flight in flights}
 
 

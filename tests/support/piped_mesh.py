@@ -253,7 +253,7 @@ class PipedMesh:
         """Everything moves by one step."""
         self.now += STEP_S
         if tick:
-            self.dispatcher.tick(self.now, 0.0)
+            self.dispatcher.housekeeping.tick(self.now, 0.0)
         for worker in self.workers.values():
             worker.turn()
 

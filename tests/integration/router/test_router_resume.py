@@ -11,7 +11,7 @@ import pytest
 from headrace.v1 import router_pb2, session_pb2, types_pb2
 
 from services.router.continuity.failover import MOST_BREAKS
-from services.router.dispatcher import TICKS_A_SURVEY
+from services.router.housekeeping import TICKS_A_SURVEY
 from tests.support.router_house import House, open_house, read
 from tests.support.scripted_worker import ScriptedWorker, all_at_once, end, update
 from tests.support.waiting import eventually
@@ -295,8 +295,8 @@ async def test_a_stream_moves_to_a_worker_that_ends_it_sooner(tmp_path: Path, mo
         fast.say(step_model=session_pb2.StepModel(a=0.03, b=1e-5, c=1e-10, d=1e-9, e=1e-4))
         if not moving:
             dispatcher = house.router._dispatcher
-            surveyed = dispatcher._ticks + 2 * TICKS_A_SURVEY
-            await eventually(lambda: dispatcher._ticks > surveyed, "two surveys")
+            surveyed = dispatcher.housekeeping.ticks + 2 * TICKS_A_SURVEY
+            await eventually(lambda: dispatcher.housekeeping.ticks > surveyed, "two surveys")
             assert not slow.cancels
             slow.say(update(submit, 3, ids[3:], end()))
         else:
