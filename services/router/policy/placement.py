@@ -20,9 +20,10 @@ import numpy as np
 from services.router.policy.classify import LatencyClass
 from services.router.policy.fleet import Fleet
 from services.router.policy.hot import HotPrefixes
-from services.router.policy.kinds import MOST, Kind, Limits
+from services.router.policy.kinds import MOST, Limits
 from services.router.policy.placement_settings import PlacementSettings
 from services.router.policy.prefix_index import Hits
+from services.router.policy.scores import Scores, cached_tokens, own_tokens
 from services.router.policy.speed import Floats, Mask
 from services.router.policy.ticket import Cost, Digests, Ticket
 from services.router.policy.worker import BLOCK_TOKENS
@@ -62,6 +63,7 @@ class Placement:
         self.recent_wait_s = dict.fromkeys(LatencyClass, 0.0)
         """Moving averages of how long dispatched requests had waited: long waits of batch work make nobody
         else patient."""
+        self._scores = Scores(self.settings)
         self._limits = Limits(self.settings.short_slice, self.settings.warm_queue_s)
         self._hot = HotPrefixes(self.settings.replicate_share, self.settings.replicate_after)
 
@@ -90,7 +92,7 @@ class Placement:
         if not np.count_nonzero(takers):
             return NOBODY if warm is None else self._waits(ticket, fleet, now, head_wait_s, 0.0) or NOBODY
         if warm is not None:
-            own_s = self._own_s(_own(hits, ticket), ticket.prefill_tokens, fleet)
+            own_s = self._scores.own_s(own_tokens(hits, ticket), ticket.prefill_tokens, fleet)
             saved_s = float(own_s[takers].min() - own_s[able].min())
             saved_s += self._crowding_s(warm, takers, hits, ticket, fleet)
             waits = self._waits(ticket, fleet, now, head_wait_s, saved_s)
@@ -240,10 +242,14 @@ class Placement:
         position, several = int(takers.argmax()), np.count_nonzero(takers)
         if several > 1:
             alike = np.count_nonzero(takers & (hits == hits.item(position))) == several
-            own = ticket.prefill_tokens - _cached(hits, position, ticket) if alike else _own(hits, ticket)
-            scores = np.where(takers, self._scores(own, ticket, fleet), inf)
+            own = (
+                ticket.prefill_tokens - cached_tokens(hits, position, ticket)
+                if alike
+                else own_tokens(hits, ticket)
+            )
+            scores = np.where(takers, self._scores.of(own, ticket, fleet), inf)
             position = self._of_equals(scores, hits, ticket, fleet)
-        tokens = _cached(hits, position, ticket)
+        tokens = cached_tokens(hits, position, ticket)
         return Choice(fleet.at(position).key, position, tokens, None, self._cold(tokens, ticket))
 
     def _of_equals(self, scores: Floats, hits: Hits, ticket: Ticket, fleet: Fleet) -> int:
@@ -252,48 +258,12 @@ class Placement:
         equals = (scores <= scores.item(best) * (1 + self.settings.tie_share)).nonzero()[0]
         if len(equals) < 2:
             return best
-        cold = self.settings.cold_turns and self._cold(_cached(hits, best, ticket), ticket)
+        cold = self.settings.cold_turns and self._cold(cached_tokens(hits, best, ticket), ticket)
         turns = fleet.last_cold if cold else fleet.last_given
         return equals.item(turns.take(equals).argmin())
 
     def _cold(self, cached: int, ticket: Ticket) -> bool:
         return cached < self.settings.warm_share * ticket.prefill_tokens
-
-    def _scores(self, own: Hits | int, ticket: Ticket, fleet: Fleet) -> Floats:
-        """`own`: tokens of the prompt to compute, by position or everywhere."""
-        settings, kind = self.settings, fleet.busy(ticket.foreground)
-        if not settings.calibrated:
-            return self._uncalibrated(own, kind)
-        seconds = self._own_s(own, ticket.prefill_tokens, fleet)
-        if settings.queue_term:
-            seconds += kind.queue_s
-        if settings.in_flight_term:
-            seconds *= kind.joined_load
-        return seconds
-
-    def _own_s(self, own: Hits | int, prompt: int, fleet: Fleet) -> Floats:
-        """Seconds of the prompt's own prefill."""
-        token_s = fleet.speeds.token_s
-        if self.settings.attention_term:
-            token_s = token_s + fleet.speeds.attention_s * (prompt - own / 2)
-        seconds: Floats = own * token_s
-        return seconds
-
-    def _uncalibrated(self, own: Hits | int, kind: Kind) -> Floats:
-        """In tokens and sequences, as if all workers were equally fast."""
-        tokens: Floats = own + kind.waiting_tokens * self.settings.queue_term
-        return tokens * (kind.sequences + 1) if self.settings.in_flight_term else tokens
-
-
-def _own(hits: Hits, ticket: Ticket) -> Hits:
-    """Tokens to compute: the last one of a prompt always is."""
-    prompt = ticket.prefill_tokens
-    own: Hits = np.maximum(prompt - hits * BLOCK_TOKENS, min(prompt, 1))
-    return own
-
-
-def _cached(hits: Hits, position: int, ticket: Ticket) -> int:
-    return min(hits.item(position) * BLOCK_TOKENS, max(0, ticket.prefill_tokens - 1))
 
 
 def _less(asked: Cost, cached: int) -> Cost:
