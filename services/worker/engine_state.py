@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from services.worker.engine.report import StepReport
+from services.worker.engine.report import Progress, StepReport
 
 STEP_TERMS = ("step", "token", "attention", "context", "sequence")
 STEP_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12)
@@ -45,6 +45,7 @@ class EngineState(Collector):
         self.cached_tokens = 0
         self.last: StepReport | None = None
         self._prompt_tokens = self._output_tokens = self._steps = 0
+        self._uncounted: list[Progress] = []
         self._batch = Spread("headrace_worker_batch_size", "Sequences in a step", COUNTS)
         self._tokens = Spread("headrace_worker_step_tokens", "Tokens in a step", TOKENS)
         self._seconds = Spread("headrace_worker_step_seconds", "Duration of a step", STEP_S)
@@ -55,12 +56,21 @@ class EngineState(Collector):
         for prompt_tokens, output_tokens in report.served.values():
             self._prompt_tokens += prompt_tokens
             self._output_tokens += output_tokens
-        progress = report.progress
-        if progress.finished_steps > self._steps:
-            self._steps = progress.finished_steps
+        if report.progress.finished_steps > self._steps:
+            self.stepped(report.progress)
+        self._count_steps()
+
+    def stepped(self, progress: Progress) -> None:
+        """Takes the last finished step, which is a new one; it is counted with the next report."""
+        self._steps = progress.finished_steps
+        self._uncounted.append(progress)
+
+    def _count_steps(self) -> None:
+        for progress in self._uncounted:
             self._batch.observe(progress.batch_size)
             self._tokens.observe(progress.step_tokens)
             self._seconds.observe(progress.step_s)
+        self._uncounted.clear()
 
     def collect(self) -> Iterator[Metric]:
         """All families."""

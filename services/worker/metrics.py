@@ -5,7 +5,7 @@ from __future__ import annotations
 from headrace.v1 import session_pb2
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from services.worker.engine.report import StepReport, Work
+from services.worker.engine.report import Progress, StepReport, Work
 from services.worker.engine_state import EngineState
 from services.worker.gpu.collector import FRESH_S, GpuCollector
 
@@ -55,6 +55,10 @@ class WorkerMetrics:
         """Takes the engine's state."""
         self.work = report.progress.work
         self._state.report(report)
+
+    def stepped(self, progress: Progress) -> None:
+        """Takes a step whose report says nothing else."""
+        self._state.stepped(progress)
 
     def ended(self, end: session_pb2.SequenceEnd) -> None:
         """A request ended."""

@@ -13,9 +13,11 @@ from services.worker.engine.errors import EngineDied, EngineError
 from services.worker.engine.load import EngineLoader, load_engine
 from services.worker.engine.pipe import EnginePipe
 from services.worker.engine.process import EngineHost, host_engine
-from services.worker.engine.report import Commands, StepReport
+from services.worker.engine.report import Commands, StepReport, TokenReport
 from services.worker.engine.settings import EngineSettings
 from services.worker.scheduler.request import Request
+
+Hearer = Callable[[StepReport | TokenReport], None]
 
 
 class EngineClient:
@@ -27,9 +29,10 @@ class EngineClient:
         self._loop = asyncio.get_running_loop()
         self._number = 0
         self._turn = Commands()
-        self._arrived: deque[StepReport] = deque()
+        self._arrived: deque[StepReport | TokenReport] = deque()
+        self._last: StepReport | None = None
         self._news = asyncio.Event()
-        self._hearer: Callable[[StepReport], None] | None = None
+        self._hearer: Hearer | None = None
         self._last_words: Exception | None = None
         self._lost = False
         self._closing = False
@@ -75,9 +78,11 @@ class EngineClient:
         self._command().kv_snapshot = True
         return self._number
 
-    async def listen(self, hear: Callable[[StepReport], None]) -> None:
-        """Has `hear` called with each report at the moment it comes. In the place of `reports`, ends as that
-        does, and raises what `hear` raises."""
+    async def listen(self, hear: Hearer) -> None:
+        """Has `hear` called with each report at the moment it comes, also with TokenReports.
+
+        In the place of `reports`: ends as that does, and raises what `hear` raises.
+        """
         self._hearer = hear
         try:
             async for report in self.reports():
@@ -89,7 +94,7 @@ class EngineClient:
         """Reports as they come; for one consumer. Ends after `close`; raises EngineDied when it is gone."""
         while True:
             while self._arrived:
-                yield self._arrived.popleft()
+                yield self._whole(self._arrived.popleft())
             if self._closing:
                 return
             if self._last_words is not None:
@@ -121,7 +126,7 @@ class EngineClient:
         self._pipe.send(self._turn)
         self._turn = Commands()
 
-    def _hear(self, message: StepReport | EngineError) -> None:
+    def _hear(self, message: StepReport | TokenReport | EngineError) -> None:
         if isinstance(message, EngineError):
             self._last_words = message
         elif self._hearer is None or self._arrived:
@@ -131,12 +136,21 @@ class EngineClient:
             return
         self._news.set()
 
-    def _hand_over(self, report: StepReport, hearer: Callable[[StepReport], None]) -> None:
+    def _hand_over(self, report: StepReport | TokenReport, hearer: Hearer) -> None:
+        if isinstance(report, StepReport):
+            self._last = report
         try:
             hearer(report)
         except Exception as error:
             self._last_words = error
             self._news.set()
+
+    def _whole(self, report: StepReport | TokenReport) -> StepReport:
+        if isinstance(report, TokenReport):
+            assert self._last is not None, "a StepReport comes first"
+            report = self._last.then(report)
+        self._last = report
+        return report
 
     def _hear_end(self) -> None:
         self._lost = True

@@ -13,7 +13,7 @@ from services.worker.engine.base import CountsCopies, LoadedEngine, Pending
 from services.worker.engine.grammars import Grammars, Outcome
 from services.worker.engine.inbox import Inbox
 from services.worker.engine.outbox import Outbox
-from services.worker.engine.report import Commands, Progress, StepReport
+from services.worker.engine.report import Commands, Progress, StepReport, TokenReport
 from services.worker.scheduler.events import KVSnapshot
 from services.worker.scheduler.intake import ModelFacts
 from services.worker.scheduler.policy import SchedulerSettings
@@ -21,6 +21,7 @@ from services.worker.scheduler.scheduler import Scheduler
 from services.worker.scheduler.step import Step
 
 RETRY_PLAN_S = 0.005  # work is there but may not run now (a batch request behind its gate): look again
+STATE_S = 0.05  # the oldest that load and credits may be while steps bring only tokens
 QUIET_S = 0.02  # nothing to do and nothing asked for so long: an idle moment, for the runner to improve
 
 
@@ -50,6 +51,7 @@ class EngineLoop:
         self._improvable = True
         self._going_since_s = 0.0
         """Since when there was no pause: a step costs the loop's work beside it, too."""
+        self._state_told_s = 0.0
         self._progress = Progress(0, False, time.monotonic(), 0, 0, 0.0)
 
     def run(self) -> None:
@@ -66,7 +68,9 @@ class EngineLoop:
                 settled = self._settle_if_due(launched)
                 if not (launched or settled):
                     self._going_since_s = time.monotonic()
-                if news or settled or self._scheduler.has_news:
+                if settled and not news and self._may_wait_to_tell_state():
+                    self._report_tokens(outbox)
+                elif news or settled or self._scheduler.has_news:
                     self._report(outbox)
                 wait_s = self._may_wait_s(launched)
 
@@ -136,7 +140,16 @@ class EngineLoop:
             before.finished_steps + 1, self._has_work, now, len(step.slots), len(step.tokens), seconds, work
         )
 
+    def _may_wait_to_tell_state(self) -> bool:
+        recent = self._progress.last_finished_s - self._state_told_s < STATE_S
+        return recent and not self._snapshot_wanted and self._scheduler.only_tokens
+
+    def _report_tokens(self, outbox: Outbox) -> None:
+        progress = self._progress._replace(has_work=self._has_work)
+        outbox.send_tokens(TokenReport(self._scheduler.take_tokens(), progress))
+
     def _report(self, outbox: Outbox) -> None:
+        self._state_told_s = time.monotonic()
         events = self._scheduler.take_events()
         terminals = events.terminals  # a rejected request may share its handle with one that runs
         for handle in [each.handle for ends in (terminals.finished, terminals.returned) for each in ends]:

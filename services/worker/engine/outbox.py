@@ -14,7 +14,7 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Self
 
-from services.worker.engine.report import StepReport
+from services.worker.engine.report import Progress, StepReport, TokenReport
 
 HEARTBEAT_S = 0.2
 
@@ -27,6 +27,7 @@ class Outbox:
         self._interval_s = interval_s
         self._lock = threading.Lock()
         self._last: StepReport | None = None  # what a heartbeat repeats, but for its news
+        self._progress: Progress | None = None  # of steps after that one
         self._sent_s = 0.0
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="engine-heartbeat", daemon=True)
@@ -42,13 +43,19 @@ class Outbox:
     def send(self, report: StepReport) -> None:
         """Send news. Raises OSError when the other side is gone."""
         with self._lock:
-            self._last = report
+            self._last, self._progress = report, None
+            self._write(report)
+
+    def send_tokens(self, report: TokenReport) -> None:
+        """Send the news of a step with nothing else. Raises OSError when the other side is gone."""
+        with self._lock:
+            self._progress = report.progress
             self._write(report)
 
     def mark_busy(self) -> None:
         """A step begins: heartbeats until its report say that there is work."""
         with self._lock:
-            if self._last is not None and not self._last.progress.has_work:
+            if self._progress is None and self._last is not None and not self._last.progress.has_work:
                 progress = self._last.progress._replace(has_work=True, last_finished_s=time.monotonic())
                 self._last = replace(self._last, progress=progress)
 
@@ -64,8 +71,11 @@ class Outbox:
     def _beat_if_due(self) -> None:
         if self._last is not None and self._until_due() <= 0.001:
             self._last = self._last.without_news()
+            if self._progress is not None:
+                progress = self._progress._replace(work=self._last.progress.work)
+                self._last, self._progress = replace(self._last, progress=progress), None
             self._write(self._last)
 
-    def _write(self, report: StepReport) -> None:
+    def _write(self, report: StepReport | TokenReport) -> None:
         self._sent_s = time.monotonic()
         self._connection.send_bytes(pickle.dumps(report, pickle.HIGHEST_PROTOCOL))  # read by `recv`

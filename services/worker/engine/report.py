@@ -38,6 +38,9 @@ class Commands(Packed):
     close: bool = False
 
 
+_Plain = tuple[Any, ...]
+
+
 class Work(NamedTuple):
     """What all finished steps came to, since the engine began."""
 
@@ -104,6 +107,11 @@ class StepReport:
             self, outputs=NO_OUTPUTS, terminals=NO_TERMINALS, kv=NO_KV_EVENTS, kv_snapshot=None, served={}
         )
 
+    def then(self, step: TokenReport) -> Self:
+        """The report after this one, of a step that brought only tokens."""
+        progress = step.progress._replace(work=self.progress.work)
+        return replace(self.without_news(), outputs=step.outputs, progress=progress)
+
     def __reduce__(self) -> tuple[Any, ...]:
         outputs, credits, progress = self.outputs, self.credits, self.progress
         state = self.last_command, tuple(self.load), tuple(self.step_model)
@@ -120,7 +128,26 @@ class StepReport:
         )
 
 
-_Plain = tuple[Any, ...]
+class TokenReport(NamedTuple):
+    """Engine outbox after a step that brought only tokens; a tenth of a StepReport.
+
+    What else such a step changed is told with the next StepReport, 50 ms after the one before at the latest,
+    or with the first step after that.
+    """
+
+    outputs: Outputs
+    progress: Progress  # without its work
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        outputs = self.outputs
+        columns = outputs.handles.tobytes(), outputs.indices.tobytes(), outputs.tokens.tobytes()
+        return _tokens, (columns, self.progress[:-1])
+
+
+def _tokens(columns: tuple[bytes, bytes, bytes], progress: _Plain) -> TokenReport:
+    return TokenReport(_outputs(columns, ()), Progress(*progress))
+
+
 _NO_REST = ((), NO_TERMINALS, NO_KV_EVENTS, None)
 
 

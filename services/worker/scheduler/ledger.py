@@ -37,6 +37,12 @@ class Ledger:
     def empty(self) -> bool:
         return not (self._tokens or self._finished or self._rejected or self._returned)
 
+    @property
+    def only_tokens(self) -> bool:
+        """Whether there are tokens without log-probabilities, and no request began or ended."""
+        ends = self._finished or self._rejected or self._returned
+        return bool(self._tokens) and not (ends or self._logprobs)
+
     def tokens(self, step: Step, sampled: Sampled, rows: list[int], sequences: Rows[Sequence]) -> None:
         """The tokens that these rows of a step chose; `sequences` are those of all its rows."""
         if not rows:
@@ -85,6 +91,12 @@ class Ledger:
     def returned(self, sequence: Sequence) -> None:
         self._returned.append(Returned(sequence.handle, sequence.outputs))
 
+    def take_tokens(self) -> Outputs:
+        """The tokens alone; all else stays for `take`."""
+        outputs = self._outputs()
+        self._clear_tokens()
+        return outputs
+
     def take(self, kv: KVEvents) -> Events:
         """Everything since the last call, with the block pool's changes."""
         served = {tenant: Served(*counts) for tenant, counts in self._served.items()}
@@ -107,12 +119,15 @@ class Ledger:
             tuple(self._logprobs),
         )
 
-    def _clear(self) -> None:
+    def _clear_tokens(self) -> None:
         self._handles: list[Int64] = []  # of tokens, by step; the next two likewise
         self._indices: list[Int64] = []
         self._tokens: list[Int32] = []
         self._logprobs: list[OutputLogprobs] = []
         self._count = 0  # tokens of all steps
+
+    def _clear(self) -> None:
+        self._clear_tokens()
         self._finished: list[Finished] = []
         self._rejected: list[Rejected] = []
         self._returned: list[Returned] = []

@@ -21,6 +21,7 @@ from services.worker.scheduler.events import (
     Events,
     KVSnapshot,
     Load,
+    Outputs,
     Rejected,
     RejectReason,
     Room,
@@ -173,6 +174,15 @@ class Scheduler:
         self._pool.complete(number)
         heard = self._settle(step, sampled, sequences, now)
         self._ledger.tokens(step, sampled, heard, sequences)
+
+    @property
+    def only_tokens(self) -> bool:
+        """Whether requests have new tokens and nothing else, and none waits for its first."""
+        return self._ledger.only_tokens and not (self._waiting or self._residents.prefilling)
+
+    def take_tokens(self) -> Outputs:
+        """The new tokens; what else happened is for `take_events`."""
+        return self._ledger.take_tokens()
 
     def take_events(self) -> Events:
         """Everything that happened since the last call."""

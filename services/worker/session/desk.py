@@ -10,7 +10,7 @@ from typing import Protocol
 from headrace.v1 import session_pb2, types_pb2
 
 from services.worker.engine.base import EngineDescription
-from services.worker.engine.report import StepReport
+from services.worker.engine.report import StepReport, TokenReport
 from services.worker.metrics import WorkerMetrics
 from services.worker.scheduler.events import Finished, Outputs, Rejected, RejectReason
 from services.worker.scheduler.request import Request
@@ -165,8 +165,11 @@ class Desk:
         for session in list(self._open.values()):
             session.drain(remaining_ms)
 
-    def report(self, report: StepReport, now: float) -> None:
+    def report(self, report: StepReport | TokenReport, now: float) -> None:
         """Takes the engine's next report."""
+        if isinstance(report, TokenReport):
+            self._tokens(report)
+            return
         self.last_report = (report, now)
         self.records.expire(now)
         self.prefixes.apply(report.kv)
@@ -177,6 +180,13 @@ class Desk:
         self.metrics.report(report)
         for session in self._open.values():
             session.heard(report, now)
+
+    def _tokens(self, report: TokenReport) -> None:
+        self._outputs(report.outputs)
+        self.metrics.stepped(report.progress)
+        for session in self._open.values():
+            if session.line:
+                session.news.set()
 
     def _outputs(self, outputs: Outputs) -> None:
         jobs = self._jobs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Protocol
 
 from headrace.v1 import session_pb2
@@ -18,6 +19,9 @@ class Home(Protocol):
     number: int
     line: dict[int, Job]
     """Jobs with output or an end to send, by handle, in the order in which they got it."""
+
+    news: asyncio.Event
+    """Set by whoever adds to it."""
 
     def give_back(self, job: Job, reason: session_pb2.ReturnReason, message: str = "") -> None:
         """The job may run elsewhere."""

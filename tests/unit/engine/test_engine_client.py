@@ -15,7 +15,7 @@ import pytest
 
 from services.worker.engine.client import EngineClient
 from services.worker.engine.errors import EngineDied, EngineLoadError, ModelFormatError
-from services.worker.engine.report import StepReport
+from services.worker.engine.report import StepReport, TokenReport
 from services.worker.engine.settings import EngineSettings
 from services.worker.scheduler.events import RejectReason
 from services.worker.scheduler.request import FinishReason, Request, Sampling
@@ -82,6 +82,32 @@ async def test_reports_total_the_work_that_utilisation_is_computed_from(engine: 
     assert work.pairs == work.decode_reads + 100 * 100 / 2
     assert work.busy_s > 0.0
     assert work.host_to_device_bytes == 0.0  # it has no device
+
+
+async def test_a_hearer_gets_quick_steps_as_tokens_alone(engine: EngineClient) -> None:
+    heard: list[StepReport | TokenReport] = []
+    over = asyncio.Event()
+
+    def hear(report: StepReport | TokenReport) -> None:
+        heard.append(report)
+        if isinstance(report, StepReport) and report.terminals.finished:
+            over.set()
+
+    listening = asyncio.create_task(engine.listen(hear))
+    request = fake_request(1, max_tokens=150, tenant=b"t" * 16)
+    expected = expected_output(request, engine.description.context_length)
+    engine.submit(request)
+    await asyncio.wait_for(over.wait(), PATIENCE_S)
+    await engine.close()
+    await listening
+    news = [each for report in heard for each in report.outputs]
+    assert [each.token for each in news] == expected
+    assert [each.output_index for each in news] == list(range(len(expected)))
+    whole = [report for report in heard if isinstance(report, StepReport)]
+    assert len(whole) < len(heard)
+    served = [report.served[b"t" * 16] for report in whole if report.served]
+    assert [sum(each) for each in zip(*served, strict=True)] == [100, len(expected)]
+    assert max(each.progress.finished_steps for each in heard) == heard[-1].progress.finished_steps
 
 
 async def test_commands_of_one_turn_travel_together(engine: EngineClient) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.worker.engine.report import Commands, Progress, StepReport, Work
+from services.worker.engine.report import Commands, Progress, StepReport, TokenReport, Work
 from services.worker.scheduler.budget import PRIOR
 from services.worker.scheduler.events import (
     NO_KV_EVENTS,
@@ -96,6 +96,7 @@ def same(one: Any, other: Any) -> bool:
         REPORT,
         REPORT.without_news(),
         replace(REPORT, outputs=Outputs(OUTPUTS.handles, OUTPUTS.indices, OUTPUTS.tokens)),
+        TokenReport(replace(OUTPUTS, logprobs=()), Progress(10, True, 1.75, 2, 2, 0.25)),
         Commands(last_number=3, submits=[REQUEST, REQUEST], aborts=[1], drain=True),
     ],
     ids=lambda message: type(message).__name__,
@@ -123,3 +124,15 @@ def test_what_a_report_lacks_is_nothing_after_the_journey() -> None:
     assert (bare.kv_snapshot, bare.served) == (None, {})
     assert type(bare.progress.work) is Work
     assert type(bare.credits.foreground) is Room
+
+
+def test_a_step_with_nothing_but_tokens_leaves_the_state_as_it_was() -> None:
+    after = REPORT.then(TokenReport(OUTPUTS, Progress(10, False, 1.75, 4, 4, 0.5)))
+    assert after.outputs is OUTPUTS
+    assert after.progress == (10, False, 1.75, 4, 4, 0.5, REPORT.progress.work)
+    assert (after.load, after.credits, after.last_command) == (
+        REPORT.load,
+        REPORT.credits,
+        REPORT.last_command,
+    )
+    assert (after.terminals, after.kv, after.served) == (NO_TERMINALS, NO_KV_EVENTS, {})

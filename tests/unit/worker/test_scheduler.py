@@ -53,6 +53,27 @@ def test_prefill_and_decode_share_a_step() -> None:
     assert sorted(step.query_lens.tolist()) == [1, 20]
 
 
+def test_tokens_alone_can_be_taken_and_all_else_waits_for_who_takes_everything() -> None:
+    drive = drive_of()
+    scheduler = drive.scheduler
+    drive.listen = lambda: None  # type: ignore[method-assign]
+    drive.add(request(1, max_tokens=4, tenant=b"t" * 16))
+    drive.turn()
+    assert scheduler.only_tokens
+    drive.add(request(2, max_tokens=1))
+    assert not scheduler.only_tokens, "one waits for its first step"
+    assert len(scheduler.take_tokens()) == 1
+    drive.turn()
+    assert not scheduler.only_tokens, "one has ended"
+    events = scheduler.take_events()
+    assert [each.handle for each in events.outputs] == [1, 2]
+    assert events.served[b"t" * 16] == (20, 2), "also for tokens that were taken before"
+    drive.turn()
+    assert scheduler.only_tokens
+    assert scheduler.take_tokens().indices.tolist() == [2]
+    assert not scheduler.has_news
+
+
 def test_long_prompts_are_cut_into_chunks_and_decodes_go_on_beside_them() -> None:
     drive = drive_of(max_chunk=32, min_chunk=8)
     drive.add(request(1, max_tokens=50))

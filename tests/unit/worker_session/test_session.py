@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from services.common.conduct import BURST
+from services.worker.engine.report import TokenReport
 from services.worker.metrics import WorkerMetrics
 from services.worker.scheduler.events import Rejected, RejectReason, Returned, Room
 from services.worker.scheduler.request import FinishReason, LatencyClass
@@ -154,6 +155,19 @@ def test_single_ids_come_as_columns_where_the_router_reads_them(bench: Bench, as
     (frame,) = bench.drain()
     assert frame.HasField("next_tokens") is asked
     assert len(frame.updates) == (not asked)
+
+
+def test_a_step_that_brought_only_tokens_is_told_without_state(bench: Bench) -> None:
+    bench.send(submits=[submit(7)])
+    bench.report({bench.engine.handle(): [10]})
+    bench.drain()
+    whole = bench.engine.report({bench.engine.handle(): [11]})
+    bench.desk.report(TokenReport(whole.outputs, whole.progress), time.monotonic())
+    (frame,) = bench.drain()
+    assert [(each.first_index, list(each.token_ids)) for each in frame.updates] == [(1, [11])]
+    assert not any(map(frame.HasField, ("load", "progress", "credit")))
+    bench.desk.report(TokenReport(bench.engine.report().outputs, whole.progress), time.monotonic())
+    assert not bench.drain()
 
 
 def test_a_command_is_acknowledged_by_the_report_that_contains_it(bench: Bench) -> None:
