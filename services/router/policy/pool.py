@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
-from itertools import islice
 from math import inf
 from typing import NamedTuple
 
 import numpy as np
 
 from services.router.policy.admission import Outlook, Thinning
+from services.router.policy.aside import Aside, Surveyed, may_suit_others
 from services.router.policy.budget import InteractiveBudget
 from services.router.policy.classify import LatencyClass
 from services.router.policy.fleet import Fleet
@@ -31,9 +31,6 @@ _LOCALITY_TENANTS = 4
 _CLEARING_S = 120.0
 """Long enough for running answers to end."""
 _SOME_BLOCKS = 1
-SURVEYED = 4096
-"""Requests that one survey looks at."""
-_Kind = tuple[frozenset[tuple[str, str]], frozenset[str], frozenset[str]]
 
 
 class _Overdraft(NamedTuple):
@@ -41,13 +38,6 @@ class _Overdraft(NamedTuple):
 
     number: int
     since_s: float
-
-
-class Surveyed(NamedTuple):
-    """A request that waits, and whether no worker is there for it."""
-
-    ticket: Ticket
-    alone: bool
 
 
 class Placed(NamedTuple):
@@ -77,7 +67,7 @@ class Pool:
         self._overdraft: _Overdraft | None = None
         self._overdrafts_from_s = -inf
         self._held_at: dict[str, float] = {}
-        self._surveyed = 0
+        self._aside = Aside(self.fleet, self.queue)
 
     def submit(self, ticket: Ticket, now: float) -> None:
         """Lets a request wait."""
@@ -88,7 +78,7 @@ class Pool:
         self.pace.came(ticket, self.predictor.reference)
         entry = self.queue.add(ticket, estimate.prefill_s, estimate.total_s, now)
         entry.raw_wait_s = raw_wait_s
-        self.queue.put_aside(entry, self._nobody_for(ticket))
+        self.queue.put_aside(entry, self._aside.nobody_for(ticket))
 
     def put(self, view: WorkerView) -> None:
         """Takes over what a worker reports; also how a new one becomes known."""
@@ -97,8 +87,8 @@ class Pool:
             self.pace.hold(view, self.fleet.model_of(self.fleet.index.positions[view.key]))
         self.fleet.put(view)
         self.news()
-        if earlier is None or _kind(earlier) != _kind(view):
-            self._bring_back()
+        if earlier is None or may_suit_others(earlier, view):
+            self._aside.bring_back()
 
     def remove(self, number: int) -> Entry | None:
         """Takes a request out."""
@@ -138,18 +128,8 @@ class Pool:
         queue.settle(seat.lane, decode_s * (seat.output_tokens - expected) / expected)
 
     def survey(self) -> Iterator[Surveyed]:
-        """Which of the requests no worker is there for; while others have one, these are in nobody's way.
-
-        Of very many that wait so many at a time, in turns: nothing else goes on meanwhile.
-        """
-        longest: dict[_Kind, float] = {}
-        some = bool(self.fleet.ready.any())
-        entries = list(islice(self.queue.entries(), self._surveyed, self._surveyed + SURVEYED))
-        self._surveyed = self._surveyed + SURVEYED if len(entries) == SURVEYED else 0
-        for entry in entries:
-            alone = not self._has_taker(entry.ticket, longest)
-            self.queue.put_aside(entry, some and alone)
-            yield Surveyed(entry.ticket, alone)
+        """Which of the requests no worker is there for; while others have one, these are in nobody's way."""
+        return self._aside.survey()
 
     def stuck(self, now: float, most: int) -> list[Ticket]:
         """Interactive requests at the front that nothing could take for a while."""
@@ -352,34 +332,8 @@ class Pool:
             predictor.background.seated(seat, choice.position)
         return Placed(entry, seat, prediction)
 
-    def _nobody_for(self, ticket: Ticket) -> bool:
-        """Whether workers are there, but none for this request."""
-        return bool(self.fleet.ready.any()) and not self.fleet.suited(ticket).any()
-
-    def _bring_back(self) -> None:
-        """Requests that stood aside are in their places again where a worker is there for them now."""
-        longest: dict[_Kind, float] = {}
-        if any(each.requests for each in self.queue.aside.values()):
-            for entry in self.queue.entries():
-                if entry.aside and self._has_taker(entry.ticket, longest):
-                    self.queue.put_aside(entry, False)
-
-    def _has_taker(self, ticket: Ticket, longest: dict[_Kind, float]) -> bool:
-        """Whether a worker is there for it; `longest`: tokens that some worker takes, by kind, as found."""
-        kind = (ticket.labels, ticket.capabilities, ticket.barred)
-        most = longest.get(kind)
-        if most is None:
-            suited = self.fleet.suited(replace(ticket, total_tokens=0))
-            most = longest[kind] = float(self.fleet.max_tokens[suited].max(initial=-1.0))
-        return ticket.total_tokens <= most
-
     def _ahead(self, latency_class: LatencyClass) -> bool:
         """Whether a request of the class waits that could go before a new one."""
         tenants = self.queue.tenants[latency_class]
         back = sum(tenants[each].requests for each in self._held_back if each in tenants)
         return self.queue.held[latency_class].requests > back
-
-
-def _kind(view: WorkerView) -> tuple[object, ...]:
-    """What decides which requests it could run."""
-    return view.ready, view.labels, view.capabilities, view.max_tokens

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from services.router.policy import Cost, LatencyClass, Scheduler, Ticket
+from services.router.policy.aside import SURVEYED
 from services.router.policy.fleet import Fleet
 from services.router.policy.placement import Placement
-from services.router.policy.pool import SURVEYED
 from tests.support.policy_values import make_ticket, make_worker
 
 EU = frozenset({("region", "eu")})
