@@ -84,6 +84,8 @@ class Session:
         self._floor = floor
         self._metrics = metrics
         self._frames_received = frames_received
+        self._owing = 0
+        """Number of the last frame of which the worker wants to hear: columns and state it keeps nothing for."""
         self._seats = Seats()
         self._heard = 0
         """Number of the last command frame that the worker has acknowledged."""
@@ -203,7 +205,7 @@ class Session:
         if now - self.last_frame_s > self._times.lost_s:
             self.close(errors.Unavailable(f"no frame for {now - self.last_frame_s:.1f} s", reason="STALE"))
             return
-        if self.outbox.acknowledge > self.outbox.acknowledged:
+        if self._owing > self.outbox.acknowledged:
             self.outbox.wake()
         with suppress(errors.FailedPrecondition):  # it is closed
             for slot in self._seats.unanswered(self._heard, now):
@@ -279,6 +281,8 @@ class Session:
             self.close()  # not acknowledged, so all that is missing is told again in its next session
             return
         self._frames_received = self.outbox.acknowledge = frame.number
+        if frame.updates or frame.HasField("credit"):
+            self._owing = frame.number
         self.last_frame_s = now
         self._reported(frame)
         if frame.HasField("next_tokens"):

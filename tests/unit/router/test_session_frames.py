@@ -180,6 +180,24 @@ async def test_one_new_id_each_of_many_comes_as_columns_before_the_updates(bench
     assert not first.over
 
 
+async def test_only_frames_that_a_worker_keeps_something_for_are_acknowledged_by_themselves(
+    bench: Bench,
+) -> None:
+    it = bench.seat()
+    bench.session.outbox.take()
+    bench.say(next_tokens=columns((1, 1, 0, IDS[0])), load=session_pb2.Load(running=1))
+    bench.session.check(0.0)
+    assert bench.session.outbox.take() is None
+    for part in ({"updates": [bench.update(it, 1, IDS[1:2])]}, grant()):
+        bench.say(**part)
+        bench.session.check(0.0)
+        frame = bench.session.outbox.take()
+        assert frame is not None
+        assert frame.acknowledged_frame == bench.number
+    bench.session.check(0.0)
+    assert bench.session.outbox.take() is None
+
+
 async def test_columns_are_fenced_like_updates(bench: Bench) -> None:
     it = bench.seat()
     bench.say(next_tokens=columns((1, 1, 0, IDS[0]), (1, 1, 0, 9), (1, 7, 1, 9), (99, 1, 0, 9)))
