@@ -85,7 +85,7 @@ class Session:
         self._metrics = metrics
         self._frames_received = frames_received
         self._owing = 0
-        """Number of the last frame of which the worker wants to hear: columns and state it keeps nothing for."""
+        """Number of the last frame that the worker keeps something for until it hears that it came."""
         self._seats = Seats()
         self._heard = 0
         """Number of the last command frame that the worker has acknowledged."""
