@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
-from dataclasses import replace
 from math import inf
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ from services.router.policy.aside import Aside, Surveyed, may_suit_others
 from services.router.policy.budget import InteractiveBudget
 from services.router.policy.classify import LatencyClass
 from services.router.policy.fleet import Fleet
+from services.router.policy.overdrafts import Overdrafts
 from services.router.policy.pace import Pace
 from services.router.policy.placement import Choice, Placement
 from services.router.policy.prediction import Prediction, Predictor
@@ -28,16 +28,6 @@ from services.router.policy.worker import BLOCK_TOKENS, WorkerView
 
 _LOCALITY_TENANTS = 4
 """Tenants looked at for a warm prompt before the one whose turn it is goes cold."""
-_CLEARING_S = 120.0
-"""Long enough for running answers to end."""
-_SOME_BLOCKS = 1
-
-
-class _Overdraft(NamedTuple):
-    """A request that was given to a worker which has not the blocks for it yet."""
-
-    number: int
-    since_s: float
 
 
 class Placed(NamedTuple):
@@ -64,8 +54,7 @@ class Pool:
         self.thinning = Thinning(settings)
         self._passed: set[int] = set()
         self._passed_at = float("nan")
-        self._overdraft: _Overdraft | None = None
-        self._overdrafts_from_s = -inf
+        self._overdrafts = Overdrafts(settings, self.fleet, self.placement)
         self._held_at: dict[str, float] = {}
         self._aside = Aside(self.fleet, self.queue)
 
@@ -105,12 +94,12 @@ class Pool:
         self.predictor.background.began(seat)
         uncached = seat.ticket.prefill_tokens - seat.cached_tokens
         self.fleet.computed(seat.worker, uncached, seat.cached_tokens, now - seat.since_s)
-        self._settled(seat.ticket.number, now)
+        self._overdrafts.settled(seat.ticket.number, now)
 
     def leave(self, seat: Seat, *, came_back: bool, cached_tokens: int | None) -> None:
         """A request has left its worker: settles what was charged by what was done."""
         ticket, queue = seat.ticket, self.queue
-        self._settled(ticket.number, None)
+        self._overdrafts.settled(ticket.number, None)
         self.predictor.background.left(ticket.number)
         self.pace.seated(seat, -1)
         uncached = ticket.prefill_tokens - seat.cached_tokens
@@ -211,8 +200,8 @@ class Pool:
             head_wait_s = inf
         hits = self._hits(entry)
         choice = self.placement.choose(entry.ticket, self.fleet, hits, now, head_wait_s)
-        if choice.worker is None and choice.wait_until_s is None and self._starves(entry, now):
-            choice = self._overdrawn(entry, hits, now)
+        if choice.worker is None and choice.wait_until_s is None and self._overdrafts.due(entry, now):
+            choice = self._overdrafts.choose(entry.ticket, hits, now)
         if choice.worker is None:
             self._passed.add(entry.ticket.number)
             self._hold(entry, choice, hits)
@@ -243,51 +232,6 @@ class Pool:
             return False
         open_now = self.fleet.foreground_open if entry.ticket.foreground else self.fleet.open
         return len(entry.warm) == len(open_now) and not bool((entry.warm & open_now).any())
-
-    def _starves(self, entry: Entry, now: float) -> bool:
-        """Whether a request has found no room for so long that it may go where there is too little.
-
-        One at a time, and half of the time at most: what is emptied for it serves nobody else meanwhile.
-        """
-        overdraft = self._overdraft
-        if overdraft is not None and abs(now - overdraft.since_s) < _CLEARING_S:
-            return False
-        if not self.settings.clear_for_starving or 0 < self._overdrafts_from_s - now <= _CLEARING_S:
-            return False
-        late = now - entry.ticket.arrival_s >= 2 * self._starving_s(entry)
-        return late and self._lacks_blocks(entry.ticket)
-
-    def _lacks_blocks(self, ticket: Ticket) -> bool:
-        """Whether some worker takes work, and has too few blocks for this."""
-        fleet, cost = self.fleet, ticket.cost
-        some = fleet.affordable(cost._replace(kv_blocks=_SOME_BLOCKS), ticket.foreground)
-        return bool((some & ~fleet.affordable(cost, ticket.foreground)).any())
-
-    def _starving_s(self, entry: Entry) -> float:
-        """Its wait until it is overdue; where its class never is, that of the first class that is."""
-        if entry.overdue_s < inf:
-            return entry.overdue_s - entry.ticket.arrival_s
-        return min((each.aging_s for each in self.settings.classes.values() if each.aging_s), default=inf)
-
-    def _overdrawn(self, entry: Entry, hits: Hits, now: float) -> Choice:
-        """A worker with credit for something: it lets nobody pass the request, whichever router asks.
-
-        A router cannot empty a worker by itself: others fill it, and no share of its credit is ever enough.
-        """
-        ticket = entry.ticket
-        little = replace(ticket, cost=ticket.cost._replace(kv_blocks=_SOME_BLOCKS))
-        choice = self.placement.choose(little, self.fleet, hits, now)
-        if choice.worker is not None:
-            self._overdraft = _Overdraft(ticket.number, now)
-        return choice
-
-    def _settled(self, number: int, now: float | None) -> None:
-        """An overdraft is made good: its request began, at a time, or has left."""
-        overdraft = self._overdraft
-        if overdraft is not None and overdraft.number == number:
-            self._overdraft = None
-            if now is not None:
-                self._overdrafts_from_s = now + min(max(0.0, now - overdraft.since_s), _CLEARING_S)
 
     def _local(self, entry: Entry, choice: Choice, head: Entry, now: float) -> tuple[Entry, Choice]:
         """A warm request of a tenant that is not too far ahead goes before a cold one."""
