@@ -26,7 +26,14 @@ from services.router.continuity.migrations import Migrations, Room, turn
 from services.router.continuity.settings import FailoverSettings
 from services.router.metrics import RouterMetrics
 from services.router.policy import Scheduler
-from services.router.policy.moving import MovingSettings, Stream, expected_left, moves, slow_workers
+from services.router.policy.moving import (
+    MovingSettings,
+    Stream,
+    arrivals_a_s,
+    expected_left,
+    moves,
+    slow_workers,
+)
 from services.router.policy.speed import Floats
 from services.router.relay.flight import Flight, numerics_label
 from services.router.sessions.resume import hand_over, same_process
@@ -138,9 +145,18 @@ class Failover:
                 continue
             fleet = self._scheduler.fleet(model)
             seated = self._settled(slow_workers(fleet, self._moving), now)
-            for move in moves([each.stream for each in seated.values()], fleet, self._moving):
+            streams = [each.stream for each in seated.values()]
+            for move in (
+                moves(streams, fleet, self._moving, self._arrivals_a_s(model, now)) if streams else ()
+            ):
                 log.info("stream_moves", worker=move.worker, to=move.to, saved_s=round(move.saved_s, 1))
                 yield seated[move.number].session, seated[move.number].flight
+
+    def _arrivals_a_s(self, model: str, now: float) -> float:
+        """Requests that workers of a model are given a second: own ones, and as many of other routers."""
+        own = [flight for session in self._workers.of(model) for flight in session.flights()]
+        all_routers = max(1.0, float(self._scheduler.fleet(model).sequences.sum()) / max(1, len(own)))
+        return all_routers * arrivals_a_s(now - flight.submitted_s for flight in own)
 
     def _settled(self, keys: Iterable[str], now: float) -> dict[int, _Seated]:
         """Streams of these workers that have been there long enough."""

@@ -3,6 +3,9 @@
     here     what is left of it × the step of its worker now
     there    prefill that waits there + its prompt and output computed again + what is left × the step with it
 
+What comes meanwhile goes where there is most room, so the difference between workers fades while arrivals
+even it out: of a difference that is gone long before the stream's end little is left.
+
 It is moved when that saves `MovingSettings.saved_s`, and `factor` times what is computed again, when the
 others do not lose more by it there than they gain here, and when its worker has `uneven` times the other's
 load in the terms of placement. In a pool that placement has evened out nothing is gained: whoever comes next
@@ -24,6 +27,7 @@ from services.router.policy.speed import Floats, Mask
 from services.router.policy.ticket import Ticket
 
 _CONSIDERED = 64
+_WINDOWS_S = (5.0, 30.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +72,15 @@ def expected_left(expected: int, made: int, most: int) -> int:
     return max(1, min(max(expected - made, made // 2), most - made))
 
 
+def arrivals_a_s(ages_s: Iterable[float]) -> float:
+    """Requests that workers were given a second, by how long ago what is there now was given to them.
+
+    Of short ones few are there for long, of rare ones few have just come: the larger of two counts.
+    """
+    ages = np.fromiter(ages_s, float)
+    return max(float(np.count_nonzero(ages < window_s)) / window_s for window_s in _WINDOWS_S)
+
+
 class _Steps:
     """Steps of all workers as decodes come and go. [positions]"""
 
@@ -93,6 +106,15 @@ class _Steps:
     def load(self) -> Floats:
         """What placement evens out."""
         return np.asarray(self.sequences * self._slowness)
+
+    def lasts(self, remaining_s: float, ready: Mask, arrivals_a_s: float) -> float:
+        """The part of a difference, 0 to 1, that is there on average over so much time."""
+        load = self.load()[ready]
+        lacking = np.maximum(0.0, load.mean() - load) / self._slowness[ready]
+        even_s = float(lacking.sum()) / max(arrivals_a_s, 1e-9)
+        if even_s >= remaining_s:
+            return 1.0 - remaining_s / max(2.0 * even_s, 1e-9)
+        return even_s / (2.0 * remaining_s)
 
     def load_with(self) -> Floats:
         """The same with one sequence more."""
@@ -123,20 +145,28 @@ def slow_workers(fleet: Fleet, settings: MovingSettings) -> list[str]:
     return [fleet.at(position).key for position in slow.nonzero()[0].tolist()]
 
 
-def moves(streams: Iterable[Stream], fleet: Fleet, settings: MovingSettings) -> Iterator[Move]:
-    """The moves that pay, at most `most`; those with most left to do are looked at first."""
+def moves(
+    streams: Iterable[Stream], fleet: Fleet, settings: MovingSettings, arrivals_a_s: float
+) -> Iterator[Move]:
+    """The moves that pay, at most `most`; those with most left to do are looked at first.
+
+    Args:
+        arrivals_a_s: requests that were given to workers a second, lately.
+    """
     left = sorted(streams, key=lambda each: each.ticket.expected_output, reverse=True)
     steps, found = _Steps(fleet), 0
     for stream in left[:_CONSIDERED]:
         if found >= settings.most:
             return
-        move = _best(stream, fleet, steps, settings)
+        move = _best(stream, fleet, steps, settings, arrivals_a_s)
         if move is not None:
             found += 1
             yield move
 
 
-def _best(stream: Stream, fleet: Fleet, steps: _Steps, settings: MovingSettings) -> Move | None:
+def _best(
+    stream: Stream, fleet: Fleet, steps: _Steps, settings: MovingSettings, arrivals_a_s: float
+) -> Move | None:
     here = fleet.index.positions.get(stream.worker)
     takers = _takers(stream, fleet)
     if here is None or not takers.any():
@@ -145,10 +175,10 @@ def _best(stream: Stream, fleet: Fleet, steps: _Steps, settings: MovingSettings)
     takers &= settings.uneven * steps.load_with() <= steps.load()[here]
     context, remaining = stream.ticket.prefill_tokens, stream.ticket.expected_output
     prefill_s = _prefill_s(fleet, context)
-    saved_s = (
-        remaining * float(steps.now_s()[here]) - steps.queue_s - prefill_s - remaining * steps.with_s(context)
-    )
-    more_s = remaining * steps.more_s(context)
+    here_s = remaining * float(steps.now_s()[here])
+    lasting = steps.lasts(here_s, fleet.ready, arrivals_a_s)
+    saved_s = lasting * (here_s - remaining * steps.with_s(context)) - steps.queue_s - prefill_s
+    more_s = lasting * remaining * steps.more_s(context)
     lost_there_s = steps.sequences * (more_s + prefill_s)
     gained_here_s = max(0.0, float(steps.sequences[here]) - 1) * float(more_s[here])
     pays = takers & (saved_s >= settings.saved_s + settings.factor * prefill_s)

@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 from services.router.policy import Cost, LatencyClass, WorkerView
 from services.router.policy.fleet import Fleet
-from services.router.policy.moving import Move, MovingSettings, Stream, expected_left, moves, slow_workers
+from services.router.policy.moving import (
+    Move,
+    MovingSettings,
+    Stream,
+    arrivals_a_s,
+    expected_left,
+    moves,
+    slow_workers,
+)
 from services.router.policy.speed import StepModel
 from tests.support.policy_values import make_ticket, make_worker
 
@@ -36,8 +44,10 @@ def stream(number: int, on: str, *, left: int = 1000, context: int = 500) -> Str
     return Stream(ticket, on)
 
 
-def found(streams: Iterable[Stream], fleet: Fleet, settings: MovingSettings = SETTINGS) -> list[Move]:
-    return list(moves(streams, fleet, settings))
+def found(
+    streams: Iterable[Stream], fleet: Fleet, settings: MovingSettings = SETTINGS, arrivals: float = 0.0
+) -> list[Move]:
+    return list(moves(streams, fleet, settings, arrivals))
 
 
 def test_streams_of_a_crowded_worker_go_to_one_that_has_just_come() -> None:
@@ -46,6 +56,19 @@ def test_streams_of_a_crowded_worker_go_to_one_that_has_just_come() -> None:
     first, second = found([stream(each, "old") for each in range(32)], fleet, MovingSettings(most=2))
     assert (first.to, second.to) == ("new", "new")
     assert first.saved_s > second.saved_s > SETTINGS.saved_s
+
+
+def test_nobody_moves_where_arrivals_will_soon_have_evened_it_out() -> None:
+    fleet = fleet_of(worker("old", 32), worker("new", 0))
+    streams = [stream(each, "old", left=200) for each in range(32)]
+    assert found(streams, fleet, arrivals=0.1)
+    assert found(streams, fleet, arrivals=30.0) == []
+
+
+def test_arrivals_are_counted_by_what_is_still_there() -> None:
+    assert arrivals_a_s([]) == 0.0
+    assert arrivals_a_s([1.0, 2.0, 4.9, 40.0]) == 3 / 5, "of short ones few are there for long"
+    assert arrivals_a_s([7.0, 8.0, 29.0, 31.0]) == 3 / 30, "of rare ones few have just come"
 
 
 def test_streams_of_a_slow_worker_go_to_a_fast_one() -> None:
