@@ -146,9 +146,8 @@ class Failover:
             fleet = self._scheduler.fleet(model)
             seated = self._settled(slow_workers(fleet, self._moving), now)
             streams = [each.stream for each in seated.values()]
-            for move in (
-                moves(streams, fleet, self._moving, self._arrivals_a_s(model, now)) if streams else ()
-            ):
+            arrivals = self._arrivals_a_s(model, now) if streams else 0.0
+            for move in moves(streams, fleet, self._moving, arrivals):
                 log.info("stream_moves", worker=move.worker, to=move.to, saved_s=round(move.saved_s, 1))
                 yield seated[move.number].session, seated[move.number].flight
 
