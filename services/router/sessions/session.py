@@ -7,6 +7,7 @@ counted and dropped, and a worker that goes on with it is closed.
 from __future__ import annotations
 
 from contextlib import suppress
+from math import inf
 
 from headrace.v1 import admin_pb2, session_pb2
 
@@ -33,6 +34,8 @@ from services.router.sessions.times import SessionTimes
 from services.router.sessions.trial import NOBODY, trial
 
 NO_CREDIT_PAUSE_S = 0.05
+HEARTBEATS = 1.5
+"""After its last sign of life a worker may have taken what killed it for so long."""
 NOTHING = Cost(0, 0, 0)
 _DEATHS = ("STALE", "HUNG", "REPLACED")
 _RETURNED_FOR_GOOD = (
@@ -87,6 +90,8 @@ class Session:
         self._owing = 0
         """Number of the last frame that the worker keeps something for until it hears that it came."""
         self._seats = Seats()
+        self._died_s = inf
+        """When what killed it had come, at the latest."""
         self._heard = 0
         """Number of the last command frame that the worker has acknowledged."""
         self._streamed: list[Streamed] = []
@@ -203,6 +208,7 @@ class Session:
     def check(self, now: float) -> None:
         """Closes it when it has been silent or stuck for too long; otherwise acknowledges its frames."""
         if now - self.last_frame_s > self._times.lost_s:
+            self._died_s = self.last_frame_s + HEARTBEATS * self._times.heartbeat_s
             self.close(errors.Unavailable(f"no frame for {now - self.last_frame_s:.1f} s", reason="STALE"))
             return
         if self._owing > self.outbox.acknowledged:
@@ -261,7 +267,7 @@ class Session:
         self.send_back_unsent()
         flights = self.flights()
         self.vacate()
-        verdict = trial(flights) if self._died else NOBODY
+        verdict = trial(flights, self._died_s) if self._died else NOBODY
         for flight in flights:
             flight.leave_seat()
             if self.draining or flight in verdict.cleared:
@@ -402,6 +408,7 @@ class Session:
     def _progressed(self, progress: session_pb2.Progress, now: float) -> None:
         stuck_s = self._pulse.stuck_s(progress, self.load, self._step_model, now)
         if stuck_s is not None:
+            self._died_s = now - stuck_s + HEARTBEATS * self._times.heartbeat_s
             self.close(errors.Unavailable(f"no step finished for {stuck_s:.1f} s", reason="HUNG"))
 
     def _seat(self, slot: int, attempt: int) -> Occupied | None:

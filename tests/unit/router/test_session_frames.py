@@ -544,3 +544,15 @@ async def test_a_worker_that_goes_on_not_answering_is_closed(bench: Bench) -> No
     assert bench.session.closed
     assert bench.session.close_error is not None
     assert bench.session.close_error.reason == "BAD_FRAMES"
+
+
+async def test_a_worker_that_fell_silent_is_blamed_on_nothing_that_came_later(bench: Bench) -> None:
+    bench.say(10.0)
+    early, late = flight(), flight()
+    bench.session.submit(early, COST, 10.1)
+    bench.session.submit(late, COST, 10.9)
+    bench.session.outbox.take()
+    bench.session.check(12.0)
+    assert bench.session.closed
+    bench.session.give_up()
+    assert bench.floor.gone == [(early, Blame.SUSPECTED), (late, Blame.NONE)]

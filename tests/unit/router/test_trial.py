@@ -48,3 +48,10 @@ async def test_a_suspect_that_got_a_token_is_cleared() -> None:
     assert verdicts(it) == [Blame.NONE]
     it.lose_worker(Blame.NONE, resumes=2)
     assert not it.suspected
+
+
+async def test_what_came_after_the_last_sign_of_life_is_no_suspect() -> None:
+    early, late = fresh(), fresh()
+    early.submitted_s, late.submitted_s = 10.0, 10.4
+    verdict = trial([early, late], until_s=10.3)
+    assert [verdict.of(early), verdict.of(late)] == [Blame.SUSPECTED, Blame.NONE]
