@@ -4,16 +4,17 @@
 * on internal services the member token is checked before the handler runs;
 * exceptions of the tree become their status with details, any other one is logged and becomes INTERNAL;
 * CancelledError is always raised on: grpcio leaks memory when it is swallowed;
-* where a bound is set, a client that does not read cannot hold what makes its replies;
+* where a bound is set, a client that does not read ends the call that waits for it;
 * calls are counted and timed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -22,6 +23,7 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
 from services.common import errors, logs, members
 from services.common.metrics import RpcMetrics
+from services.common.replies import Replies
 
 log = logs.get(__name__)
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -34,9 +36,11 @@ class Malformed:
 class Registrar:
     """Adds services to one server.
 
+    A stream's method is an async generator of its replies, or a coroutine that takes `Replies` to begin them.
+
     Args:
         mesh: the mesh secret, for services that only members may call.
-        stall_s: how long one message of a stream may wait for its client, in seconds; None: for ever.
+        stall_s: how long one of these replies may wait for its client, in seconds; None: for ever.
     """
 
     def __init__(
@@ -111,30 +115,36 @@ class _Call:
 
         return handle
 
-    def stream(self, behaviour: Callable[..., AsyncGenerator[Any, None]]) -> Callable[..., Awaitable[None]]:
+    def stream(self, behaviour: Callable[..., Any]) -> Callable[..., Awaitable[None]]:
+        if inspect.iscoroutinefunction(behaviour):
+            return self._replying(behaviour)
+
+        async def all_of(request: Any, context: Context, _: Replies) -> None:
+            async with aclosing(behaviour(request, context)) as replies:
+                async for reply in replies:
+                    await context.write(reply)
+
+        return self._replying(all_of)
+
+    def _replying(self, behaviour: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
         async def handle(request: Any, context: Context) -> None:
             started = time.monotonic()
             code = grpc.StatusCode.OK
-            watch = None
+            replies = Replies(context.write, self._stall_s)
             try:
-                replies = behaviour(self._checked(request, context), context)
-                watch = _Watch(replies, self._stall_s)
-                async for reply in replies:
-                    watch.writing()
-                    await context.write(reply)
-                    if watch.written():
-                        await watch.ended()
+                await behaviour(self._checked(request, context), context, replies)
+                await replies.finish()
             except (asyncio.CancelledError, grpc.aio.InternalError):  # nobody is there to write to
                 code = grpc.StatusCode.CANCELLED
                 raise
             except Exception as error:
-                problem = self._problem(error)
+                problem, code = self._problem(error), grpc.StatusCode.CANCELLED
+                await replies.written()  # or until nobody is there any more
                 code = problem.code
                 await errors.abort(context, problem)
             finally:
                 self._count(code, started)
-                if watch is not None:
-                    await watch.close()
+                replies.close()
 
         return handle
 
@@ -165,57 +175,6 @@ class _Call:
     def _count(self, code: grpc.StatusCode, started: float) -> None:
         self._metrics.calls.labels(self._name, code.name).inc()
         self._metrics.seconds.labels(self._name).observe(time.monotonic() - started)
-
-
-class _Watch:
-    """Ends what makes a stream's replies when one of them waits too long for the client.
-
-    SlowConsumer is raised in it where it yielded, so that it gives back what it holds. The write itself is
-    left to grpc, which ends it when the client reads or is gone. One timer a stream, none a message.
-    """
-
-    def __init__(self, replies: AsyncGenerator[Any, None], stall_s: float | None) -> None:
-        self._replies = replies
-        self._stall_s = stall_s or 0.0
-        self._loop = asyncio.get_running_loop()
-        self._since: float | None = None
-        self._ending: asyncio.Task[None] | None = None
-        self._timer = self._loop.call_later(stall_s, self._look) if stall_s is not None else None
-
-    def writing(self) -> None:
-        """A reply goes."""
-        self._since = self._loop.time()
-
-    def written(self) -> bool:
-        """It went. Returns whether that took too long."""
-        self._since = None
-        return self._ending is not None
-
-    async def ended(self) -> None:
-        """Raises as what makes the replies did when it was ended."""
-        if self._ending is not None:
-            await self._ending
-
-    async def close(self) -> None:
-        """The stream is over, and what made its replies ends; a cancel here leaves that to who ends it."""
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._ending is not None:
-            await asyncio.wait([self._ending])
-        await self._replies.aclose()
-
-    def _look(self) -> None:
-        now = self._loop.time()
-        since = now if self._since is None else self._since
-        if now - since < self._stall_s:
-            self._timer = self._loop.call_at(since + self._stall_s, self._look)
-        else:
-            self._ending = self._loop.create_task(self._end(), name="end of a stalled stream")
-            self._ending.add_done_callback(lambda task: task.cancelled() or task.exception())
-
-    async def _end(self) -> None:
-        with suppress(StopAsyncIteration):
-            await self._replies.athrow(errors.SlowConsumer("a message waits for a client that does not read"))
 
 
 _KINDS: dict[tuple[bool, bool], tuple[Callable[..., Any], Callable[[_Call, Any], Any]]] = {

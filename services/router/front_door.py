@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from headrace.v1 import router_pb2
 
 from services.common import errors, logs
 from services.common.errors import FieldViolation
+from services.common.replies import Replies
 from services.common.rpc import Context
 from services.router import responses, rules, scheduling
 from services.router.caching import CacheClient
@@ -58,23 +59,14 @@ class RouterServicer:
         self._history = history
         self._metrics = metrics
 
-    async def Generate(
-        self, request: router_pb2.GenerateRequest, context: Context
-    ) -> AsyncIterator[router_pb2.GenerateResponse]:
+    async def Generate(self, request: router_pb2.GenerateRequest, context: Context, replies: Replies) -> None:
         """Streams the output. Cancelling the call cancels the work in the same turn."""
         streaming = request.stream if request.HasField("stream") else True
         with self._visit(request, context, streaming=streaming) as visit:
             outlet = await self._begin(visit)
-            while (reply := await outlet.next()) is not None:
-                finished = reply.HasField("finished")
-                if finished:
-                    self._complete(visit, reply.finished, context)
-                try:
-                    yield reply
-                except errors.SlowConsumer:
-                    if not finished:
-                        raise
-                    return  # there is one end only
+            finished = await outlet.flow(replies)
+            self._complete(visit, finished, context)
+        replies.begin(router_pb2.GenerateResponse(finished=finished))
 
     async def GenerateUnary(
         self, request: router_pb2.GenerateRequest, context: Context
@@ -82,10 +74,9 @@ class RouterServicer:
         """The whole output at once. Cancelling the call cancels the work in the same turn."""
         with self._visit(request, context, streaming=False) as visit:
             outlet = await self._begin(visit)
-            reply = await outlet.next()
-            assert reply is not None, "an outlet ends with Finished or raises"
-            self._complete(visit, reply.finished, context)
-            return reply.finished
+            finished = await outlet.whole()
+            self._complete(visit, finished, context)
+        return finished
 
     async def ListModels(
         self, _: router_pb2.ListModelsRequest, context: Context

@@ -23,6 +23,7 @@ from services.router.relay.text import TextReader
 
 STOP = types_pb2.FINISH_REASON_STOP
 LENGTH = types_pb2.FINISH_REASON_LENGTH
+CANCELLED = session_pb2.END_REASON_CANCELLED
 
 
 class Blame(Enum):
@@ -197,7 +198,8 @@ class Flight:
         if read.stop is not None:
             ids = ids[: read.taken]
         self._note_tokens(ids, now)
-        self.outlet.push(ids, read.text, logprobs[: len(ids)] if logprobs else ())
+        ends = read.stop is not None or overlong or (end is not None and end.reason != CANCELLED)
+        self.outlet.push(ids, read.text, logprobs[: len(ids)] if logprobs else (), ends=ends)
         if read.stop is not None:
             self._finish(STOP, stop_string=read.stop)
         elif overlong:
@@ -223,7 +225,7 @@ class Flight:
 
     def _end(self, end: session_pb2.SequenceEnd) -> Progress:
         """Takes the worker's word that the sequence is over."""
-        if end.reason == session_pb2.END_REASON_CANCELLED:
+        if end.reason == CANCELLED:
             return Progress.LOST
         self.cached_tokens = min(end.usage.cached_tokens, len(self.order.prompt_ids))
         self.reported_cached = self.cached_tokens
@@ -245,7 +247,7 @@ class Flight:
     ) -> None:
         """Ends well; what the decoder and the matcher held back is decided now."""
         rest = self._text.finish()
-        self.outlet.push((), rest.text)
+        self.outlet.push((), rest.text, ends=True)
         if rest.stop is not None:
             self._finish(STOP, end, stop_string=rest.stop)
         else:

@@ -1,20 +1,20 @@
 """What waits for one client, and when it goes: the first token at once, later ones by class, merged.
 
 A client message costs far more than a token, so tokens that become ready while a write is under way, or
-within the flush window, travel together. The reader is woken once a message. A client that does not read is
-bounded here and given up; it holds up nobody else.
+within the flush window, travel together. A message is begun in the turn that makes it due: nobody is woken.
+A client that does not read is bounded here and given up; it holds up nobody else.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from headrace.v1 import router_pb2, types_pb2
 
 from services.common.errors import HeadraceError, SlowConsumer
+from services.common.replies import Replies
 
 Logprobs = Sequence[types_pb2.PositionLogprobs]
 
@@ -63,17 +63,18 @@ class Outlet:
         self._waits_since = 0.0
         """When the first of the waiting tokens came, on the loop's clock."""
         self._reader: asyncio.Future[None] | None = None
-        self._writing_since: float | None = None
+        self._replies: Replies | None = None
+        self._held_up = False
+        """Whether it goes on when the message that is under way is written."""
         self._end: router_pb2.Finished | HeadraceError | None = None
-        self._over = False
 
     @property
     def ended(self) -> bool:
         """Whether the terminal event is decided."""
         return self._end is not None
 
-    def push(self, ids: Sequence[int], text: str, logprobs: Logprobs = ()) -> None:
-        """Adds output. Nothing is added after the end."""
+    def push(self, ids: Sequence[int], text: str, logprobs: Logprobs = (), *, ends: bool = False) -> None:
+        """Adds output, unless it has ended. With `ends` the end follows in this turn, and all goes then."""
         if self._end is not None:
             return
         self._ids += ids
@@ -84,7 +85,7 @@ class Outlet:
         if self._keep:
             self.kept.text.append(text)
             self.kept.logprobs.extend(logprobs)
-        if not (self._due or self._whole):
+        if not (self._due or self._whole or ends):
             if self._index == 0 or len(self._ids) >= self._most_tokens:
                 self._make_due()
             elif len(self._ids) == len(ids):
@@ -100,28 +101,34 @@ class Outlet:
 
     def too_slow(self, now: float) -> SlowConsumer | None:
         """The error for a client that has not read for too long or has too much waiting."""
-        if self._writing_since is None or not self._ids:
+        since = self._replies.since if self._ids and self._replies is not None else None
+        if since is None:
             return None
-        stuck_s = now - self._writing_since
-        if len(self._ids) <= self._patience.unsent_tokens and stuck_s <= self._patience.stall_s:
+        if len(self._ids) <= self._patience.unsent_tokens and now - since <= self._patience.stall_s:
             return None
         return SlowConsumer(f"{len(self._ids)} tokens wait for a client that does not read")
 
-    async def next(self) -> router_pb2.GenerateResponse | None:
-        """The next message; None after Finished. For one reader.
+    async def flow(self, replies: Replies) -> router_pb2.Finished:
+        """Begins all Delta messages as they become due; returns Finished when they are written.
 
         Raises:
-            HeadraceError: the stream failed.
+            HeadraceError: the stream failed. Exception: what a write failed with.
         """
-        self._writing_since = None
-        while not self._due and self._end is None:
+        self._replies = replies
+        try:
+            self._go_on()
+            while not self._all_said(replies):
+                await replies.wait()
+        finally:
+            self._replies = None
+        return self._ended_well()
+
+    async def whole(self) -> router_pb2.Finished:
+        """All output at once. Raises HeadraceError: the stream failed."""
+        while self._end is None:
             self._reader = self._loop.create_future()
             await self._reader
-        if self._over:
-            return None
-        message = self._take()
-        self._writing_since = time.monotonic()
-        return message
+        return self._ended_well()
 
     def _wait_for_more(self) -> None:
         """Tokens wait again. A timer that still runs for earlier ones is set on when it is over."""
@@ -141,27 +148,52 @@ class Outlet:
 
     def _make_due(self) -> None:
         self._due = True
-        if self._reader is not None and not self._reader.done():
-            self._reader.set_result(None)
+        self._go_on()
 
     def _conclude(self, end: router_pb2.Finished | HeadraceError) -> None:
         if self._end is None:
             self._end = end
-            self._make_due()
             if self._timer is not None:
                 self._timer.cancel()
+            if self._reader is not None and not self._reader.done():
+                self._reader.set_result(None)
+            self._go_on()
 
-    def _take(self) -> router_pb2.GenerateResponse:
+    def _go_on(self) -> None:
+        """Begins what is due; behind a message that is under way when that is written."""
+        replies = self._replies
+        if replies is None:
+            return
         if isinstance(self._end, HeadraceError):
-            self._over = True
-            raise self._end
-        if (self._ids or self._text) and not self._whole:
-            return self._delta()
-        assert self._end is not None
-        self._over = True
-        return router_pb2.GenerateResponse(
-            finished=self._whole_answer(self._end) if self._whole else self._end
-        )
+            replies.wake()
+        elif replies.busy:
+            self._hold_up(replies)
+        elif self._has_more and (self._due or self._end is not None):
+            replies.begin(self._delta())
+            if self._end is not None:
+                self._go_on()
+        elif self._end is not None:
+            replies.wake()
+
+    def _all_said(self, replies: Replies) -> bool:
+        """Whether nothing is left to be done before the end."""
+        if isinstance(self._end, HeadraceError):
+            return True
+        return self._end is not None and not (self._has_more or replies.busy)
+
+    def _hold_up(self, replies: Replies) -> None:
+        if not self._held_up:
+            self._held_up = True
+            replies.when_free(self._free)
+
+    def _free(self) -> None:
+        self._held_up = False
+        self._go_on()
+
+    @property
+    def _has_more(self) -> bool:
+        """Whether there is output for another Delta."""
+        return bool(self._ids or self._text) and not self._whole
 
     def _delta(self) -> router_pb2.GenerateResponse:
         message = router_pb2.GenerateResponse()
@@ -174,11 +206,15 @@ class Outlet:
             self._logprobs = []
         self._index += len(self._ids)
         self._ids, self._text = [], []
-        self._due = self._end is not None
+        self._due = False
         return message
 
-    def _whole_answer(self, finished: router_pb2.Finished) -> router_pb2.Finished:
-        finished.text = "".join(self._text)
-        finished.token_ids.extend(self._ids)
-        finished.logprobs.extend(self._logprobs)
-        return finished
+    def _ended_well(self) -> router_pb2.Finished:
+        assert self._end is not None, "for who knows that it has ended"
+        if isinstance(self._end, HeadraceError):
+            raise self._end
+        if self._whole:
+            self._end.text = "".join(self._text)
+            self._end.token_ids.extend(self._ids)
+            self._end.logprobs.extend(self._logprobs)
+        return self._end

@@ -46,14 +46,14 @@ class RestOutlet(Outlet):
         self._had_bytes = text_bytes
         self._catching_up = True
 
-    def push(self, ids: Sequence[int], text: str, logprobs: Logprobs = ()) -> None:
+    def push(self, ids: Sequence[int], text: str, logprobs: Logprobs = (), *, ends: bool = False) -> None:
         """Adds output beyond what the client has."""
         if not (self._had_ids or self._had_bytes or self._catching_up):
-            super().push(ids, text, logprobs)
+            super().push(ids, text, logprobs, ends=ends)
             return
         had = min(self._had_ids, len(ids))
         self._had_ids -= had
-        super().push(list(ids[had:]), self._without_had(text), logprobs)
+        super().push(list(ids[had:]), self._without_had(text), logprobs, ends=ends)
 
     def caught_up(self) -> None:
         """What comes from now on is not yet known to the client, text apart that `text_bytes` says it has."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
@@ -13,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from services.common import errors, rpc, transport
 from services.common.members import MeshSecret
 from services.common.metrics import RpcMetrics
+from services.common.replies import Replies
 from tests.support.waiting import eventually
 
 MESH = MeshSecret(b"s" * 32)
@@ -34,12 +36,6 @@ class Servicer:
         return cache_pb2.LookupResponse()
 
     async def LoadSnapshot(self, request: Any, _: Any) -> AsyncIterator[cache_pb2.LoadSnapshotResponse]:
-        if request.name == "floods":
-            try:
-                yield cache_pb2.LoadSnapshotResponse(chunk=bytes(8 << 20))
-            except errors.SlowConsumer as error:
-                self.ended.append(error)
-                raise
         yield cache_pb2.LoadSnapshotResponse(chunk=b"1")
         if request.name == "fails":
             raise errors.Unavailable("gone")
@@ -59,6 +55,35 @@ class Servicer:
     Store = Forget = LeaseQuota = Lookup
 
 
+class Replier(Servicer):
+    """The same with replies that are begun."""
+
+    def again(self, replies: Replies) -> None:
+        assert not replies.busy
+        replies.begin(cache_pb2.LoadSnapshotResponse(chunk=b"2"))
+        replies.wake()
+
+    async def LoadSnapshot(  # type: ignore[override]
+        self, request: Any, _: Any, replies: Replies
+    ) -> None:
+        size = 8 << 20 if request.name in ("floods", "ends") else 1
+        replies.begin(cache_pb2.LoadSnapshotResponse(chunk=bytes(size)))
+        if request.name == "fails":
+            raise errors.Unavailable("gone")
+        if request.name == "again":
+            replies.when_free(lambda: self.again(replies))
+        if request.name == "ends":
+            return
+        self.started.set()
+        try:
+            await replies.wait()
+        except Exception as error:
+            self.ended.append(error)
+            raise
+        finally:
+            self.cancelled.set()
+
+
 class Served:
     """A server with the servicer and a channel to it."""
 
@@ -72,11 +97,10 @@ class Served:
         return self.registry.get_sample_value("headrace_rpc_calls_total", labels) or 0
 
 
-@pytest_asyncio.fixture
-async def served() -> AsyncIterator[Served]:
+@asynccontextmanager
+async def serving(servicer: Servicer) -> AsyncIterator[Served]:
     registry = CollectorRegistry()
     server = transport.server()
-    servicer = Servicer()
     registrar = rpc.Registrar(server, RpcMetrics(registry), MESH, stall_s=0.2)
     registrar.add(cache_pb2.DESCRIPTOR.services_by_name["CacheService"], servicer, members_only="cache")
     port = transport.listen(server, "127.0.0.1:0", transport.Tls(), insecure=False)
@@ -85,6 +109,18 @@ async def served() -> AsyncIterator[Served]:
     yield Served(registry, servicer, channel)
     await channel.close()
     await server.stop(0)
+
+
+@pytest_asyncio.fixture
+async def served() -> AsyncIterator[Served]:
+    async with serving(Servicer()) as found:
+        yield found
+
+
+@pytest_asyncio.fixture
+async def replying() -> AsyncIterator[Served]:
+    async with serving(Replier()) as found:
+        yield found
 
 
 async def failure(call: Any) -> grpc.aio.AioRpcError:
@@ -128,14 +164,14 @@ async def test_bytes_that_are_no_message_end_a_client_stream(served: Served) -> 
 
 
 async def test_a_stream_that_fails_keeps_what_it_sent(served: Served) -> None:
-    call = served.stub.LoadSnapshot(cache_pb2.LoadSnapshotRequest(name="fails"), metadata=served.member)
+    call: Any = load(served, "fails")
     assert (await call.read()).chunk == b"1"
     assert (await failure(call.read())).code() is grpc.StatusCode.UNAVAILABLE
     assert served.count("LoadSnapshot", "UNAVAILABLE") == 1
 
 
 async def test_a_cancelled_stream_reaches_the_handler(served: Served) -> None:
-    call = served.stub.LoadSnapshot(cache_pb2.LoadSnapshotRequest(name="hangs"), metadata=served.member)
+    call: Any = load(served, "hangs")
     await served.servicer.started.wait()
     call.cancel()
     await served.servicer.cancelled.wait()
@@ -148,17 +184,47 @@ async def test_a_client_stream_is_read_to_its_end(served: Served) -> None:
     assert reply.stored_bytes == 3
 
 
-async def test_a_client_that_does_not_read_holds_nothing_of_the_service(served: Served) -> None:
-    call = served.stub.LoadSnapshot(cache_pb2.LoadSnapshotRequest(name="floods"), metadata=served.member)
-    await eventually(lambda: bool(served.servicer.ended), "what makes the replies is ended")
-    assert len((await call.read()).chunk) == 8 << 20
-    error = await failure(call.read())
-    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    await eventually(lambda: served.count("LoadSnapshot", "RESOURCE_EXHAUSTED") == 1, "it is counted")
+def load(served: Served, name: str) -> Any:
+    return served.stub.LoadSnapshot(cache_pb2.LoadSnapshotRequest(name=name), metadata=served.member)
 
 
-async def test_a_client_that_never_read_and_goes_is_counted_once(served: Served) -> None:
-    call = served.stub.LoadSnapshot(cache_pb2.LoadSnapshotRequest(name="floods"), metadata=served.member)
-    await eventually(lambda: bool(served.servicer.ended), "what makes the replies is ended")
+async def test_begun_replies_come_in_order_and_then_the_end(replying: Served) -> None:
+    call = load(replying, "again")
+    assert [each.chunk async for each in call] == [bytes(1), b"2"]
+    assert await call.code() is grpc.StatusCode.OK
+
+
+async def test_what_was_begun_before_a_failure_arrives_before_it(replying: Served) -> None:
+    call = load(replying, "fails")
+    assert (await call.read()).chunk == bytes(1)
+    assert (await failure(call.read())).code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_cancelled_call_reaches_who_waits_for_its_replies(replying: Served) -> None:
+    call = load(replying, "hangs")
+    await replying.servicer.started.wait()
     call.cancel()
-    await eventually(lambda: served.count("LoadSnapshot", "CANCELLED") == 1, "the cancel is counted")
+    await replying.servicer.cancelled.wait()
+    await eventually(lambda: replying.count("LoadSnapshot", "CANCELLED") == 1, "the cancel is counted")
+
+
+async def test_a_client_that_does_not_read_holds_nothing_of_the_service(replying: Served) -> None:
+    call = load(replying, "floods")
+    await eventually(lambda: bool(replying.servicer.ended), "the handler is told")
+    assert len((await call.read()).chunk) == 8 << 20
+    assert (await failure(call.read())).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    await eventually(lambda: replying.count("LoadSnapshot", "RESOURCE_EXHAUSTED") == 1, "it is counted")
+
+
+async def test_a_client_that_never_read_and_goes_is_counted_once(replying: Served) -> None:
+    call = load(replying, "floods")
+    await eventually(lambda: bool(replying.servicer.ended), "the handler is told")
+    call.cancel()
+    await eventually(lambda: replying.count("LoadSnapshot", "CANCELLED") == 1, "the cancel is counted")
+
+
+async def test_a_last_reply_that_waits_long_for_its_client_is_no_failure(replying: Served) -> None:
+    call = load(replying, "ends")
+    await asyncio.sleep(0.3)  # beyond the bound of the server, which is not to be seen
+    assert len((await call.read()).chunk) == 8 << 20
+    assert await call.code() is grpc.StatusCode.OK

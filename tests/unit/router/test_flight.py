@@ -11,36 +11,13 @@ from hypothesis import strategies as st
 
 from services.common import errors
 from services.router.relay.flight import Blame, Flight, Progress
-from services.router.relay.outlet import Outlet, Patience
+from services.router.relay.outlet import Patience
 from tests.support.flights import IDS, LENGTH, TEXT, TOKENIZER, flight, news, seated
+from tests.support.readers import Reader
 
 
-class Client:
-    """Reads what is there, without waiting for more."""
-
-    def __init__(self) -> None:
-        self.ids: list[int] = []
-        self.text = ""
-        self.ends: list[object] = []
-
-    async def read(self, outlet: Outlet) -> None:
-        try:
-            while (reply := await asyncio.wait_for(outlet.next(), 5)) is not None:
-                if reply.HasField("finished"):
-                    self.ends.append(reply.finished)
-                    continue
-                assert not self.ends
-                assert reply.delta.index == len(self.ids)
-                self.ids += reply.delta.token_ids
-                self.text += reply.delta.text
-        except errors.HeadraceError as error:
-            self.ends.append(error)
-
-
-async def outcome(it: Flight) -> Client:
-    client = Client()
-    await client.read(it.outlet)
-    return client
+async def outcome(it: Flight) -> Reader:
+    return await Reader(it.outlet).to_the_end()
 
 
 async def test_tokens_come_out_once_in_order_with_one_end() -> None:
@@ -49,7 +26,7 @@ async def test_tokens_come_out_once_in_order_with_one_end() -> None:
     assert it.advance(news(5, IDS[5:], LENGTH), 3.0) is Progress.ENDED
     client = await outcome(it)
     assert (client.ids, client.text) == (IDS, TEXT)
-    [finished] = client.ends
+    finished = client.end
     assert isinstance(finished, router_pb2.Finished)
     assert finished.finish_reason == types_pb2.FINISH_REASON_LENGTH
     assert finished.usage.output_tokens == len(IDS)
@@ -92,10 +69,9 @@ async def _interleave(data: st.DataObject) -> None:
     if not it.over:
         it.advance(news(len(it.ids), IDS[len(it.ids) :], LENGTH), 9.0)
     client = await outcome(it)
-    assert len(client.ends) == 1
-    if isinstance(client.ends[0], router_pb2.Finished):
+    if isinstance(client.end, router_pb2.Finished):
         assert (client.ids, client.text) == (IDS, TEXT)
-        assert client.ends[0].attempts == it.losses + 1
+        assert client.end.attempts == it.losses + 1
     else:
         assert it.losses == 3
         assert client.ids == IDS[: len(client.ids)]
@@ -107,7 +83,7 @@ async def test_a_stop_string_cuts_the_text_and_asks_for_a_cancel() -> None:
     client = await outcome(it)
     assert client.text == TEXT.partition("request")[0]
     assert TOKENIZER.decode(client.ids).startswith(client.text + "request")
-    [finished] = client.ends
+    finished = client.end
     assert isinstance(finished, router_pb2.Finished)
     assert (finished.finish_reason, finished.stop_string) == (types_pb2.FINISH_REASON_STOP, "request")
     assert finished.usage.output_tokens == len(client.ids)
@@ -135,7 +111,7 @@ async def test_the_id_that_ends_a_turn_is_delivered_but_is_no_text() -> None:
     it.advance(news(0, [*letter, *letter], session_pb2.END_REASON_STOP_TOKEN, stop_token_id=letter[0]), 2.0)
     client = await outcome(it)
     assert (client.text, client.ids) == ("a", letter * 2)
-    [finished] = client.ends
+    finished = client.end
     assert isinstance(finished, router_pb2.Finished)
     assert finished.stop_token_id == letter[0]
     assert finished.WhichOneof("stop_match") == "stop_token_id"
@@ -146,7 +122,7 @@ async def test_a_worker_that_does_not_stop_is_cut_at_max_tokens() -> None:
     assert it.advance(news(0, IDS), 2.0) is Progress.CUT
     client = await outcome(it)
     assert client.ids == IDS[:4]
-    [finished] = client.ends
+    finished = client.end
     assert isinstance(finished, router_pb2.Finished)
     assert finished.finish_reason == types_pb2.FINISH_REASON_LENGTH
 
@@ -166,7 +142,7 @@ async def test_a_request_that_is_convicted_of_a_death_ends_as_quarantined() -> N
     seated(it, "other")
     it.leave_seat()
     assert not it.lose_worker(Blame.CONVICTED, resumes=2)
-    [error] = (await outcome(it)).ends
+    error = (await outcome(it)).end
     assert isinstance(error, errors.Aborted)
     assert error.reason == "QUARANTINED"
 
@@ -180,7 +156,7 @@ async def test_the_third_loss_ends_a_request(begun: bool, kind: type[errors.Head
         it.leave_seat()
         assert it.lose_worker(Blame.NONE, resumes=2) == (loss < 2)
         seated(it)
-    assert isinstance((await outcome(it)).ends[0], kind)
+    assert isinstance((await outcome(it)).end, kind)
 
 
 @pytest.mark.parametrize(
@@ -200,17 +176,17 @@ async def test_bad_ends_become_their_errors(
     if begun:
         it.advance(news(0, IDS[:2]), 2.0)
     assert it.advance(news(len(it.ids), [], reason), 2.0) is Progress.ENDED
-    assert type((await outcome(it)).ends[0]) is kind
+    assert type((await outcome(it)).end) is kind
 
 
 async def test_a_client_that_does_not_read_is_given_up() -> None:
     it = seated(flight(Patience(3, 1e9)))
+    client = Reader(it.outlet, reads=0)
+    await asyncio.sleep(0)
     it.advance(news(0, IDS[:1]), 2.0)
-    await it.outlet.next()
     assert it.advance(news(1, IDS[1:4]), 2.0) is Progress.ONGOING
     assert it.advance(news(4, IDS[4:5]), 2.0) is Progress.CUT
-    [error] = (await outcome(it)).ends
-    assert isinstance(error, errors.SlowConsumer)
+    assert isinstance((await client.to_the_end()).end, errors.SlowConsumer)
 
 
 async def test_logprobs_stay_with_their_ids() -> None:
@@ -218,8 +194,5 @@ async def test_logprobs_stay_with_their_ids() -> None:
     message = news(0, IDS)
     message.logprobs.extend(types_pb2.PositionLogprobs(chosen=float(index)) for index in range(len(IDS)))
     it.advance(message, 2.0)
-    reply = await it.outlet.next()
-    assert reply is not None
-    assert [each.chosen for each in reply.delta.logprobs] == [
-        float(i) for i in range(len(reply.delta.token_ids))
-    ]
+    [delta] = (await outcome(it)).deltas
+    assert [each.chosen for each in delta.logprobs] == [float(i) for i in range(len(delta.token_ids))]

@@ -9,99 +9,150 @@ from headrace.v1 import router_pb2
 
 from services.common.errors import Cancelled, SlowConsumer
 from services.router.relay.outlet import Flush, Outlet, Patience
+from tests.support.readers import Reader
 from tests.support.waiting import eventually
 
 PATIENT = Patience(1 << 30, 1e9)
 NEVER = Flush(3600.0, 1 << 30)
+AT_ONCE = Flush(0.0, 1)
+
+
+def seen(reader: Reader) -> list[tuple[list[int], str, int]]:
+    return [(list(each.token_ids), each.text, each.index) for each in reader.deltas]
+
+
+async def settled() -> None:
+    """What can be said has been said."""
+    for _ in range(5):
+        await asyncio.sleep(0)
 
 
 async def test_the_first_token_goes_at_once_whatever_the_class() -> None:
     outlet = Outlet(NEVER, PATIENT)
+    reader = Reader(outlet)
+    await settled()
     outlet.push([7], "a")
-    reply = await outlet.next()
-    assert reply is not None
-    assert (list(reply.delta.token_ids), reply.delta.text, reply.delta.index) == ([7], "a", 0)
+    assert seen(reader) == [([7], "a", 0)]
+    reader.leave()
+
+
+async def test_what_came_before_the_reader_goes_when_it_is_there() -> None:
+    outlet = Outlet(NEVER, PATIENT)
+    outlet.push([7], "a")
+    reader = Reader(outlet)
+    await reader.read()
+    assert seen(reader) == [([7], "a", 0)]
+    reader.leave()
 
 
 async def test_later_tokens_wait_for_the_count_and_go_merged() -> None:
     outlet = Outlet(Flush(3600.0, 3), PATIENT)
+    reader = Reader(outlet)
+    await settled()
     outlet.push([1], "a")
-    await outlet.next()
-    following = asyncio.ensure_future(outlet.next())
     for number in (2, 3):
         outlet.push([number], str(number))
-        await asyncio.sleep(0)
-        assert not following.done()
+        await settled()
+        assert len(reader.deltas) == 1
     outlet.push([4], "4")
-    reply = await following
-    assert reply is not None
-    assert (list(reply.delta.token_ids), reply.delta.text, reply.delta.index) == ([2, 3, 4], "234", 1)
+    assert seen(reader)[1:] == [([2, 3, 4], "234", 1)]
+    reader.leave()
 
 
 async def test_later_tokens_go_when_their_time_is_up() -> None:
     outlet = Outlet(Flush(0.01, 1 << 30), PATIENT)
     outlet.push([1], "a")
-    await outlet.next()
+    reader = Reader(outlet)
+    await reader.read()
     outlet.push([2], "b")
-    reply = await outlet.next()
-    assert reply is not None
-    assert list(reply.delta.token_ids) == [2]
+    await reader.read()
+    assert reader.ids == [1, 2]
+    reader.leave()
 
 
 async def test_tokens_that_come_while_a_message_is_written_travel_together() -> None:
-    outlet = Outlet(Flush(0.0, 1), PATIENT)
-    outlet.push([1], "a")
-    await outlet.next()
-    for number in range(2, 6):
+    outlet = Outlet(AT_ONCE, PATIENT)
+    reader = Reader(outlet, reads=0)
+    await settled()
+    for number in range(1, 6):
         outlet.push([number], "")
-    reply = await outlet.next()
-    assert reply is not None
-    assert list(reply.delta.token_ids) == [2, 3, 4, 5]
+    await reader.read(2)
+    assert [list(each.token_ids) for each in reader.deltas] == [[1], [2, 3, 4, 5]]
+    reader.leave()
 
 
 async def test_the_end_follows_all_output_and_nothing_follows_it() -> None:
     outlet = Outlet(NEVER, PATIENT)
+    reader = Reader(outlet, reads=0)
+    await settled()
     outlet.push([1], "a")
-    await outlet.next()
     outlet.push([2], "b")
     outlet.finish(router_pb2.Finished(request_id="r"))
     outlet.push([3], "c")
     outlet.fail(Cancelled("late"))
-    kinds = []
-    while (reply := await outlet.next()) is not None:
-        kinds.append(reply.WhichOneof("event"))
-    assert kinds == ["delta", "finished"]
+    await settled()
+    assert reader.end is None, "two messages are still to be read"
+    await reader.to_the_end()
+    assert reader.ids == [1, 2]
+    assert isinstance(reader.end, router_pb2.Finished)
 
 
-async def test_an_error_wakes_the_reader_and_is_raised() -> None:
-    outlet = Outlet(NEVER, PATIENT)
-    waiting = asyncio.ensure_future(outlet.next())
-    await asyncio.sleep(0)
+async def test_an_error_is_raised_at_once_whatever_is_still_to_be_read() -> None:
+    for reads in (0, 9):
+        outlet = Outlet(AT_ONCE, PATIENT)
+        reader = Reader(outlet, reads=reads)
+        await settled()
+        outlet.push([1], "a")
+        outlet.push([2], "b")
+        outlet.fail(Cancelled("gone"))
+        await eventually(lambda it=reader: isinstance(it.end, Cancelled), "the error")  # type: ignore[misc]
+
+
+async def test_an_error_that_was_there_before_the_reader_is_raised() -> None:
+    outlet = Outlet(AT_ONCE, PATIENT)
+    outlet.push([1], "a")
     outlet.fail(Cancelled("gone"))
+    assert isinstance((await Reader(outlet).to_the_end()).end, Cancelled)
     with pytest.raises(Cancelled):
-        await waiting
+        await outlet.whole()
+
+
+async def test_what_a_write_failed_with_ends_the_flow() -> None:
+    outlet = Outlet(AT_ONCE, PATIENT)
+    reader = Reader(outlet)
+    await settled()
+    outlet.push([1], "a")
+    reader.deltas[0].index = 5  # it will miss a token
+    outlet.push([2], "b")
+    with pytest.raises(AssertionError, match="missing"):
+        await reader.to_the_end()
+    outlet.push([3], "c")
+    assert reader.ids == [1], "nothing is written to it any more"
 
 
 async def test_a_whole_answer_comes_in_one_message() -> None:
-    outlet = Outlet(NEVER, PATIENT, whole=True)
-    waiting = asyncio.ensure_future(outlet.next())
-    outlet.push([1, 2], "ab")
-    outlet.push([3], "c")
-    await asyncio.sleep(0)
-    assert not waiting.done()
-    outlet.finish(router_pb2.Finished())
-    reply = await waiting
-    assert reply is not None
-    assert (list(reply.finished.token_ids), reply.finished.text) == ([1, 2, 3], "abc")
-    assert await outlet.next() is None
+    for streamed in (True, False):
+        outlet = Outlet(NEVER, PATIENT, whole=True)
+        reading = Reader(outlet).to_the_end() if streamed else outlet.whole()
+        waiting = asyncio.ensure_future(reading)
+        await settled()
+        outlet.push([1, 2], "ab")
+        outlet.push([3], "c")
+        await settled()
+        assert not waiting.done()
+        outlet.finish(router_pb2.Finished())
+        found = await waiting
+        finished = found.end if isinstance(found, Reader) else found
+        assert isinstance(finished, router_pb2.Finished)
+        assert (list(finished.token_ids), finished.text) == ([1, 2, 3], "abc")
 
 
 async def test_a_reader_is_too_slow_by_tokens_or_by_time_but_only_while_a_write_is_stuck() -> None:
-    outlet = Outlet(Flush(0.0, 1), Patience(2, 60.0))
-    outlet.push([1], "a")
-    outlet.push([2, 3, 4], "")
+    outlet = Outlet(AT_ONCE, Patience(2, 60.0))
+    outlet.push([1, 2, 3, 4], "a")
     assert outlet.too_slow(1e12) is None, "nothing is being written"
-    await outlet.next()
+    reader = Reader(outlet, reads=0)
+    await settled()
     assert outlet.too_slow(1e12) is None, "nothing waits"
     outlet.push([5, 6], "")
     now = asyncio.get_running_loop().time()
@@ -109,20 +160,4 @@ async def test_a_reader_is_too_slow_by_tokens_or_by_time_but_only_while_a_write_
     assert isinstance(outlet.too_slow(now + 61), SlowConsumer)
     outlet.push([7], "")
     assert isinstance(outlet.too_slow(now), SlowConsumer)
-
-
-async def test_a_reader_that_waits_is_woken_once_a_message() -> None:
-    outlet = Outlet(Flush(0.0, 1), PATIENT)
-    messages = []
-
-    async def read() -> None:
-        while (reply := await outlet.next()) is not None:
-            messages.append(list(reply.delta.token_ids))
-
-    task = asyncio.ensure_future(read())
-    for number in range(5):
-        outlet.push([number], "")
-        await eventually(lambda count=number + 1: len(messages) == count, "a message")  # type: ignore[misc]
-    outlet.finish(router_pb2.Finished())
-    await task
-    assert messages == [[0], [1], [2], [3], [4], []]
+    reader.leave()

@@ -15,6 +15,7 @@ from services.router.relay.outlet import Flush, Outlet, Patience
 from services.router.relay.taken_up import RestOutlet, replay
 from services.router.relay.text import TextReader
 from tests.support.flights import IDS, LENGTH, TABLE, TEXT, news, order, seated
+from tests.support.readers import Reader
 
 PATIENT = Patience(1 << 30, 1e9)
 CANCELLED = session_pb2.END_REASON_CANCELLED
@@ -25,25 +26,18 @@ ENDS = st.sampled_from([LENGTH, session_pb2.END_REASON_EOS, session_pb2.END_REAS
 
 
 class Client:
-    """What one has read."""
+    """What one has read over several calls."""
 
     def __init__(self) -> None:
         self.ids: list[int] = []
         self.text = ""
         self.finished: router_pb2.Finished | None = None
 
-    async def read(self, outlet: Outlet, messages: int | None = None) -> None:
-        """Reads some messages, or all up to the end."""
-        while self.finished is None and messages != 0:
-            reply = await outlet.next()
-            assert reply is not None
-            messages = None if messages is None else messages - 1
-            if reply.HasField("finished"):
-                self.finished = reply.finished
-            else:
-                assert not reply.delta.token_ids or reply.delta.index == len(self.ids)
-                self.ids += reply.delta.token_ids
-                self.text += reply.delta.text
+    def has(self, reader: Reader) -> None:
+        """What it read of one call."""
+        self.ids += reader.ids
+        self.text += reader.text
+        self.finished = reader.end if isinstance(reader.end, router_pb2.Finished) else None
 
     @property
     def outcome(self) -> tuple[Any, ...]:
@@ -88,13 +82,16 @@ def test_the_rest_makes_the_whole(
         outlet = Outlet(flush, PATIENT)
         undisturbed = flight_to(outlet, stops)
         first, arrived = Outlet(flush, PATIENT), Client()
-        broken = flight_to(first, stops)
+        broken, reader = flight_to(first, stops), Reader(first, reads=0)
         for number, update in enumerate(stream):
             undisturbed.advance(update, 2.0)
             broken.advance(update, 2.0)
-            if number < read and (first._due or first.ended):
-                await arrived.read(first, 1)
-        await whole.read(outlet)
+            await asyncio.sleep(0)
+            if number < read and (first.ended or reader.begun > len(reader.deltas)):
+                await reader.read()
+        arrived.has(reader)
+        reader.leave()
+        whole.has(await Reader(outlet).to_the_end())
         if arrived.finished is not None:
             return
         had = sum(1 for each in stream if each.first_index < len(arrived.ids))
@@ -114,7 +111,7 @@ def test_the_rest_makes_the_whole(
         for update in stream[known:]:
             if not flight.over:
                 flight.advance(update, 3.0)
-        await arrived.read(rest)
+        arrived.has(await Reader(rest).to_the_end())
 
     asyncio.run(run())
 
