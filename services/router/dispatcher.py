@@ -6,9 +6,11 @@ the worker cannot be torn apart. What to choose is the scheduler's business (`po
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import islice
 
 from headrace.v1 import session_pb2
 
@@ -31,6 +33,8 @@ from services.router.sessions.workers import Workers
 from services.router.settings import RouterSettings
 
 RETRY_S = 1.0
+MOVED_A_TURN = 32
+"""Of a lost worker's requests so many are placed before others' frames are heard, and commands leave."""
 
 
 class Dispatcher:
@@ -216,8 +220,11 @@ class Dispatcher:
 
     def _dispatch(self) -> None:
         now = time.monotonic()
-        for flight in self._failover.released(now):
+        moved = list(islice(self._failover.released(now), MOVED_A_TURN))
+        for flight in moved:
             self._wait(flight, now)
+        if len(moved) == MOVED_A_TURN:
+            asyncio.get_running_loop().call_soon(self._dispatch)
         for session in self._changed:
             if self.workers.get(session.worker_id) is session:
                 self.scheduler.worker_changed(session.view(now))
