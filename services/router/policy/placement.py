@@ -3,7 +3,7 @@
     open   workers with credit for it                    warm   workers that keep most of its prompt
     1. a warm worker that is open and not overloaded; credit for what the prompt does not share suffices
     2. wait a little for one that is closed: longer where KV is scarce, so that not everybody keeps everything
-    3. any open worker
+    3. any open worker; of a prompt whose keepers are overloaded one that is not, with KV to spare for a copy
     among these the least  (queued + own uncached prefill seconds) × (in flight + 1)  in calibrated terms
 
 Choice and booking belong in one turn: between `choose` and `book` nothing else may happen.
@@ -82,23 +82,18 @@ class Placement:
         if self.settings.preferred_labels and ticket.preferred_labels:
             takers = _preferring(takers, fleet.labelled(ticket.preferred_labels, frozenset()))
             able = able & takers if np.count_nonzero(takers) else able
-        warm = self._warm(able, hits, ticket, fleet)
-        if warm is not None:
-            warm_takers = warm & takers
-            if not np.count_nonzero(warm_takers):
-                warm_takers = self._sharers(warm, hits, ticket, fleet)
-            if np.count_nonzero(warm_takers):
-                return self._among(self._or_replica(ticket, warm_takers, takers, now), hits, ticket, fleet)
+        keepers = self._keepers(able, hits, ticket)
+        if keepers is None:
+            return self._among(takers, hits, ticket, fleet) if np.count_nonzero(takers) else NOBODY
+        calm = self._calm(able, fleet, ticket.foreground)
+        warm = keepers & calm
+        if np.count_nonzero(warm):
+            found = self._warm_one(warm, able, takers, hits, ticket, fleet, now, head_wait_s)
+            if found is not None:
+                return found
         if not np.count_nonzero(takers):
-            return NOBODY if warm is None else self._waits(ticket, fleet, now, head_wait_s, 0.0) or NOBODY
-        if warm is not None:
-            own_s = self._scores.own_s(own_tokens(hits, ticket), ticket.prefill_tokens, fleet)
-            saved_s = float(own_s[takers].min() - own_s[able].min())
-            saved_s += self._crowding_s(warm, takers, hits, ticket, fleet)
-            waits = self._waits(ticket, fleet, now, head_wait_s, saved_s)
-            if waits is not None and not self._sooner_cold(ticket, warm, takers, hits, own_s, fleet):
-                return waits
-        return self._among(takers, hits, ticket, fleet)
+            return NOBODY
+        return self._among(_preferring(takers, calm & _spacious(fleet, ticket)), hits, ticket, fleet)
 
     def book(self, choice: Choice, ticket: Ticket, fleet: Fleet, now: float) -> Cost:
         """Takes the request off the chosen worker's credit; returns what it costs there."""
@@ -160,19 +155,40 @@ class Placement:
         copied = int(hits[warm].max()) / max(view.total_blocks, 1)
         return scarce * copied * ticket.expected_output * step_s
 
-    def _warm(self, able: Mask, hits: Hits, ticket: Ticket, fleet: Fleet) -> Mask | None:
-        """Workers that keep most of the prompt and are not overloaded; None when there is none."""
+    def _keepers(self, able: Mask, hits: Hits, ticket: Ticket) -> Mask | None:
+        """Workers that keep most of the prompt; None when there is none."""
         prompt = ticket.prefill_tokens
         least = self.settings.warm_share * prompt
         if not self.settings.warm or least > max(0, prompt - 1):
             return None
-        warm: Mask = hits >= ceil(least / BLOCK_TOKENS)
-        if able is not fleet.ready:
-            warm &= able
-        if not np.count_nonzero(warm):
-            return None
-        warm &= self._calm(able, fleet, ticket.foreground)
-        return warm if np.count_nonzero(warm) else None
+        keepers: Mask = (hits >= ceil(least / BLOCK_TOKENS)) & able
+        return keepers if np.count_nonzero(keepers) else None
+
+    def _warm_one(
+        self,
+        warm: Mask,
+        able: Mask,
+        takers: Mask,
+        hits: Hits,
+        ticket: Ticket,
+        fleet: Fleet,
+        now: float,
+        head_wait_s: float | None,
+    ) -> Choice | None:
+        """One of the warm workers, or that it waits for one; None when it had better go elsewhere."""
+        warm_takers = warm & takers
+        if not np.count_nonzero(warm_takers):
+            warm_takers = self._sharers(warm, hits, ticket, fleet)
+        if np.count_nonzero(warm_takers):
+            return self._among(self._or_replica(ticket, warm_takers, takers, now), hits, ticket, fleet)
+        if not np.count_nonzero(takers):
+            return self._waits(ticket, fleet, now, head_wait_s, 0.0)
+        own_s = self._scores.own_s(own_tokens(hits, ticket), ticket.prefill_tokens, fleet)
+        saved_s = float(own_s[takers].min() - own_s[able].min())
+        saved_s += self._crowding_s(warm, takers, hits, ticket, fleet)
+        waits = self._waits(ticket, fleet, now, head_wait_s, saved_s)
+        sooner = waits is not None and self._sooner_cold(ticket, warm, takers, hits, own_s, fleet)
+        return None if sooner else waits
 
     def _calm(self, able: Mask, fleet: Fleet, foreground: bool) -> Mask:
         """Workers of which none is so busy that being warm there is worth nothing."""
@@ -264,6 +280,12 @@ class Placement:
 
     def _cold(self, cached: int, ticket: Ticket) -> bool:
         return cached < self.settings.warm_share * ticket.prefill_tokens
+
+
+def _spacious(fleet: Fleet, ticket: Ticket) -> Mask:
+    """Workers where a copy of a prefix displaces nothing."""
+    found: Mask = fleet.busy(ticket.foreground).room * BLOCK_TOKENS >= _SCARCE * fleet.kv_tokens
+    return found
 
 
 def _less(asked: Cost, cached: int) -> Cost:

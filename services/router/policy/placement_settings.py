@@ -15,7 +15,7 @@ class PlacementSettings:
     warm_share: float = 0.8
     """Of the prompt, cached: from here on a worker is warm."""
     warm_load_factor: float = 1.5
-    warm_load_slack: float = 24.0
+    warm_load_slack: float = 8.0
     """A warm worker is overloaded beyond so many times the least load plus so many sequences."""
     warm_queue_s: float = 2.0
     """Or when so many seconds of prefill wait there."""

@@ -100,6 +100,19 @@ def test_an_overloaded_warm_worker_is_left(overload: dict[str, object]) -> None:
     assert chosen(Placement(), ticket(6400, digests), fleet).worker == "idle"
 
 
+@pytest.mark.parametrize(("room", "taken"), [(10_000, "idle"), (200, "warm")])
+def test_a_prompt_leaves_its_overloaded_keeper_only_for_a_worker_with_kv_to_spare(
+    room: int, taken: str
+) -> None:
+    fleet = fleet_of(
+        worker("warm", sequences=60, max_sequences=256),
+        worker("idle", sequences=1, credit=Cost(8192, 64, room)),
+    )
+    digests = chain(100)
+    fleet.index.stored("warm", digests)
+    assert chosen(Placement(), ticket(6400, digests), fleet).worker == taken
+
+
 def test_a_request_waits_for_a_closed_warm_worker_only_so_long() -> None:
     fleet = fleet_of(closed("warm"), worker("idle"))
     digests = chain(100)

@@ -77,8 +77,12 @@ def by_the_rule(it: Ticket, fleet: Fleet) -> str | None:
     ]
     able = roomy or able
     takers = [each for each in able if each.affords(it.cost, it.foreground) and has_a_slot(it, each)]
-    warm = [each for each in able if is_warm(it, each, fleet) and is_calm(it, each, able, fleet)]
-    among = [each for each in takers if each in warm] or sharers(it, warm, fleet) or takers
+    keepers = [each for each in able if is_warm(it, each, fleet)]
+    warm = [each for each in keepers if is_calm(it, each, able, fleet)]
+    among = [each for each in takers if each in warm] or sharers(it, warm, fleet)
+    if not among and keepers:
+        among = [each for each in takers if is_calm(it, each, able, fleet) and has_space(it, each)]
+    among = among or takers
     if not among:
         return None
     scores = {each.key: score(it, each, fleet) for each in among}
@@ -96,6 +100,11 @@ def sharers(it: Ticket, warm: list[WorkerView], fleet: Fleet) -> list[WorkerView
     shared = min((int(hits[fleet.index.positions[each.key]]) for each in warm), default=0)
     own = it.cost._replace(kv_blocks=max(1, it.cost.kv_blocks - shared))
     return [each for each in warm if each.affords(own, it.foreground) and has_a_slot(it, each)]
+
+
+def has_space(it: Ticket, worker: WorkerView) -> bool:
+    blocks = worker.credit_for(it.foreground).kv_blocks
+    return worker.sequences <= 0 or blocks >= worker.total_blocks / 4
 
 
 def has_a_slot(it: Ticket, worker: WorkerView) -> bool:
