@@ -1,7 +1,8 @@
 """Workers without an engine on real sessions: one frame a step. `python -m bench.relay.session_worker`.
 
-Each frame says what a real worker's says at that point: updates, load, credit, progress, and what was done
-for whom. All workers live in one process; each attaches to every router that is named.
+Each frame says what a real worker's says at that point: news of sequences, as columns where they are one id,
+load and progress every STATE_S, credit with what changes it, and what was done for whom every SERVED_S. All
+workers live in one process; each attaches to every router that is named.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from services.common.members import MeshSecret, new_nonce
 from services.common.transport import Tls, channel
 
 HEARTBEAT_S = 0.2
+STATE_S = 0.05
+SERVED_S = 0.1
 MAX_TOKENS = 8192
 BLOCKS = 16_384
 _NUMERICS = b"n" * 32
@@ -36,9 +39,12 @@ class Link:
         self._running: dict[int, list[int]] = {}  # by slot: attempt, index, tokens
         self._tags: dict[int, bytes] = {}
         self._served: dict[bytes, list[int]] = {}
+        self._told_served: dict[bytes, list[int]] = {}
+        self._columns = False
+        self._credited = -1  # sequences that ran when credit was told
         self._frames: asyncio.Queue[session_pb2.WorkerFrame] = asyncio.Queue()
         self._number = self._acknowledged = self._steps = 0
-        self._said_s = 0.0
+        self._said_s = self._state_s = self._served_s = 0.0
 
     async def open(self) -> asyncio.Task[None]:
         """Shakes hands; the task ends when the session does."""
@@ -50,7 +56,8 @@ class Link:
         challenge = await _read(call)
         mac = self._mesh.worker_proof(nonce, challenge.challenge.nonce, hello.incarnation)
         self._say(session_pb2.WorkerFrame(proof=session_pb2.Proof(mac=mac)))
-        self._acknowledged = (await _read(call)).number
+        answer = await _read(call)
+        self._acknowledged, self._columns = answer.number, answer.welcome.next_tokens
         self._say(self._state())
         return asyncio.create_task(self._listen(call))
 
@@ -60,30 +67,45 @@ class Link:
         if not self._running and now - self._said_s < HEARTBEAT_S:
             return
         self._steps += bool(self._running)
-        frame = self._state()
+        running = len(self._running)
+        frame = session_pb2.WorkerFrame()
         for slot, state in list(self._running.items()):
             self._advance(frame, slot, state)
-        for tag in {self._tags[each.slot] for each in frame.updates}:
-            prompt, output = self._served[tag]
-            frame.tenant_service.append(
-                session_pb2.TenantService(tenant_tag=tag, prompt_tokens=prompt, output_tokens=output)
-            )
+        if now - self._state_s >= STATE_S or len(self._running) != running or running != self._credited:
+            frame.MergeFrom(self._state())
+            self._state_s = now
+        if now - self._served_s >= SERVED_S:
+            self._tell_served(frame)
+            self._served_s = now
         self._said_s = now
         self._say(frame)
 
     def _advance(self, frame: session_pb2.WorkerFrame, slot: int, state: list[int]) -> None:
         attempt, index, tokens = state
+        state[1] += 1
+        self._served[self._tags[slot]][1] += 1
+        if state[1] < tokens and self._columns:
+            columns = frame.next_tokens
+            columns.slots.append(slot)
+            columns.attempts.append(attempt)
+            columns.indices.append(index)
+            columns.token_ids.append(self._text.at(index))
+            return
         update = frame.updates.add(
             slot=slot, attempt=attempt, first_index=index, token_ids=[self._text.at(index)]
         )
-        state[1] += 1
-        self._served[self._tags[slot]][1] += 1
         if state[1] == tokens:
             update.end.reason = session_pb2.END_REASON_LENGTH
             del self._running[slot]
 
+    def _tell_served(self, frame: session_pb2.WorkerFrame) -> None:
+        for tag, (prompt, output) in self._served.items():
+            if self._told_served.get(tag) != [prompt, output]:
+                self._told_served[tag] = [prompt, output]
+                frame.tenant_service.add(tenant_tag=tag, prompt_tokens=prompt, output_tokens=output)
+
     def _state(self) -> session_pb2.WorkerFrame:
-        running = len(self._running)
+        running = self._credited = len(self._running)
         slots = self._hello.kv_spec.max_sequences
         return session_pb2.WorkerFrame(
             load=session_pb2.Load(

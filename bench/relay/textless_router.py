@@ -20,6 +20,10 @@ class NoText:
     def __init__(self, table: TokenTable, stops: Sequence[str], min_tokens: int = 0) -> None:
         """Takes what a TextReader takes."""
 
+    def decode(self, token_id: int) -> str:
+        """No text."""
+        return ""
+
     def read(self, ids: Sequence[int]) -> Read:
         """All ids, no text."""
         return Read(len(ids), "", None)

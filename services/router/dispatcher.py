@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from itertools import islice
 
@@ -25,7 +25,7 @@ from services.router.kv_shares import KvShares
 from services.router.metrics import RouterMetrics
 from services.router.policy import Assignment, QueueLimits, Scheduler
 from services.router.quotas import Quotas
-from services.router.relay.flight import Blame, Flight, Streamed
+from services.router.relay.flight import Blame, Flight
 from services.router.relay.order import Order
 from services.router.sessions.found import Found
 from services.router.sessions.session import Session
@@ -148,16 +148,12 @@ class Dispatcher:
             self._kv_shares.left(flight.order.number, time.monotonic())
             self._failover.migrations.add(flight)
 
-    def streamed(self, streamed: Sequence[Streamed], now: float) -> None:
+    def streamed(self, made: Mapping[Flight, int], now: float) -> None:
         """Floor: requests got output tokens."""
-        made: dict[int, int] = {}
-        for flight, tokens, _, _ in streamed:
-            number = flight.order.number
-            made[number] = made.get(number, 0) + tokens
-        self.scheduler.streamed_together(made, now)
+        self.scheduler.streamed_together({each.order.number: tokens for each, tokens in made.items()}, now)
         if self._failover.migrations.passing:
-            for each in streamed:
-                self._failover.migrations.discard(each.flight)
+            for each in made:
+                self._failover.migrations.discard(each)
 
     def over(self, flight: Flight) -> None:
         """Floor: a request has ended, and holds no worker any more."""

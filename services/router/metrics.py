@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from math import isfinite
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from headrace.v1 import admin_pb2
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -17,7 +17,7 @@ from services.common.metrics import LATENCY_BUCKETS_S, RpcMetrics
 from services.router.policy import Assignment, LatencyClass, Refusal, Scheduler
 
 if TYPE_CHECKING:
-    from services.router.relay.flight import Flight, Streamed
+    from services.router.relay.flight import Flight
     from services.router.relay.order import Order
     from services.router.sessions.workers import Workers
 
@@ -25,18 +25,30 @@ RATIO_BUCKETS = (0.1, 0.2, 0.33, 0.5, 0.67, 0.8, 0.9, 1.0, 1.11, 1.25, 1.5, 2.0,
 GRAIN_S = 0.02
 
 
+class Gap(NamedTuple):
+    """Time between a request's output tokens."""
+
+    latency_class: LatencyClass
+    before_s: float
+    """When the token before them came."""
+    tokens: int
+    """That came together."""
+
+
 class GapHistogram(Collector):
-    """Times between output tokens, by class; cheap enough to be told of each."""
+    """Times between output tokens, by class."""
 
     def __init__(self, name: str, text: str) -> None:
         self._name, self._text = name, text
         self._counts = {each: [0] * (len(LATENCY_BUCKETS_S) + 1) for each in LatencyClass}
         self._sums = dict.fromkeys(LatencyClass, 0.0)
 
-    def observe(self, latency_class: LatencyClass, seconds: float, tokens: int) -> None:
-        """Counts `tokens` gaps of `seconds / tokens` each."""
-        self._counts[latency_class][bisect_left(LATENCY_BUCKETS_S, seconds / tokens)] += tokens
-        self._sums[latency_class] += seconds
+    def observe(self, gap: Gap, now: float, times: int) -> None:
+        """Counts the tokens of so many requests; those of one share the time since the one before them."""
+        seconds = now - gap.before_s
+        bucket = bisect_left(LATENCY_BUCKETS_S, seconds / gap.tokens)
+        self._counts[gap.latency_class][bucket] += gap.tokens * times
+        self._sums[gap.latency_class] += seconds * times
 
     def collect(self) -> Iterator[Metric]:
         """The histogram as Prometheus wants it."""
@@ -209,16 +221,14 @@ class RouterMetrics:
         with suppress(KeyError):
             self.credit.remove(worker_id)
 
-    def streamed(self, streamed: Sequence[Streamed], now: float) -> None:
-        """Counts the output of one frame."""
-        self.output_tokens.inc(sum(each.tokens for each in streamed))
-        for flight, tokens, before, before_s in streamed:
-            if before:
-                self.token_gaps.observe(flight.order.latency_class, now - before_s, tokens)
-            else:
-                self._began(flight, now)
+    def streamed(self, tokens: int, gaps: Mapping[Gap, int], now: float) -> None:
+        """Counts the output of one frame; by each gap, how many requests had it."""
+        self.output_tokens.inc(tokens)
+        for gap, times in gaps.items():
+            self.token_gaps.observe(gap, now, times)
 
-    def _began(self, flight: Flight, now: float) -> None:
+    def began(self, flight: Flight, now: float) -> None:
+        """Counts a first token."""
         name, actual_s = flight.order.latency_class.name.lower(), now - flight.order.arrival_s
         self.first_token.labels(name).observe(actual_s)
         if flight.predicted is not None:

@@ -57,17 +57,6 @@ class Seat(NamedTuple):
     numerics: bytes
 
 
-class Streamed(NamedTuple):
-    """Output tokens that a flight got at one time."""
-
-    flight: Flight
-    tokens: int
-    before: int
-    """Tokens that it had before these."""
-    before_s: float
-    """When the last of them came."""
-
-
 def numerics_label(numerics: bytes) -> frozenset[tuple[str, str]]:
     """A label of workers that compute alike bit by bit: what has begun prefers them."""
     return frozenset({("headrace/numerics", numerics.hex())})
@@ -84,6 +73,8 @@ class Flight:
         self.losses = 0
         self.barred: frozenset[str] = frozenset()
         self.seat: Seat | None = None
+        self.had_before = 0
+        """Tokens that it had when it took its seat."""
         self.numerics: set[bytes] = set()
         """Of all workers that made a part of the output."""
         self.cached_tokens = 0
@@ -101,7 +92,6 @@ class Flight:
         self._text = text
         self.suspected = False
         """Whether its last worker died before it gave this request a token."""
-        self._ids_before = 0
         self._last_numerics = b""
 
     @property
@@ -120,13 +110,13 @@ class Flight:
     @property
     def proven(self) -> bool:
         """Whether it got a token on its seat: what kills a worker does so when it comes there."""
-        return len(self.ids) > self._ids_before
+        return len(self.ids) > self.had_before
 
     def take_seat(self, seat: Seat, now: float) -> None:
         """Begins the next attempt on a worker."""
         self.attempt += 1
         self.seat = seat
-        self._ids_before = len(self.ids)
+        self.had_before = len(self.ids)
         self.queue_s += now - self.waiting_since
         self.submitted_s = now
 
@@ -174,12 +164,21 @@ class Flight:
             return Progress.CUT if end is None else Progress.ENDED
         return Progress.ONGOING if end is None else self._end(end)
 
-    def next_token(self, index: int, token: int, now: float) -> Progress:
+    def next_token(self, index: int, token_id: int, now: float) -> Progress:
         """Takes one new id of the running attempt, which goes on."""
-        self.last_update_s = now
-        if index != len(self.ids):
-            return Progress.GAP if index > len(self.ids) else Progress.ONGOING
-        return Progress.CUT if self._take([token], (), None, now) else Progress.ONGOING
+        ids, decode = self.ids, self._text.decode
+        if index != len(ids):
+            return Progress.GAP if index > len(ids) else Progress.ONGOING
+        if decode is None or not self.proven or index >= self.order.max_tokens:
+            self.last_update_s = now
+            return Progress.CUT if self._take([token_id], (), None, now) else Progress.ONGOING
+        ids.append(token_id)
+        self.last_update_s = self.last_token_s = now
+        self.outlet.add(token_id, decode(token_id))
+        if self.outlet.held_up and (slow := self.outlet.too_slow(now)) is not None:
+            self.fail(slow)
+            return Progress.CUT
+        return Progress.ONGOING
 
     def _take(
         self,

@@ -64,8 +64,8 @@ class Outlet:
         """When the first of the waiting tokens came, on the loop's clock."""
         self._reader: asyncio.Future[None] | None = None
         self._replies: Replies | None = None
-        self._held_up = False
-        """Whether it goes on when the message that is under way is written."""
+        self.held_up = False
+        """Whether output that is due waits until the message before it is written."""
         self._end: router_pb2.Finished | HeadraceError | None = None
 
     @property
@@ -89,6 +89,22 @@ class Outlet:
             if self._index == 0 or len(self._ids) >= self._most_tokens:
                 self._make_due()
             elif len(self._ids) == len(ids):
+                self._wait_for_more()
+
+    def add(self, token_id: int, text: str) -> None:
+        """The same for one id without log-probabilities; the way of nearly all output."""
+        if self._end is not None:
+            return
+        self._ids.append(token_id)
+        if text:
+            self._text.append(text)
+        if self._keep:
+            self.kept.text.append(text)
+        if not (self._due or self._whole):
+            waiting = len(self._ids)
+            if waiting >= self._most_tokens or self._index == 0:
+                self._make_due()
+            elif waiting == 1:
                 self._wait_for_more()
 
     def finish(self, finished: router_pb2.Finished) -> None:
@@ -182,12 +198,12 @@ class Outlet:
         return self._end is not None and not (self._has_more or replies.busy)
 
     def _hold_up(self, replies: Replies) -> None:
-        if not self._held_up:
-            self._held_up = True
+        if not self.held_up:
+            self.held_up = True
             replies.when_free(self._free)
 
     def _free(self) -> None:
-        self._held_up = False
+        self.held_up = False
         self._go_on()
 
     @property

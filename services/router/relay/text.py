@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from services.common.text import IncrementalDecoder, StopMatcher, TokenTable
@@ -25,6 +25,8 @@ class TextReader:
     def __init__(self, table: TokenTable, stops: Sequence[str], min_tokens: int = 0) -> None:
         decoder = IncrementalDecoder(table)
         self._push, self._finish = decoder.push, decoder.finish
+        self.decode: Callable[[int], str] | None = decoder.push if not stops else None
+        """The text of one more id; None: there are stop strings, and `read` is to be asked."""
         self._unmatched = max(min_tokens - 1, 0) if stops else 0
         self._matcher = StopMatcher(stops, next_index=self._unmatched) if stops else None
 

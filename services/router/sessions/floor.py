@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from headrace.v1 import session_pb2
 
-from services.router.relay.flight import Blame, Flight, Streamed
+from services.router.relay.flight import Blame, Flight
 
 if TYPE_CHECKING:
     from services.router.sessions.session import Session
@@ -28,8 +28,8 @@ class Floor(Protocol):
     def leaves(self, flight: Flight) -> None:
         """The flight has left a worker that others are to stand in for, without harm."""
 
-    def streamed(self, streamed: Sequence[Streamed], now: float) -> None:
-        """Flights got output tokens; told once a frame, and before any of them ends."""
+    def streamed(self, made: Mapping[Flight, int], now: float) -> None:
+        """Flights got so many output tokens; told before any of them ends, and before `served` of them."""
 
     def over(self, flight: Flight) -> None:
         """The flight has ended, and its seat is free."""

@@ -19,7 +19,7 @@ from services.router.policy import Cost, LatencyClass, Waiting, WorkerView
 from services.router.policy.kv_feed import KvFeed
 from services.router.policy.speed import StepModel
 from services.router.policy.worker import BLOCK_TOKENS
-from services.router.relay.flight import Flight, Progress, Seat, Streamed, numerics_label
+from services.router.relay.flight import Flight, Progress, Seat, numerics_label
 from services.router.sessions import submit
 from services.router.sessions.account import Account
 from services.router.sessions.floor import Floor
@@ -30,6 +30,7 @@ from services.router.sessions.pulse import Pulse
 from services.router.sessions.seats import Occupied, Seats
 from services.router.sessions.sense import take_away_nonsense
 from services.router.sessions.served import ServedMeter
+from services.router.sessions.streamed import Streamed
 from services.router.sessions.times import SessionTimes
 from services.router.sessions.trial import NOBODY, trial
 
@@ -94,7 +95,7 @@ class Session:
         """When what killed it had come, at the latest."""
         self._heard = 0
         """Number of the last command frame that the worker has acknowledged."""
-        self._streamed: list[Streamed] = []
+        self._streamed = Streamed(floor, metrics)
         self._pulse = Pulse(times.hung_s)
         self._paused_until = 0.0
         self._conduct = Conduct(now)
@@ -180,6 +181,7 @@ class Session:
         """Ends a flight's attempt; the command leaves with the others of this turn."""
         if flight.seat is None:
             return
+        self._streamed.tell_of(flight, self.last_frame_s)
         slot, command = flight.seat.slot, Booking(NOTHING)
         flight.leave_seat()
         attempt = self._seats.cancel(slot, command)
@@ -222,6 +224,7 @@ class Session:
         """Ends the session; its requests are given up by who holds it."""
         if not self.closed:
             self.closed, self.close_error = True, error
+            self._streamed.tell(self.last_frame_s)
             self.outbox.close()
 
     @property
@@ -295,7 +298,7 @@ class Session:
             self._next_tokens(frame.next_tokens, now)
         for update in frame.updates:
             self._update(update, now)
-        self._tell_streamed(now)
+        self._streamed.count(now)
         for returned in frame.returned:
             self._returned(returned, now)
         for piece in frame.claimed:
@@ -303,6 +306,7 @@ class Session:
         if frame.HasField("progress"):
             self._progressed(frame.progress, now)
         if frame.tenant_service:
+            self._streamed.tell(now)
             self._floor.served(self, frame.tenant_service, now)
         self._heard_of_blocks(frame, now)
         self._floor.changed(self)
@@ -341,7 +345,10 @@ class Session:
             return
         had, before_s = len(flight.ids), flight.last_token_s
         progress = flight.advance(update, now)
-        self._advanced(flight, update.slot, progress, had, before_s, now)
+        if len(flight.ids) > had:
+            self._streamed.note(flight, had, before_s, now)
+        if progress is not Progress.ONGOING:
+            self._settle(flight, update.slot, progress, now)
 
     def _next_tokens(self, told: session_pb2.NextTokens, now: float) -> None:
         """One new id each of many flights; of columns that do not fit together nothing is taken."""
@@ -352,29 +359,17 @@ class Session:
         for slot, attempt, index, token in zip(*columns, strict=True):
             seat = self._seat(slot, attempt)
             flight = seat.flight if seat is not None else None
-            if flight is not None:
-                had, before_s = len(flight.ids), flight.last_token_s
-                progress = flight.next_token(index, token, now)
-                self._advanced(flight, slot, progress, had, before_s, now)
+            if flight is None:
+                continue
+            had, before_s = len(flight.ids), flight.last_token_s
+            progress = flight.next_token(index, token, now)
+            if len(flight.ids) > had:
+                self._streamed.note(flight, had, before_s, now)
+            if progress is not Progress.ONGOING:
+                self._settle(flight, slot, progress, now)
 
-    def _advanced(
-        self, flight: Flight, slot: int, progress: Progress, had: int, before_s: float, now: float
-    ) -> None:
-        """Notes what news brought; `had` tokens before them, the last at `before_s`."""
-        if len(flight.ids) > had:
-            self._streamed.append(Streamed(flight, len(flight.ids) - had, had, before_s))
-        if progress is not Progress.ONGOING:
-            self._tell_streamed(now)
-            self._settle(flight, slot, progress)
-
-    def _tell_streamed(self, now: float) -> None:
-        """Tells once a frame what its updates brought; before anything of it ends."""
-        if self._streamed:
-            streamed, self._streamed = self._streamed, []
-            self._metrics.streamed(streamed, now)
-            self._floor.streamed(streamed, now)
-
-    def _settle(self, flight: Flight, slot: int, progress: Progress) -> None:
+    def _settle(self, flight: Flight, slot: int, progress: Progress, now: float) -> None:
+        self._streamed.tell_of(flight, now)
         if progress in (Progress.CUT, Progress.GAP):
             self.cancel(flight)
         else:
