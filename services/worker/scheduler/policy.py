@@ -56,7 +56,7 @@ class Place(NamedTuple):
     """Where a request stands in line; smaller goes first. Kept through preemption."""
 
     tier: int  # 0 interactive and probes, 1 standard, 2 batch; ageing lowers it
-    due_s: float  # when its first token is due, counted from when it came here; without a target: then
+    due_s: float  # when its next token is due, counted from when it came here; without a target: then
     handle: int
 
 
@@ -74,9 +74,11 @@ def place_of(
     """The place of a request that comes now and whose uncached prompt takes `prefill_s` to compute.
 
     Routers have put requests in an order that knows of tenants: who waited there does not overtake here.
+    A stream that lost its worker does: somebody reads along, and its next token is late already.
     `had_s`: what the request's tenant had of this worker lately.
     """
-    due_s = now + had_s + (ttft_target_s(request, settings) or 0.0)
+    target = tpot_target_s if len(request.delivered) else ttft_target_s
+    due_s = now + had_s + (target(request, settings) or 0.0)
     if request.deadline_s is not None:
         due_s = min(due_s, request.deadline_s - prefill_s)
     return Place(_TIERS[request.latency_class], due_s, request.handle)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from services.worker.scheduler.budget import StepModelState
@@ -58,6 +60,14 @@ def test_a_tighter_target_still_goes_first() -> None:
     owner = scheduler()
     owner.add(request(1, 20_000, ttft_s=2.0), 10.0)
     owner.add(request(2, 20_000, ttft_s=0.5), 10.1)
+    owner.plan(10.2)
+    assert {each.handle for each in owner._residents} == {2}
+
+
+def test_a_stream_that_lost_its_worker_goes_before_what_is_new() -> None:
+    owner = scheduler()
+    owner.add(request(1, 20_000), 10.0)
+    owner.add(replace(request(2, 20_000), delivered=np.full(5, 7, np.int32)), 10.1)
     owner.plan(10.2)
     assert {each.handle for each in owner._residents} == {2}
 
