@@ -118,7 +118,7 @@ class ServiceFactory(Protocol):
 
 
 def run(factory: ServiceFactory, settings: ServiceSettings) -> int:
-    """Runs a service until a signal or a failure. Returns the exit code."""
+    """Runs a service until a signal or a failure. Returns the exit code; a failure may name its own."""
     logs.configure(settings.service, settings.log_level, settings.log_format)
     try:
         with asyncio.Runner(loop_factory=Loop) as runner:
@@ -147,7 +147,7 @@ async def _run(factory: ServiceFactory, settings: ServiceSettings) -> int:
         await service.health.set(NotServing)
         if failure is None:
             await _drain(service, settings.drain_timeout_s, signals)
-        return 0 if failure is None else FAILURE
+        return 0 if failure is None else int(getattr(failure, "exit_code", FAILURE))
     finally:
         await _stop(service, tasks)
         if endpoint:

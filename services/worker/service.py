@@ -21,7 +21,7 @@ from services.common.lifecycle import Health, StartError, Tasks, add_reflection
 from services.common.models import ModelDirectory, ModelError, resolve
 from services.worker.engine.base import EngineDescription
 from services.worker.engine.client import EngineClient
-from services.worker.engine.errors import EngineDied, EngineLoadError
+from services.worker.engine.errors import EngineDied, EngineHangs, EngineLoadError
 from services.worker.engine.settings import EngineSettings
 from services.worker.gpu.lease import Lease, claim_gpu
 from services.worker.gpu.probe import Probe
@@ -88,6 +88,7 @@ class WorkerService:
         _tell(engine.description)
         self._engine, self._desk = engine, Desk(engine, self._metrics, self._asked_to_leave)
         self._links = self._make_links(identity, self._desk)
+        self.tasks.spawn(self._watch(engine), "engine-watch")
         self.tasks.spawn(self._listen(engine, self._desk), "engine-reports")
         self.tasks.spawn(self._tell_health(self._links, self._attached), "health")
         self._watch_gpu(engine.description, model)
@@ -124,6 +125,13 @@ class WorkerService:
             await engine.listen(lambda report: desk.report(report, time.monotonic()))
         except EngineDied as error:
             log.error("engine_died", reason=str(error))
+            raise
+
+    async def _watch(self, engine: EngineClient) -> None:
+        try:
+            await engine.watch(self._settings.patience_s, self._settings.max_chunk)
+        except EngineHangs as error:
+            log.error("engine_hangs", reason=str(error))
             raise
 
     async def _tell_health(self, links: Links, health: AttachedHealth) -> None:

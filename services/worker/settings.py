@@ -111,6 +111,12 @@ class WorkerSettings(_EngineFlags):
         return engine != "simulated"
 
     @property
+    def patience_s(self) -> float:
+        """The least that an engine must be stuck for before the worker ends itself."""
+        seconds: float = getattr(self, "hang_s")  # noqa: B009
+        return seconds
+
+    @property
     def may_choose_gpu(self) -> bool:
         """Whether no device was named: a GPU is claimed where there are several."""
         chosen: tuple[str, int] = (getattr(self, "device"), getattr(self, "device_index"))  # noqa: B009

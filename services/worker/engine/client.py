@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from multiprocessing.connection import Connection
 from typing import Self
 
 from services.worker.engine.base import EngineDescription
-from services.worker.engine.errors import EngineDied, EngineError
+from services.worker.engine.errors import EngineDied, EngineError, EngineHangs
 from services.worker.engine.load import EngineLoader, load_engine
 from services.worker.engine.pipe import EnginePipe
 from services.worker.engine.process import EngineHost, host_engine
-from services.worker.engine.report import Commands, StepReport, TokenReport
+from services.worker.engine.report import Commands, Progress, StepReport, TokenReport
 from services.worker.engine.settings import EngineSettings
+from services.worker.engine.watch import TICK_S, HangWatch
 from services.worker.scheduler.request import Request
 
 Hearer = Callable[[StepReport | TokenReport], None]
@@ -31,6 +33,8 @@ class EngineClient:
         self._turn = Commands()
         self._arrived: deque[StepReport | TokenReport] = deque()
         self._last: StepReport | None = None
+        self._heard = 0
+        self._progress = Progress(0, False, 0.0, 0, 0, 0.0)
         self._news = asyncio.Event()
         self._hearer: Hearer | None = None
         self._last_words: Exception | None = None
@@ -105,6 +109,23 @@ class EngineClient:
             self._news.clear()
             await self._news.wait()
 
+    async def watch(self, hang_s: float, max_chunk: int) -> None:
+        """Never returns. Raises EngineHangs, with the engine killed, when no step has finished for `hang_s`.
+
+        It has longer where its load can mean that; see `HangWatch`.
+        """
+        watch = HangWatch(hang_s, self.description.spec.block_size, max_chunk)
+        before_s = time.monotonic()
+        while True:
+            await asyncio.sleep(TICK_S)
+            elapsed_s, stopped = time.monotonic() - before_s, self._host.stopped()
+            before_s += elapsed_s
+            if self._last is None:
+                continue
+            if watch.tick(self._last, self._progress, self._heard, elapsed_s, stopped=stopped):
+                self._host.kill()
+                raise EngineHangs(f"no step has finished for {watch.stuck_s:.0f} s")
+
     async def close(self, timeout_s: float = 5.0) -> None:
         """End the engine: politely for `timeout_s`, then by force. Idempotent."""
         if not self._closing:
@@ -129,7 +150,11 @@ class EngineClient:
     def _hear(self, message: StepReport | TokenReport | EngineError) -> None:
         if isinstance(message, EngineError):
             self._last_words = message
-        elif self._hearer is None or self._arrived:
+            self._news.set()
+            return
+        self._heard += 1
+        self._progress = message.progress
+        if self._hearer is None or self._arrived:
             self._arrived.append(message)
         else:
             self._hand_over(message, self._hearer)

@@ -6,6 +6,7 @@ EngineError
 │   ├── UnsupportedModel     an architecture or feature that no engine here has
 │   └── NotEnoughMemory      weights or KV blocks do not fit
 ├── EngineDied           it ran and is gone; every unfinished request must be resumed elsewhere
+│   └── EngineHangs          it is there and finishes no step any more
 └── GrammarError         one request's grammar is invalid, needs too much, or cannot be continued
 """
 
@@ -34,6 +35,12 @@ class NotEnoughMemory(EngineLoadError):
 
 class EngineDied(EngineError):
     """The engine ended without being asked to."""
+
+
+class EngineHangs(EngineDied):
+    """No step has finished for far longer than one can take: the worker ends for that."""
+
+    exit_code = 75  # of its process: EX_TEMPFAIL, another one may do better
 
 
 class GrammarError(EngineError):

@@ -18,6 +18,7 @@ import traceback
 from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Protocol
 
 from services.worker.engine.base import LoadedEngine
@@ -40,6 +41,9 @@ class EngineHost(Protocol):
 
     def epitaph(self) -> str:
         """How it ended, for a log line."""
+
+    def stopped(self) -> bool:
+        """Whether a signal or a debugger holds it up, as far as the system says."""
 
 
 def host_engine(
@@ -147,6 +151,13 @@ class _ProcessHost:
         self._process.join(1.0)
         return f"exit code {self._process.exitcode}"
 
+    def stopped(self) -> bool:
+        try:
+            state = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (OSError, IndexError):
+            return False
+        return state in ("T", "t")
+
 
 class _ThreadHost:
     def __init__(self, connection: Connection, settings: EngineSettings, loader: EngineLoader) -> None:
@@ -163,3 +174,6 @@ class _ThreadHost:
 
     def epitaph(self) -> str:
         return "engine thread"
+
+    def stopped(self) -> bool:
+        return False

@@ -61,6 +61,14 @@ class EngineSettings:
         ),
     ] = None
     max_seqs: Annotated[int, Field(ge=1, le=4096, description="sequences that run at once")] = 256
+    hang_s: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="the worker ends, for its supervisor to start another, when no step has finished for "
+            "so long while there is work; longer where steps are, and half an hour for the first ones",
+        ),
+    ] = 30.0
     threads: Annotated[
         int | None, Field(ge=1, description="CPU threads of torch; unset: the cores this process may use")
     ] = None

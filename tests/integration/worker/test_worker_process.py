@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import pytest_asyncio
 from headrace.v1 import session_pb2 as pb
 from headrace.v1 import types_pb2
 
+from services.worker.engine.errors import EngineHangs
+from services.worker.engine.watch import TICK_S
 from tests.support.session_router import RouterSession, SessionRouter
 from tests.support.waiting import eventually
 from tests.support.worker_service import write_model, write_secret
@@ -172,3 +175,39 @@ async def test_what_cannot_start_says_why_in_one_line(
         assert "Traceback" not in worker.text()
     finally:
         worker.close()
+
+
+def is_there(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+async def test_a_worker_whose_engine_hangs_says_so_and_ends(tmp_path: Path, router: SessionRouter) -> None:
+    hangs = ("--engine=simulated", "--simulated-hang-at-token=60", "--hang-s=0.5")
+    process = WorkerProcess(tmp_path, router.address, *hangs)
+    try:
+        session = await router.attached()
+        engine = process.engine_pid()
+        session.submit(PROMPT, max_tokens=100, sampling=ENDLESS)
+        assert await process.ended() == EngineHangs.exit_code
+        assert "engine_hangs" in process.text()
+        assert not is_there(engine)
+    finally:
+        process.close()
+
+
+async def test_a_worker_whose_engine_was_stopped_and_goes_on_stays(
+    tmp_path: Path, router: SessionRouter
+) -> None:
+    process = WorkerProcess(tmp_path, router.address, "--hang-s=0.5")
+    try:
+        session = await router.attached()
+        record = session.submit(PROMPT, max_tokens=400, sampling=ENDLESS)
+        await record.has(40)
+        os.kill(process.engine_pid(), signal.SIGSTOP)
+        again_s = time.monotonic() + 3 * TICK_S  # it looks that often, and may not find it hung
+        await eventually(lambda: time.monotonic() > again_s, "some moments pass")
+        os.kill(process.engine_pid(), signal.SIGCONT)
+        await record.ended()
+        assert process.popen.poll() is None
+    finally:
+        process.close()
