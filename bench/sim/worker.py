@@ -27,6 +27,7 @@ from services.worker.scheduler.step import Sampled, Step
 from services.worker.session.books import Books, Grant
 from services.worker.session.credits import Demand, Room
 
+HEARTBEAT_S = 0.2  # an idle worker says so often what it grants; here only while that still changes
 LOOK_AGAIN_S = 0.005  # as the engine's loop, when work is there that may not run now
 ACKNOWLEDGED_S = 0.1  # a router acknowledges frames at least so often
 COUNTED_S = 0.05  # tokens are counted out to routers so often, and whenever something else is to be told
@@ -80,6 +81,7 @@ class _Session:
     returned: list[int] = field(default_factory=list)
     served: dict[bytes, Served] = field(default_factory=dict)
     counted_s: float = 0.0  # when it was last told of made and served tokens
+    granted: Grant = _NO_ROOM  # by the last frame
 
 
 class SimWorker:
@@ -123,6 +125,7 @@ class SimWorker:
         self._commands = 0
         self._obeyed = 0
         self._busy = False
+        self._resting: list[Grant] = []  # what the last heartbeat granted
         self._leaps = leaps
         self._leap: leap.Leap | None = None
         self._leap_steps = 0
@@ -235,6 +238,15 @@ class SimWorker:
         self._report()
         if self.scheduler.has_work:
             self._end_at(now + LOOK_AGAIN_S, self._turn)
+        elif len(self._sessions) > 1:
+            self._rest(now)
+
+    def _rest(self, now: float) -> None:
+        """Idle: beats until what it grants to several routers stands still."""
+        granted = [session.granted for session in self._sessions]
+        if granted != self._resting:
+            self._end_at(now + HEARTBEAT_S, self._turn)
+        self._resting = granted
 
     def _launch(self, step: Step) -> None:
         sampled, seconds = self.device.launch(step)
@@ -349,7 +361,8 @@ class SimWorker:
         if heard:
             self.books.acknowledged(index, heard)
         waiting.append((session.sent, now))
-        return self.books.grant(index, session.sent)
+        session.granted = self.books.grant(index, session.sent)
+        return session.granted
 
 
 def tag_of(tenant: str, latency_class: LatencyClass) -> bytes:
