@@ -35,6 +35,7 @@ from services.router.settings import LimitSettings, RouterSettings
 from services.worker.metrics import WorkerMetrics
 from services.worker.scheduler.request import FinishReason
 from services.worker.session.desk import Desk
+from services.worker.session.held import tell_held
 from services.worker.session.job import Job
 from services.worker.session.session import Misbehaved
 from services.worker.session.session import Session as WorkerHalf
@@ -185,25 +186,16 @@ class PipedWorker:
             max_sequences=SPEC.max_seqs,
             max_tokens=SPEC.max_len,
         )
-        return session_pb2.Hello(
+        hello = session_pb2.Hello(
             worker_id=self.worker_id,
             incarnation=int.from_bytes(self.worker_id.encode()[:8]),
             model=MODEL,
             kv_spec=spec,
             capabilities=["prefix_cache"],
             labels={"pool": self.worker_id},
-            held=map(_held, self._held.values()),
         )
-
-
-def _held(job: Job) -> session_pb2.HeldRequest:
-    return session_pb2.HeldRequest(
-        request_id=job.request_id,
-        attempt=job.attempt,
-        next_index=job.made,
-        slot=job.slot,
-        handle=job.handle,
-    )
+        tell_held(hello, self._held.values())
+        return hello
 
 
 class PipedMesh:

@@ -84,7 +84,7 @@ class WorkerFrame(_message.Message):
     def __init__(self, number: _Optional[int] = ..., acknowledged_command: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., proof: _Optional[_Union[Proof, _Mapping]] = ..., updates: _Optional[_Iterable[_Union[SequenceUpdate, _Mapping]]] = ..., returned: _Optional[_Iterable[_Union[Returned, _Mapping]]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., kv_events: _Optional[_Union[KvEvents, _Mapping]] = ..., kv_snapshot: _Optional[_Union[KvSnapshot, _Mapping]] = ..., tenant_service: _Optional[_Iterable[_Union[TenantService, _Mapping]]] = ..., step_model: _Optional[_Union[StepModel, _Mapping]] = ..., draining: _Optional[_Union[Draining, _Mapping]] = ..., foreground_credit: _Optional[_Union[Credit, _Mapping]] = ..., claimed: _Optional[_Iterable[_Union[Claimed, _Mapping]]] = ..., next_tokens: _Optional[_Union[NextTokens, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol_version", "worker_id", "incarnation", "nonce", "model", "digests", "engine", "engine_version", "device", "kv_spec", "capabilities", "labels", "vocab_size", "eos_token_ids", "held")
+    __slots__ = ("protocol_version", "worker_id", "incarnation", "nonce", "model", "digests", "engine", "engine_version", "device", "kv_spec", "capabilities", "labels", "vocab_size", "eos_token_ids", "held", "held_more")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -107,6 +107,7 @@ class Hello(_message.Message):
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
     EOS_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     HELD_FIELD_NUMBER: _ClassVar[int]
+    HELD_MORE_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     worker_id: str
     incarnation: int
@@ -122,7 +123,8 @@ class Hello(_message.Message):
     vocab_size: int
     eos_token_ids: _containers.RepeatedScalarFieldContainer[int]
     held: _containers.RepeatedCompositeFieldContainer[HeldRequest]
-    def __init__(self, protocol_version: _Optional[int] = ..., worker_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., nonce: _Optional[bytes] = ..., model: _Optional[str] = ..., digests: _Optional[_Union[_types_pb2.ModelDigests, _Mapping]] = ..., engine: _Optional[str] = ..., engine_version: _Optional[str] = ..., device: _Optional[str] = ..., kv_spec: _Optional[_Union[KvSpec, _Mapping]] = ..., capabilities: _Optional[_Iterable[str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., vocab_size: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., held: _Optional[_Iterable[_Union[HeldRequest, _Mapping]]] = ...) -> None: ...
+    held_more: HeldRequests
+    def __init__(self, protocol_version: _Optional[int] = ..., worker_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., nonce: _Optional[bytes] = ..., model: _Optional[str] = ..., digests: _Optional[_Union[_types_pb2.ModelDigests, _Mapping]] = ..., engine: _Optional[str] = ..., engine_version: _Optional[str] = ..., device: _Optional[str] = ..., kv_spec: _Optional[_Union[KvSpec, _Mapping]] = ..., capabilities: _Optional[_Iterable[str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., vocab_size: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., held: _Optional[_Iterable[_Union[HeldRequest, _Mapping]]] = ..., held_more: _Optional[_Union[HeldRequests, _Mapping]] = ...) -> None: ...
 
 class KvSpec(_message.Message):
     __slots__ = ("block_tokens", "blocks", "max_sequences", "max_tokens")
@@ -149,6 +151,20 @@ class HeldRequest(_message.Message):
     slot: int
     handle: int
     def __init__(self, request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., next_index: _Optional[int] = ..., slot: _Optional[int] = ..., handle: _Optional[int] = ...) -> None: ...
+
+class HeldRequests(_message.Message):
+    __slots__ = ("names", "attempts", "next_indices", "slots", "handles")
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_INDICES_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
+    HANDLES_FIELD_NUMBER: _ClassVar[int]
+    names: _containers.RepeatedScalarFieldContainer[int]
+    attempts: _containers.RepeatedScalarFieldContainer[int]
+    next_indices: _containers.RepeatedScalarFieldContainer[int]
+    slots: _containers.RepeatedScalarFieldContainer[int]
+    handles: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, names: _Optional[_Iterable[int]] = ..., attempts: _Optional[_Iterable[int]] = ..., next_indices: _Optional[_Iterable[int]] = ..., slots: _Optional[_Iterable[int]] = ..., handles: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Proof(_message.Message):
     __slots__ = ("mac",)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import zlib
+from typing import NamedTuple
+
 from headrace.v1 import session_pb2
 
 from services.router.relay.flight import Flight
@@ -20,7 +23,7 @@ def hand_over(before: Session, after: Session) -> list[Flight]:
     The worker tells again what was lost on the way, and ends what is not wanted any more. Returns the
     requests that it does not hold; they have left their seats.
     """
-    held = {each.slot: each for each in after.hello.held}
+    held = _told(after.hello)
     gone = []
     for slot, seat in before.vacate().items():
         flight = seat.flight
@@ -35,10 +38,31 @@ def hand_over(before: Session, after: Session) -> list[Flight]:
     return gone
 
 
-def _is_of(job: session_pb2.HeldRequest, seat: Occupied, flight: Flight) -> bool:
+class _Held(NamedTuple):
+    """What the worker has, by its slot in the session that broke."""
+
+    name: str | int  # whole, or its CRC-32
+    attempt: int
+    next_index: int
+    handle: int
+
+
+def _told(hello: session_pb2.Hello) -> dict[int, _Held]:
+    """All that a worker holds; columns that do not fit together hold nothing."""
+    more = hello.held_more
+    columns = more.names, more.attempts, more.next_indices, more.handles
+    rows = list(map(_Held, *columns)) if len({len(more.slots), *map(len, columns)}) == 1 else []
+    held = dict(zip(more.slots, rows, strict=False))
+    for each in hello.held:
+        held[each.slot] = _Held(each.request_id, each.attempt, each.next_index, each.handle)
+    return held
+
+
+def _is_of(held: _Held, seat: Occupied, flight: Flight) -> bool:
     """One that is behind what the client has is not the one that was submitted."""
+    request_id = flight.order.request_id
     return (
-        job.attempt == seat.attempt
-        and job.request_id == flight.order.request_id
-        and job.next_index >= len(flight.ids)
+        held.attempt == seat.attempt
+        and held.name in (request_id, zlib.crc32(request_id.encode()))
+        and held.next_index >= len(flight.ids)
     )

@@ -244,7 +244,6 @@ class Session:
         self._seats.take(slot, Occupied(flight.attempt, booking, flight))
         self.resumed.append(
             session_pb2.ResumeRequest(
-                request_id=flight.order.request_id,
                 slot=slot,
                 attempt=flight.attempt,
                 next_index=len(flight.ids),

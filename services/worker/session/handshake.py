@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from headrace.v1 import session_pb2, types_pb2
 
 from services.common.members import NONCE_BYTES, MeshSecret, new_nonce, same
 from services.common.models import ModelDirectory
 from services.worker.engine.base import EngineDescription
+from services.worker.session.held import tell_held
+from services.worker.session.job import Job
 
 PROTOCOL_VERSION = 1
 
@@ -55,10 +59,11 @@ class Identity:
             eos_token_ids=engine.eos_ids,
         )
 
-    def hello(self, nonce: bytes, held: list[session_pb2.HeldRequest]) -> session_pb2.Hello:
-        """The Hello of one session."""
-        hello = session_pb2.Hello(nonce=nonce, held=held)
+    def hello(self, nonce: bytes, held: Iterable[Job]) -> session_pb2.Hello:
+        """The Hello of one session; `held`: what is kept of the one before."""
+        hello = session_pb2.Hello(nonce=nonce)
         hello.MergeFrom(self._hello)
+        tell_held(hello, held)
         return hello
 
 
@@ -70,7 +75,7 @@ class Handshake:
         self._mesh = mesh
         self._nonce = new_nonce()
 
-    def hello(self, held: list[session_pb2.HeldRequest]) -> session_pb2.WorkerFrame:
+    def hello(self, held: Iterable[Job]) -> session_pb2.WorkerFrame:
         """The first frame."""
         return session_pb2.WorkerFrame(number=1, hello=self._identity.hello(self._nonce, held))
 

@@ -113,18 +113,8 @@ class Link:
         return opened
 
     async def _shake(self, call: Call, handshake: Handshake) -> session_pb2.Welcome:
-        held = [
-            session_pb2.HeldRequest(
-                request_id=job.request_id,
-                attempt=job.attempt,
-                next_index=job.made,
-                slot=job.slot,
-                handle=job.handle,
-            )
-            for job in self._held.values()
-        ]
         async with asyncio.timeout(HANDSHAKE_S):
-            await call.write(handshake.hello(held))
+            await call.write(handshake.hello(self._held.values()))
             await call.write(handshake.prove(await _read(call)))
             return handshake.welcome(await _read(call))
 

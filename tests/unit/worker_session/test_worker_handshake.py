@@ -9,6 +9,7 @@ from headrace.v1 import session_pb2 as pb
 from services.common.members import MeshSecret, new_nonce
 from services.common.models import ModelDirectory
 from services.worker.session.handshake import FalseRouter, Handshake, Identity
+from services.worker.session.job import Job
 from tests.support.session_engine import DESCRIPTION
 
 MESH = MeshSecret(b"m" * 32)
@@ -28,8 +29,8 @@ def challenge(hello: pb.Hello, mesh: MeshSecret = MESH) -> tuple[bytes, pb.Route
 
 
 def test_hello_says_who_the_worker_is_and_what_it_holds(identity: Identity) -> None:
-    held = [pb.HeldRequest(request_id="r", attempt=2, next_index=7)]
-    frame = Handshake(identity, MESH).hello(held)
+    held = Job(9, pb.Submit(request_id="r", attempt=2, next_index=7, slot=3))
+    frame = Handshake(identity, MESH).hello([held])
     hello = frame.hello
     assert (frame.number, hello.protocol_version, hello.worker_id) == (1, 1, "worker-1")
     assert (hello.incarnation, hello.model, hello.engine) == (2**64 - 1, "fake", "fake")
@@ -38,7 +39,7 @@ def test_hello_says_who_the_worker_is_and_what_it_holds(identity: Identity) -> N
     assert list(hello.capabilities) == ["logprobs", "prefix_cache"]
     assert len(hello.digests.tokenizer) == len(hello.digests.numerics) == len(hello.nonce) == 32
     assert dict(hello.labels) == {"pool": "chat"}
-    assert list(hello.held) == held
+    assert list(hello.held) == [pb.HeldRequest(request_id="r", attempt=2, next_index=7, slot=3, handle=9)]
 
 
 def test_both_sides_prove_themselves(identity: Identity) -> None:
