@@ -81,11 +81,11 @@ class Site:
     async def start_router(
         self, name: str, program: str = "services.router", core: int | None = None
     ) -> Router:
-        """One router process; on the measured core unless another is named."""
+        """One router process; alone on the measured core unless another is named."""
         public, mesh = (f"{LOOPBACK}:{free_port()}" for _ in range(2))
         child = self.service(
             name, program, self.measured if core is None else core,
-            kind="router", listen=public, mesh_listen=mesh, tokenizers=self.tokenizer,
+            kind="router", listen=public, mesh_listen=mesh, tokenizers=self.tokenizer, own_cores=core is None,
         )  # fmt: skip
         await serving(child, public)
         return Router(child, public, mesh)

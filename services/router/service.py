@@ -12,6 +12,7 @@ from headrace.v1 import admin_pb2, router_pb2, session_pb2
 from prometheus_client import CollectorRegistry
 
 from services.common import errors, lifecycle, logs, transport
+from services.common.loop import let_the_loop_go_first
 from services.common.members import read_secret
 from services.common.rpc import Registrar
 from services.common.scope import KEY_BYTES, Keyring
@@ -76,6 +77,8 @@ class RouterService:
     async def start(self) -> None:
         """Opens both listeners; the public one when a tokenizer service is there or was waited for enough."""
         settings = self._settings
+        if settings.own_cores:
+            let_the_loop_go_first()
         self._check_public()
         transport.check_listener(settings.mesh_listen, settings.mesh_tls, settings.insecure)
         self.port = transport.listen(self._public, settings.listen, settings.tls, settings.insecure)

@@ -107,6 +107,11 @@ class RouterSettings(ServiceSettings):
         le=256,
         description="router processes behind the public port; mesh, advertised and metrics ports count up",
     )
+    own_cores: bool = Field(
+        default=False,
+        description="whether nothing else computes on the router's cores: a streamed token costs less CPU, "
+        "but beside engines on the same cores first tokens would wait",
+    )
     public_ports: Literal["shared", "counted"] = Field(
         default="shared",
         description="several processes: one port for all (SO_REUSEPORT), or counted up, for a proxy",
