@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.relay.mesh import Site
-from bench.streams import kills, scale, slow, vanish
+from bench.streams import kills, routers, scale, slow, vanish
 from bench.streams.asked import Mix
 from bench.streams.stream import Tally
 
@@ -22,6 +22,17 @@ async def test_streams_outlive_workers_that_are_killed_and_frozen(site: Site) ->
         assert struck.tally.moves > 0
         assert_faultless(struck.tally)
         assert struck.after.clear(struck.before), (struck.before, struck.after)
+
+
+async def test_streams_outlive_a_router_that_is_killed(site: Site) -> None:
+    plan = routers.Routers(streams=24, seconds=3.0, every_s=2.0, step_s=0.05, mix=MIX)
+    found = await routers.run(site, plan)
+    assert sum(each.held for each in found.strikes) > 0
+    assert found.resumes > 0
+    assert_faultless(found.tally)
+    assert found.stock is not None
+    before, after = found.stock
+    assert after.clear(before), (before, after)
 
 
 async def test_workers_come_and_go_and_no_stream_notices(site: Site) -> None:
