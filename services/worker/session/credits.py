@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Self
 
 EVEN_PART = 0.25  # of the window is split evenly, the rest by demand
-NEAR = 16  # a window that differs by less than one part of so many is the same
+NEAR = 16  # a window whose blocks differ by less than one part of so many is the same
+NEAR_TOKENS = 4  # likewise of tokens: how many the engine can take is an estimate that moves with each step
 _MOST = 10**9
 
 
@@ -65,7 +66,7 @@ class Room(NamedTuple):
         """Whether it is so near to another that nobody need be told; sequences are told one by one."""
         return (
             self.sequences == other.sequences
-            and NEAR * abs(self.prefill_tokens - other.prefill_tokens) <= other.prefill_tokens
+            and NEAR_TOKENS * abs(self.prefill_tokens - other.prefill_tokens) <= other.prefill_tokens
             and NEAR * abs(self.kv_blocks - other.kv_blocks) <= other.kv_blocks
         )
 

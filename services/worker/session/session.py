@@ -49,6 +49,7 @@ class Session:
         self._receipts: deque[tuple[int, Receipt]] = deque()  # by frame
         self._outgoing = Outgoing(columns=welcome.next_tokens)
         self.line = self._outgoing.line
+        self._booked = 0  # the last router frame that takes credit, by that router's own account
         self._granted = (0, 0)  # changes of the books, and the command, that the last credit told counts from
         self._conduct = Conduct(now)
         self._faults: set[str] = set()  # that were logged
@@ -92,6 +93,8 @@ class Session:
             self._fault("frame_gap" if frame.number > self._received else "duplicate_frame", now)
             raise Misbehaved("commands are missing: only another session can put that right")
         self._received = frame.number
+        if frame.submits or frame.prompt_pieces or frame.adoptions:
+            self._booked = frame.number
         self._commands(frame, now)
         self._note_handled(frame.number)
         self._acknowledge(frame.acknowledged_frame, now)  # after the submits, which used earlier grants
@@ -294,7 +297,7 @@ class Session:
     def _grant(self, frame: session_pb2.WorkerFrame) -> None:
         """Tells the credit when it has changed, or what it counts from."""
         books = self._desk.books
-        state = (books.changes, frame.acknowledged_command)
+        state = (books.changes, min(frame.acknowledged_command, self._booked))
         if state == self._granted:
             return
         self._granted = state

@@ -170,6 +170,23 @@ def test_a_step_that_brought_only_tokens_is_told_without_state(bench: Bench) -> 
     assert not bench.drain()
 
 
+def test_credit_is_told_again_for_frames_that_took_some_and_for_no_other(bench: Bench) -> None:
+    bench.send(submits=[submit(1)])
+    bench.report()
+    assert bench.drain()[-1].HasField("credit")
+    for _ in range(3):
+        bench.send()
+        bench.report()
+        (frame,) = bench.drain()
+        assert frame.acknowledged_command == bench.number
+        assert not frame.HasField("credit")
+    bench.send(
+        submits=[submit(1)]
+    )  # of a slot that is taken: it costs nothing here, but its router counts it
+    bench.report()
+    assert bench.drain()[-1].HasField("credit")
+
+
 def test_a_command_is_acknowledged_by_the_report_that_contains_it(bench: Bench) -> None:
     bench.send(submits=[submit(1)])
     bench.report(last_command=0)
