@@ -24,6 +24,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -134,7 +135,12 @@ class Directory:
 
     def tenant(self, name: str) -> Tenant:
         """What the tenant may do; the defaults for one that the tenants file does not mention."""
-        return self.tenants.get(name) or Tenant(name=name)
+        return self.tenants.get(name) or _unmentioned(name)
+
+
+@lru_cache(maxsize=4096)
+def _unmentioned(name: str) -> Tenant:
+    return Tenant(name=name)
 
 
 def load(keys_file: Path | None, tenants_file: Path | None) -> Directory:

@@ -22,7 +22,6 @@ Salts live in files outside Valkey, one a tenant; a lost salt costs a cold cache
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import re
 import secrets
@@ -93,7 +92,7 @@ class TenantKeys:
         return ScopeKeys(_mac(self._key, name))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ScopeKeys:
     """What one scope's key gives."""
 
@@ -114,15 +113,16 @@ class ScopeKeys:
     def seal(self, cache_key: bytes, value: bytes) -> bytes:
         """Encrypts a value so that it opens only under its own cache key."""
         nonce = secrets.token_bytes(_NONCE_BYTES)
-        return nonce + self._cipher().encrypt(nonce, value, cache_key)
+        return nonce + self._cipher.encrypt(nonce, value, cache_key)
 
     def open(self, cache_key: bytes, sealed: bytes) -> bytes | None:
         """The value, or None when it is not one that `seal` made for this key."""
         try:
-            return self._cipher().decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], cache_key)
+            return self._cipher.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], cache_key)
         except (InvalidTag, ValueError):
             return None
 
+    @cached_property
     def _cipher(self) -> AESGCM:
         return AESGCM(_mac(self.key, b"values"))
 
@@ -141,4 +141,4 @@ def _hkdf(secret: bytes, salt: bytes, info: bytes) -> bytes:
 
 
 def _mac(key: bytes, *fields: bytes) -> bytes:
-    return hmac.new(key, frame(b"headrace-scope-v1", *fields), hashlib.sha256).digest()
+    return hmac.digest(key, frame(b"headrace-scope-v1", *fields), "sha256")

@@ -23,7 +23,7 @@ from services.router.flights import Flights
 from services.router.housekeeping import Housekeeping
 from services.router.kv_shares import KvShares
 from services.router.metrics import RouterMetrics
-from services.router.policy import Assignment, QueueLimits, Scheduler
+from services.router.policy import Assignment, QueueLimits, Scheduler, Ticket
 from services.router.quotas import Quotas
 from services.router.relay.flight import Blame, Flight
 from services.router.relay.order import Order
@@ -74,11 +74,13 @@ class Dispatcher:
         Failures reach the caller through the flight's outlet.
         """
         self._hold(flight, on_start)
-        refusal = self._refusal(flight.order, limits)
+        ticket = flight.ticket(self.workers.chain_kinds(flight.order.model))
+        refusal = self._refusal(flight.order, ticket, limits)
         if refusal is not None:
             self.end(flight, refusal)
             return
-        self._queue(flight)
+        self._line_up(flight, ticket, time.monotonic())
+        self._dispatch()
         if not flight.order.wait and flight.seat is None:
             message = "the request cannot start now and was not to wait"
             self.end(flight, errors.Overloaded(message, reason="WOULD_QUEUE", retry_s=RETRY_S))
@@ -207,11 +209,14 @@ class Dispatcher:
 
     def _wait(self, flight: Flight, now: float, *, without: str | None = None) -> None:
         """Queues a request; `without`: the worker that it has just left."""
-        flight.waiting_since = now
-        self._kv_shares.left(flight.order.number, now)
         ticket = flight.ticket(self.workers.chain_kinds(flight.order.model))
         if without is not None:
             ticket = replace(ticket, barred=ticket.barred | {without})
+        self._line_up(flight, ticket, now)
+
+    def _line_up(self, flight: Flight, ticket: Ticket, now: float) -> None:
+        flight.waiting_since = now
+        self._kv_shares.left(flight.order.number, now)
         self.scheduler.submit(ticket, now)
 
     def _dispatch(self) -> None:
@@ -257,10 +262,12 @@ class Dispatcher:
             self._metrics.displaced.labels("paused" if displacement.begun else "returned").inc()
             self._wait(flight, now)
 
-    def _refusal(self, order: Order, limits: QueueLimits | None) -> errors.HeadraceError | None:
+    def _refusal(
+        self, order: Order, ticket: Ticket, limits: QueueLimits | None
+    ) -> errors.HeadraceError | None:
         if self.scheduler.full(order.tenant, self._max_waiting):
             return errors.Overloaded("too many requests wait", retry_s=RETRY_S)
-        refusal = self.scheduler.admit(order.ticket(0, frozenset()), time.monotonic(), limits)
+        refusal = self.scheduler.admit(ticket, time.monotonic(), limits)
         self._metrics.admitted(order, refusal)
         return scheduling.refused(refusal) if refusal is not None else None
 

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from services.common.metrics import LATENCY_BUCKETS_S, RpcMetrics
+from services.common.metrics import LATENCY_BUCKETS_S, Few, RpcMetrics
 from services.router.policy import Assignment, LatencyClass, Refusal, Scheduler
 
 if TYPE_CHECKING:
@@ -64,31 +64,39 @@ class RouterMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.rpc = RpcMetrics(registry)
         self.queue_depth = Gauge("headrace_queue_depth", "Requests that wait", ["class"], registry=registry)
-        self.queue_seconds = Histogram(
-            "headrace_queue_seconds",
-            "Wait in the router for a worker",
-            ["class"],
-            buckets=LATENCY_BUCKETS_S,
-            registry=registry,
+        self.queue_seconds = Few(
+            Histogram(
+                "headrace_queue_seconds",
+                "Wait in the router for a worker",
+                ["class"],
+                buckets=LATENCY_BUCKETS_S,
+                registry=registry,
+            )
         )
-        self.prediction = Histogram(
-            "headrace_prediction_ratio",
-            "Actual over predicted time, of the wait in the router and of the first token",
-            ["what", "class"],
-            buckets=RATIO_BUCKETS,
-            registry=registry,
+        self.prediction = Few(
+            Histogram(
+                "headrace_prediction_ratio",
+                "Actual over predicted time, of the wait in the router and of the first token",
+                ["what", "class"],
+                buckets=RATIO_BUCKETS,
+                registry=registry,
+            )
         )
-        self.admissions = Counter(
-            "headrace_admissions",
-            "Requests let in or refused by load",
-            ["class", "verdict"],
-            registry=registry,
+        self.admissions = Few(
+            Counter(
+                "headrace_admissions",
+                "Requests let in or refused by load",
+                ["class", "verdict"],
+                registry=registry,
+            )
         )
-        self.classified = Counter(
-            "headrace_requests_classified",
-            "Why requests ran in their class",
-            ["class", "reason"],
-            registry=registry,
+        self.classified = Few(
+            Counter(
+                "headrace_requests_classified",
+                "Why requests ran in their class",
+                ["class", "reason"],
+                registry=registry,
+            )
         )
         self.displaced = Counter(
             "headrace_requests_displaced", "Batch requests that gave way", ["how"], registry=registry
@@ -108,11 +116,13 @@ class RouterMetrics:
         self.index_bytes = Gauge(
             "headrace_prefix_index_bytes", "Memory of the index", ["model"], registry=registry
         )
-        self.prompt_placed = Counter(
-            "headrace_prompt_tokens_placed",
-            "Prompt tokens given to workers, by whether they were thought to be cached there",
-            ["cached"],
-            registry=registry,
+        self.prompt_placed = Few(
+            Counter(
+                "headrace_prompt_tokens_placed",
+                "Prompt tokens given to workers, by whether they were thought to be cached there",
+                ["cached"],
+                registry=registry,
+            )
         )
         self.running = Gauge("headrace_requests_running", "Requests in the router", registry=registry)
         self.flights = Gauge(
@@ -125,12 +135,14 @@ class RouterMetrics:
             "Slots of workers that are taken, by cancelled requests until the worker has ended them",
             registry=registry,
         )
-        self.first_token = Histogram(
-            "headrace_time_to_first_token_seconds",
-            "From arrival to first token",
-            ["class"],
-            buckets=LATENCY_BUCKETS_S,
-            registry=registry,
+        self.first_token = Few(
+            Histogram(
+                "headrace_time_to_first_token_seconds",
+                "From arrival to first token",
+                ["class"],
+                buckets=LATENCY_BUCKETS_S,
+                registry=registry,
+            )
         )
         self.token_gaps = GapHistogram("headrace_inter_token_seconds", "Time between output tokens")
         registry.register(self.token_gaps)
@@ -148,7 +160,7 @@ class RouterMetrics:
         self.leases = Counter(
             "headrace_quota_claims", "Shares of quotas asked for", ["outcome"], registry=registry
         )
-        self.ended = Counter("headrace_requests", "Requests that ended", ["outcome"], registry=registry)
+        self.ended = Few(Counter("headrace_requests", "Requests that ended", ["outcome"], registry=registry))
         self.returned = Counter(
             "headrace_requests_returned", "Requests given back by workers", ["reason"], registry=registry
         )

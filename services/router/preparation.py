@@ -6,7 +6,9 @@ import itertools
 import secrets
 import time
 from array import array
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from headrace.v1 import router_pb2, types_pb2
 
@@ -21,6 +23,7 @@ from services.router.encoding import Encoder, Source
 from services.router.models import ModelBook, ServedModel
 from services.router.policy import LatencyClass
 from services.router.policy.classify import OutputHistory
+from services.router.policy.ticket import Digests
 from services.router.reception import Visit
 from services.router.relay.order import Order
 from services.router.sessions.workers import Workers
@@ -42,6 +45,14 @@ class Prepared:
     model: ServedModel
     order: Order | None
     answer: router_pb2.Finished | None = None
+
+
+class _Prompt(NamedTuple):
+    """A prompt in ids, how long that took, and the names of its blocks."""
+
+    ids: array[int]
+    encode_s: float
+    chains: Mapping[bytes, Digests]
 
 
 class Preparation:
@@ -90,8 +101,8 @@ class Preparation:
         answer = responses.revive(kept) if kept is not None else None
         if answer is not None:
             return Prepared(model, None, answer)
-        order = self._order(visit, model, ids, context, keys, scope)
-        return Prepared(model, replace(order, encode_s=encode_s, chains=names))
+        prompt = _Prompt(ids, encode_s, names)
+        return Prepared(model, self._order(visit, model, prompt, context, keys, scope))
 
     async def count(self, source: Source, model: ServedModel, timeout_s: float) -> int:
         """Prompt tokens of a text or conversation. Raises as `prepare`."""
@@ -145,14 +156,14 @@ class Preparation:
         self,
         visit: Visit,
         model: ServedModel,
-        ids: array[int],
+        prompt: _Prompt,
         context: int,
         keys: TenantKeys,
         scope: ScopeKeys | None,
     ) -> Order:
         accepted, latency_class, tenant = visit.accepted, visit.latency_class, visit.tenant
         ttft_s, tpot_s = self.targets(latency_class, tenant)
-        max_tokens = min(accepted.max_tokens, context - len(ids))
+        max_tokens = min(accepted.max_tokens, context - len(prompt.ids))
         history = (tenant.name, model.name, latency_class)
         return Order(
             number=next_number(),
@@ -160,7 +171,7 @@ class Preparation:
             tenant=tenant.name,
             tenant_tag=keys.tag,
             model=model.name,
-            prompt_ids=ids,
+            prompt_ids=prompt.ids,
             max_tokens=max_tokens,
             sampling=_seeded(accepted.sampling),
             grammar=accepted.grammar,
@@ -176,7 +187,8 @@ class Preparation:
             labels=accepted.labels,
             capabilities=frozenset(needed(visit)),
             end_ids=frozenset(model.description.eos_token_ids),
-            encode_s=0.0,
+            encode_s=prompt.encode_s,
+            chains=prompt.chains,
             traceparent=visit.traceparent,
             asked_class=accepted.latency_class,
             class_reason=visit.verdict.reason,

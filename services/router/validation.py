@@ -20,6 +20,16 @@ from services.router.settings import LimitSettings
 DEFAULT_MAX_TOKENS = 256
 
 
+def _defaults() -> types_pb2.SamplingParams:
+    found = types_pb2.SamplingParams(top_k=0, min_tokens=0, ignore_eos=False)
+    for name, bounds in SAMPLING.items():
+        setattr(found, name, bounds.default)
+    return found
+
+
+_DEFAULTS = _defaults()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accepted:
     """A request whose fields are all in order, defaults filled in."""
@@ -123,10 +133,7 @@ def _request_id(request: router_pb2.GenerateRequest) -> str:
 def complete(sampling: types_pb2.SamplingParams) -> types_pb2.SamplingParams:
     """Sampling parameters with every default written out, the seed excepted."""
     found = types_pb2.SamplingParams()
-    for name, bounds in SAMPLING.items():
-        setattr(found, name, bounds.default)
-    found.top_k = found.min_tokens = 0
-    found.ignore_eos = False
+    found.CopyFrom(_DEFAULTS)
     found.MergeFrom(sampling)
     return found
 
