@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import shutil
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -30,10 +31,20 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_llama(directory, TinyLlama(layers=2))
 
 
-@pytest_asyncio.fixture
-async def site(invented_model: ModelDirectory, tmp_path: Path) -> AsyncIterator[Site]:
-    """Where processes are started that end with the test; a tokenizer service is there."""
+@pytest_asyncio.fixture(scope="module")
+async def ground(
+    invented_model: ModelDirectory, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Site]:
+    """What all sites of a module share: a tokenizer service, and the secret that it knows."""
     with ExitStack() as children:
-        found = Site(tmp_path, invented_model, children, step_s=0.0)
+        found = Site(tmp_path_factory.mktemp("ground"), invented_model, children, step_s=0.0)
         await found.start_tokenizer()
         yield found
+
+
+@pytest.fixture
+def site(ground: Site, tmp_path: Path) -> Iterator[Site]:
+    """Where processes are started that end with the test."""
+    shutil.copy(ground.secret, tmp_path)
+    with ExitStack() as children:
+        yield Site(tmp_path, ground.model, children, step_s=0.0, tokenizer=ground.tokenizer)
