@@ -75,8 +75,8 @@ class Housekeeping:
         """Only what runs can have output that nobody reads: what waits is not looked at."""
         for session in self._dispatcher.workers:
             for flight in session.flights():
-                slow = None if flight.over else flight.outlet.too_slow(now)
-                if slow is not None:
+                stuck = flight.outlet.held_up and not flight.over
+                if stuck and (slow := flight.outlet.too_slow(now)) is not None:
                     self._dispatcher.end(flight, slow)
 
     def _give_up_waiting(self, now: float) -> None:
