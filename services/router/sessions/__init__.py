@@ -6,7 +6,8 @@ ledger      what was submitted and is not acknowledged
 seats       who sits in which slot
 outbox      the commands of one event-loop turn in one frame
 submit      an order as the wire's Submit, long prompts in pieces
-session     one worker
+session     one worker: what it is given, its beginning and its end
+hearing     what it says
 servicer    SessionService: one call, one session
 workers     all sessions of this router process
 """

@@ -24,6 +24,7 @@ class Account:
         self.credit = session_pb2.Credit()
         self.foreground_credit: session_pb2.Credit | None = None
         """None until one was told: batch work does not give way in the worker by itself."""
+        self.step_model: StepModel | None = None
         self._uncredited = Ledger()
         self._uncredited_foreground = Ledger()
         self._unreported = Ledger()
@@ -52,6 +53,9 @@ class Account:
             self.load = frame.load
             self._unreported.acknowledge(frame.acknowledged_command)
             self._unreported_batch.acknowledge(frame.acknowledged_command)
+        if frame.HasField("step_model"):
+            told = frame.step_model
+            self.step_model = StepModel(told.a, told.b, told.c, told.d, told.e, told.upper_quantile)
 
     def view(
         self,
@@ -62,7 +66,6 @@ class Account:
         ready: bool,
         seats: int,
         chain: bytes,
-        step_model: StepModel | None,
     ) -> WorkerView:
         """The worker at this moment, as the scheduler sees it."""
         load, credit, spec = self.load, self.credit, hello.kv_spec
@@ -81,7 +84,7 @@ class Account:
             labels=labels,
             capabilities=capabilities,
             numerics=chain,
-            step_model=step_model,
+            step_model=self.step_model,
             free_blocks=max(0, spec.blocks - load.kv_blocks_held),
             running_context=min(load.kv_blocks_held, spec.blocks) * BLOCK_TOKENS,
             foreground_credit=self._foreground_left(),

@@ -6,7 +6,9 @@ from collections.abc import Iterable
 
 from headrace.v1 import session_pb2
 
+from services.router.chains import ChainKind
 from services.router.policy.kv_feed import Change, KvFeed
+from services.router.policy.worker import BLOCK_TOKENS
 
 _UNKNOWN = -1
 
@@ -32,3 +34,10 @@ def _unpacked(events: Iterable[session_pb2.KvEvent]) -> tuple[list[int], list[by
             changes.append(int(Change.CLEARED) if event.cleared else _UNKNOWN)
         digests.append(name)
     return changes, digests
+
+
+def chain_kind(hello: session_pb2.Hello) -> ChainKind | None:
+    """How a worker names what it keeps; None where it says nothing of that, or not in blocks like others."""
+    if "prefix_cache" not in hello.capabilities or hello.kv_spec.block_tokens != BLOCK_TOKENS:
+        return None
+    return ChainKind(hello.digests.numerics, hello.kv_spec.block_tokens)

@@ -1,7 +1,6 @@
-"""One worker as this router holds it: its seats and its frames.
+"""One worker as this router holds it: what it is given, and how its session begins and ends.
 
-Whatever a worker sends is contained here: unknown slots, other attempts, wrong indices and absurd numbers are
-counted and dropped, and a worker that goes on with it is closed.
+What it says is `hearing`. A worker that goes on with nonsense is closed.
 """
 
 from __future__ import annotations
@@ -11,41 +10,29 @@ from math import inf
 
 from headrace.v1 import admin_pb2, session_pb2
 
-from services.common import errors, logs
-from services.common.conduct import Conduct
-from services.router.chains import ChainKind
+from services.common import errors
 from services.router.metrics import RouterMetrics
 from services.router.policy import Cost, LatencyClass, Waiting, WorkerView
 from services.router.policy.kv_feed import KvFeed
-from services.router.policy.speed import StepModel
-from services.router.policy.worker import BLOCK_TOKENS
-from services.router.relay.flight import Flight, Progress, Seat, numerics_label
+from services.router.relay.flight import Flight, Seat, numerics_label
 from services.router.sessions import submit
 from services.router.sessions.account import Account
+from services.router.sessions.faults import Faults
 from services.router.sessions.floor import Floor
-from services.router.sessions.kv import hear
+from services.router.sessions.hearing import Hearing
+from services.router.sessions.kv import chain_kind
 from services.router.sessions.ledger import Booking
 from services.router.sessions.outbox import Outbox
 from services.router.sessions.pulse import Pulse
 from services.router.sessions.seats import Occupied, Seats
-from services.router.sessions.sense import take_away_nonsense
 from services.router.sessions.served import ServedMeter
-from services.router.sessions.streamed import Streamed
 from services.router.sessions.times import SessionTimes
 from services.router.sessions.trial import NOBODY, trial
 
-NO_CREDIT_PAUSE_S = 0.05
 HEARTBEATS = 1.5
 """After its last sign of life a worker may have taken what killed it for so long."""
 NOTHING = Cost(0, 0, 0)
 _DEATHS = ("STALE", "HUNG", "REPLACED")
-_RETURNED_FOR_GOOD = (
-    session_pb2.RETURN_REASON_DRAINING,
-    session_pb2.RETURN_REASON_PREEMPTED,
-    session_pb2.RETURN_REASON_UNSUPPORTED,
-)
-"""The others say that it might have gone at another moment: its worker gets nothing for a little."""
-log = logs.get(__name__)
 
 
 class Session:
@@ -69,13 +56,12 @@ class Session:
         self.session_id = session_id
         self.labels = frozenset(hello.labels.items()) | numerics_label(hello.digests.numerics)
         self.capabilities = frozenset(hello.capabilities)
-        self.chain_kind = _chain_kind(hello)
+        self.chain_kind = chain_kind(hello)
         self.outbox = Outbox(frames_sent)
-        self._account = Account()
+        self.account = Account()
         self.meter = ServedMeter(now)
         self.feed: KvFeed | None = None
         """Takes what the worker tells of its KV cache; None: nothing is to be learned."""
-        self._step_model: StepModel | None = None
         self.draining = False
         self.began_s = self.last_frame_s = now
         self.breaks = 0
@@ -86,38 +72,33 @@ class Session:
         """Requests of the session before that go on in this one, for its Welcome."""
         self._times = times
         self._floor = floor
-        self._metrics = metrics
         self._frames_received = frames_received
         self._owing = 0
         """Number of the last frame that the worker keeps something for until it hears that it came."""
         self._seats = Seats()
         self._died_s = inf
         """When what killed it had come, at the latest."""
-        self._heard = 0
-        """Number of the last command frame that the worker has acknowledged."""
-        self._streamed = Streamed(floor, metrics)
+        self._hearing = Hearing(self, self._seats, floor, metrics)
         self._pulse = Pulse(times.hung_s)
-        self._paused_until = 0.0
-        self._conduct = Conduct(now)
-        self._faults: set[str] = set()
-        """Kinds of nonsense that were reported."""
+        self.paused_until_s = 0.0
+        """It gets nothing new before."""
+        self._faults = Faults(hello.worker_id, metrics, now)
         self._demand = Waiting(0, 0)
 
     def view(self, now: float) -> WorkerView:
         """What the scheduler needs to know, at this moment."""
-        return self._account.view(
+        return self.account.view(
             self.hello,
             labels=self.labels,
             capabilities=self.capabilities,
             ready=self.takes_work(now),
             seats=len(self._seats),
             chain=self.chain_kind.key if self.chain_kind else b"",
-            step_model=self._step_model,
         )
 
     def takes_work(self, now: float) -> bool:
         """Whether it may be given new requests."""
-        ready = self.state(now) == admin_pb2.WORKER_STATE_READY and now >= self._paused_until
+        ready = self.state(now) == admin_pb2.WORKER_STATE_READY and now >= self.paused_until_s
         return ready and not (self.closed or self._pulse.late)
 
     def state(self, now: float) -> admin_pb2.WorkerState:
@@ -127,16 +108,6 @@ class Session:
         if now - self.last_frame_s > self._times.stale_s:
             return admin_pb2.WORKER_STATE_STALE
         return admin_pb2.WORKER_STATE_READY
-
-    @property
-    def load(self) -> session_pb2.Load:
-        """Its last report."""
-        return self._account.load
-
-    @property
-    def credit(self) -> session_pb2.Credit:
-        """Its last grant."""
-        return self._account.credit
 
     @property
     def seated(self) -> int:
@@ -154,7 +125,7 @@ class Session:
         flight.take_seat(Seat(self.worker_id, slot, numerics), now)
         commands = submit.commands(flight, slot, numerics, now)
         booking = Booking(cost, foreground=flight.order.latency_class is not LatencyClass.BATCH)
-        self._account.book(booking)
+        self.account.book(booking)
         self._seats.take(slot, Occupied(flight.attempt, booking, flight))
         self.outbox.put(commands, booking)
 
@@ -168,20 +139,13 @@ class Session:
         flight.take_seat(Seat(self.worker_id, slot, self.hello.digests.numerics), now)
         booking = Booking(NOTHING, foreground=flight.order.latency_class is not LatencyClass.BATCH)
         self._seats.take(slot, Occupied(flight.attempt, booking, flight))
-        adopt = session_pb2.Adopt(
-            handle=handle,
-            slot=slot,
-            attempt=flight.attempt,
-            next_index=len(flight.ids),
-            claim_key=flight.order.claimable.key,
-        )
-        self.outbox.put([adopt], booking)
+        self.outbox.put([submit.adoption(flight, slot, handle)], booking)
 
     def cancel(self, flight: Flight) -> None:
         """Ends a flight's attempt; the command leaves with the others of this turn."""
         if flight.seat is None:
             return
-        self._streamed.tell_of(flight, self.last_frame_s)
+        self._hearing.streamed.tell_of(flight, self.last_frame_s)
         slot, command = flight.seat.slot, Booking(NOTHING)
         flight.leave_seat()
         attempt = self._seats.cancel(slot, command)
@@ -193,13 +157,7 @@ class Session:
             return
         urgent = bool(waiting.requests) != bool(self._demand.requests)
         self._demand = waiting
-        demand = session_pb2.Demand(
-            prefill_tokens=waiting.prefill_tokens,
-            requests=waiting.requests,
-            foreground_prefill_tokens=waiting.foreground_prefill_tokens,
-            foreground_requests=waiting.foreground_requests,
-        )
-        self.outbox.demand(demand, urgent=urgent)
+        self.outbox.demand(submit.demand(waiting), urgent=urgent)
 
     def drain(self, grace_ms: int) -> None:
         """Gives it no new work and asks it to leave."""
@@ -216,15 +174,15 @@ class Session:
         if self._owing > self.outbox.acknowledged:
             self.outbox.wake()
         with suppress(errors.FailedPrecondition):  # it is closed
-            for slot in self._seats.unanswered(self._heard, now):
+            for slot in self._seats.unanswered(self._hearing.last_command, now):
                 self._seats.free(slot)
-                self._bad("unanswered_cancel")
+                self.misbehaved("unanswered_cancel")
 
     def close(self, error: errors.HeadraceError | None = None) -> None:
         """Ends the session; its requests are given up by who holds it."""
         if not self.closed:
             self.closed, self.close_error = True, error
-            self._streamed.tell(self.last_frame_s)
+            self._hearing.streamed.tell(self.last_frame_s)
             self.outbox.close()
 
     @property
@@ -242,14 +200,7 @@ class Session:
         slot = self._seats.free_slot()
         flight.keep_seat(Seat(self.worker_id, slot, self.hello.digests.numerics))
         self._seats.take(slot, Occupied(flight.attempt, booking, flight))
-        self.resumed.append(
-            session_pb2.ResumeRequest(
-                slot=slot,
-                attempt=flight.attempt,
-                next_index=len(flight.ids),
-                handle=handle,
-            )
-        )
+        self.resumed.append(submit.resumption(flight, slot, handle))
 
     def vacate(self) -> dict[int, Occupied]:
         """Frees all seats after the session has ended; what sat there is the caller's."""
@@ -285,166 +236,29 @@ class Session:
         if self.closed:
             return
         if frame.number != self._frames_received + 1:
-            self._bad("frame_gap" if frame.number > self._frames_received else "duplicate_frame")
+            self.misbehaved("frame_gap" if frame.number > self._frames_received else "duplicate_frame")
             self.close()  # not acknowledged, so all that is missing is told again in its next session
             return
         self._frames_received = self.outbox.acknowledge = frame.number
         if frame.updates or frame.HasField("credit"):
             self._owing = frame.number
         self.last_frame_s = now
-        self._reported(frame)
-        if frame.HasField("next_tokens"):
-            self._next_tokens(frame.next_tokens, now)
-        for update in frame.updates:
-            self._update(update, now)
-        self._streamed.count(now)
-        for returned in frame.returned:
-            self._returned(returned, now)
-        for piece in frame.claimed:
-            self._floor.claimed(self, piece)
-        if frame.HasField("progress"):
-            self._progressed(frame.progress, now)
-        if frame.tenant_service:
-            self._streamed.tell(now)
-            self._floor.served(self, frame.tenant_service, now)
-        self._heard_of_blocks(frame, now)
-        self._floor.changed(self)
+        self._hearing.take(frame, now)
 
-    def _reported(self, frame: session_pb2.WorkerFrame) -> None:
-        for kind in take_away_nonsense(frame, self.hello.kv_spec.blocks, self.outbox.number):
-            self._bad(kind)
-        self._heard = max(self._heard, frame.acknowledged_command)
-        self._account.reported(frame)
-        if frame.HasField("step_model"):
-            told = frame.step_model
-            self._step_model = StepModel(told.a, told.b, told.c, told.d, told.e, told.upper_quantile)
-        if frame.HasField("draining"):
-            self.draining = True
-
-    def _heard_of_blocks(self, frame: session_pb2.WorkerFrame, now: float) -> None:
-        feed = self.feed
-        if feed is None:
-            return
-        faults = feed.faults.total()
-        hear(feed, frame, now)
-        if feed.faults.total() > faults:  # what to do about it is the feed's business: a gap is no crime
-            self._metrics.bad_frames.labels("kv_news").inc()
-            log.info("kv_news_out_of_step", worker=self.worker_id, faults=dict(feed.faults), deaf=feed.deaf)
-        if feed.snapshot_wanted(now):
-            self.outbox.want_snapshot()
-
-    def _update(self, update: session_pb2.SequenceUpdate, now: float) -> None:
-        seat = self._seat(update.slot, update.attempt)
-        if seat is None:
-            return
-        flight = seat.flight
-        if flight is None:
-            if update.HasField("end"):
-                self._seats.free(update.slot)
-            return
-        had, before_s = len(flight.ids), flight.last_token_s
-        progress = flight.advance(update, now)
-        if len(flight.ids) > had:
-            self._streamed.note(flight, had, before_s, now)
-        if progress is not Progress.ONGOING:
-            self._settle(flight, update.slot, progress, now)
-
-    def _next_tokens(self, told: session_pb2.NextTokens, now: float) -> None:
-        """One new id each of many flights; of columns that do not fit together nothing is taken."""
-        columns = told.slots[:], told.attempts[:], told.indices[:], told.token_ids[:]
-        if len(set(map(len, columns))) != 1:
-            self._bad("torn_columns")
-            return
-        for slot, attempt, index, token in zip(*columns, strict=True):
-            seat = self._seat(slot, attempt)
-            flight = seat.flight if seat is not None else None
-            if flight is None:
-                continue
-            had, before_s = len(flight.ids), flight.last_token_s
-            progress = flight.next_token(index, token, now)
-            if len(flight.ids) > had:
-                self._streamed.note(flight, had, before_s, now)
-            if progress is not Progress.ONGOING:
-                self._settle(flight, slot, progress, now)
-
-    def _settle(self, flight: Flight, slot: int, progress: Progress, now: float) -> None:
-        self._streamed.tell_of(flight, now)
-        if progress in (Progress.CUT, Progress.GAP):
-            self.cancel(flight)
-        else:
-            self._seats.free(slot)
-            flight.leave_seat()
-        if progress is Progress.GAP:
-            self._bad("index_gap")
-        if progress in (Progress.GAP, Progress.LOST):
-            self._floor.lost(flight)
-        else:
-            self._floor.over(flight)
-
-    def _returned(self, returned: session_pb2.Returned, now: float) -> None:
-        seat = self._seat(returned.slot, returned.attempt)
-        if seat is None:
-            return
-        self._seats.free(returned.slot)
-        if returned.reason not in _RETURNED_FOR_GOOD:
-            self._paused_until = now + max(returned.retry_ms / 1000, NO_CREDIT_PAUSE_S)
-        if seat.flight is not None:
-            flight = seat.flight
-            flight.leave_seat()
-            if returned.reason == session_pb2.RETURN_REASON_UNSUPPORTED:
-                flight.barred |= {self.worker_id}
-            self._metrics.returned.labels(_reason(returned.reason)).inc()
-            if returned.reason == session_pb2.RETURN_REASON_DRAINING:
-                self._floor.leaves(flight)
-            else:
-                self._floor.again(flight)
-
-    def _progressed(self, progress: session_pb2.Progress, now: float) -> None:
-        stuck_s = self._pulse.stuck_s(progress, self.load, self._step_model, now)
+    def progressed(self, progress: session_pb2.Progress, now: float) -> None:
+        """The worker says how far its engine is; one that hangs is closed."""
+        stuck_s = self._pulse.stuck_s(progress, self.account.load, self.account.step_model, now)
         if stuck_s is not None:
             self._died_s = now - stuck_s + HEARTBEATS * self._times.heartbeat_s
             self.close(errors.Unavailable(f"no step finished for {stuck_s:.1f} s", reason="HUNG"))
 
-    def _seat(self, slot: int, attempt: int) -> Occupied | None:
-        seat = self._seats.by_slot.get(slot)
-        if seat is None:
-            self._bad("unknown_slot")
-        elif seat.attempt != attempt:
-            self._bad("other_attempt")
-            return None
-        return seat
-
     def misbehaved(self, kind: str) -> None:
         """Counts nonsense that the worker sent. Raises FailedPrecondition when there is too much of it."""
-        self._bad(kind)
-
-    def unreadable(self, error: errors.InvalidArgument) -> None:
-        """The worker sent what is no frame: nothing can be trusted after it."""
-        self._note("unreadable")
-        self.close(error)
-
-    def _bad(self, kind: str) -> None:
-        self._note(kind)
-        if self._conduct.fault(self.last_frame_s):
+        if self._faults.too_many(kind, self.last_frame_s):
             self.close(error := errors.FailedPrecondition("too many bad frames", reason="BAD_FRAMES"))
             raise error
 
-    def _note(self, kind: str) -> None:
-        self._metrics.bad_frames.labels(kind).inc()
-        if kind not in self._faults:
-            self._faults.add(kind)
-            log.warning("bad_frame", worker=self.worker_id, kind=kind)
-
-
-def _chain_kind(hello: session_pb2.Hello) -> ChainKind | None:
-    """None: it never says what it keeps, or not in blocks that others have, too."""
-    if "prefix_cache" not in hello.capabilities or hello.kv_spec.block_tokens != BLOCK_TOKENS:
-        return None
-    return ChainKind(hello.digests.numerics, hello.kv_spec.block_tokens)
-
-
-def _reason(reason: session_pb2.ReturnReason) -> str:
-    try:
-        return session_pb2.ReturnReason.Name(reason).removeprefix("RETURN_REASON_").lower()
-    except ValueError:
-        return "unknown"
+    def unreadable(self, error: errors.InvalidArgument) -> None:
+        """The worker sent what is no frame: nothing can be trusted after it."""
+        self._faults.note("unreadable")
+        self.close(error)

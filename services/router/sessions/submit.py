@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from headrace.v1 import session_pb2
 
+from services.router.policy import Waiting
 from services.router.relay.flight import Flight
 from services.router.relay.order import WIRE_CLASS, Order
 from services.router.sessions.outbox import Command
@@ -24,6 +25,34 @@ def commands(flight: Flight, slot: int, numerics: bytes, now: float) -> list[Com
     if not first.delivered_ids:
         pieces += _pieces(flight, slot, flight.ids, 0, len(flight.order.prompt_ids))
     return [first, *pieces]
+
+
+def adoption(flight: Flight, slot: int, handle: int) -> session_pb2.Adopt:
+    """What goes on with a claimed request as the flight's current attempt."""
+    return session_pb2.Adopt(
+        handle=handle,
+        slot=slot,
+        attempt=flight.attempt,
+        next_index=len(flight.ids),
+        claim_key=flight.order.claimable.key,
+    )
+
+
+def resumption(flight: Flight, slot: int, handle: int) -> session_pb2.ResumeRequest:
+    """What goes on, in another session, with what the worker still holds."""
+    return session_pb2.ResumeRequest(
+        slot=slot, attempt=flight.attempt, next_index=len(flight.ids), handle=handle
+    )
+
+
+def demand(waiting: Waiting) -> session_pb2.Demand:
+    """What would be submitted if there were credit."""
+    return session_pb2.Demand(
+        prefill_tokens=waiting.prefill_tokens,
+        requests=waiting.requests,
+        foreground_prefill_tokens=waiting.foreground_prefill_tokens,
+        foreground_requests=waiting.foreground_requests,
+    )
 
 
 def _submit(flight: Flight, slot: int, numerics: bytes, now: float) -> session_pb2.Submit:

@@ -64,7 +64,7 @@ async def test_a_worker_that_is_back_goes_on_with_what_it_holds(house: House, id
     second = await back(house, first, held(submit, made=7))
     assert second.welcome is not None
     [resume] = second.welcome.resume
-    assert (resume.request_id, resume.attempt, resume.next_index) == (submit.request_id, 1, 4)
+    assert (resume.attempt, resume.next_index) == (1, 4)
     assert resume.handle == HANDLE
     on = session_pb2.Submit(slot=resume.slot, attempt=resume.attempt)
     second.say(update(on, 4, ids[4:], end()))
@@ -88,7 +88,7 @@ async def test_what_the_worker_holds_no_more_is_submitted_again_at_once(house: H
     await first.die()
     second = await back(house, first, held(kept, made=3))
     assert second.welcome is not None
-    assert [each.request_id for each in second.welcome.resume] == [kept.request_id]
+    assert [each.handle for each in second.welcome.resume] == [HANDLE]
     again = await second.submitted()
     assert (again.request_id, again.attempt, again.next_index) == (lost.request_id, 2, 2)
     [resume] = second.welcome.resume
@@ -164,7 +164,7 @@ async def test_load_and_credit_are_the_workers_own_after_a_resume(house: House, 
     await first.die()
     await back(house, first, held(submit, made=1))
     [session] = house.router._dispatcher.workers
-    await eventually(lambda: session.credit.sequences == 8, "its first grant")
+    await eventually(lambda: session.account.credit.sequences == 8, "its first grant")
     view = session.view(0.0)
     assert view.credit.sequences == 8, "what goes on takes no credit again"
     assert view.sequences == 1

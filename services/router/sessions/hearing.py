@@ -1,0 +1,170 @@
+"""What a worker says: every part of its frames to whom it concerns.
+
+Whatever it sends is contained here: unknown slots, other attempts, wrong indices and absurd numbers are
+counted and dropped.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from headrace.v1 import session_pb2
+
+from services.common import logs
+from services.router.metrics import RouterMetrics
+from services.router.relay.flight import Flight, Progress
+from services.router.sessions.floor import Floor
+from services.router.sessions.kv import hear
+from services.router.sessions.seats import Occupied, Seats
+from services.router.sessions.sense import take_away_nonsense
+from services.router.sessions.streamed import Streamed
+
+if TYPE_CHECKING:
+    from services.router.sessions.session import Session
+
+NO_CREDIT_PAUSE_S = 0.05
+_RETURNED_FOR_GOOD = (
+    session_pb2.RETURN_REASON_DRAINING,
+    session_pb2.RETURN_REASON_PREEMPTED,
+    session_pb2.RETURN_REASON_UNSUPPORTED,
+)
+"""The others say that it might have gone at another moment: its worker gets nothing for a little."""
+log = logs.get(__name__)
+
+
+class Hearing:
+    """Of one session. `last_command` is the last command frame that the worker has acknowledged."""
+
+    def __init__(self, session: Session, seats: Seats, floor: Floor, metrics: RouterMetrics) -> None:
+        self.last_command = 0
+        self.streamed = Streamed(floor, metrics)
+        self._session = session
+        self._seats = seats
+        self._floor = floor
+        self._metrics = metrics
+
+    def take(self, frame: session_pb2.WorkerFrame, now: float) -> None:
+        """A frame, in its turn. Raises FailedPrecondition when nonsense goes on for too long."""
+        session = self._session
+        self._reported(frame)
+        if frame.HasField("next_tokens"):
+            self._next_tokens(frame.next_tokens, now)
+        for update in frame.updates:
+            self._update(update, now)
+        self.streamed.count(now)
+        for returned in frame.returned:
+            self._returned(returned, now)
+        for piece in frame.claimed:
+            self._floor.claimed(session, piece)
+        if frame.HasField("progress"):
+            session.progressed(frame.progress, now)
+        if frame.tenant_service:
+            self.streamed.tell(now)
+            self._floor.served(session, frame.tenant_service, now)
+        self._heard_of_blocks(frame, now)
+        self._floor.changed(session)
+
+    def _reported(self, frame: session_pb2.WorkerFrame) -> None:
+        session = self._session
+        for kind in take_away_nonsense(frame, session.hello.kv_spec.blocks, session.outbox.number):
+            session.misbehaved(kind)
+        self.last_command = max(self.last_command, frame.acknowledged_command)
+        session.account.reported(frame)
+        if frame.HasField("draining"):
+            session.draining = True
+
+    def _heard_of_blocks(self, frame: session_pb2.WorkerFrame, now: float) -> None:
+        session, feed = self._session, self._session.feed
+        if feed is None:
+            return
+        faults = feed.faults.total()
+        hear(feed, frame, now)
+        if feed.faults.total() > faults:  # what to do about it is the feed's business: a gap is no crime
+            self._metrics.bad_frames.labels("kv_news").inc()
+            log.info(
+                "kv_news_out_of_step", worker=session.worker_id, faults=dict(feed.faults), deaf=feed.deaf
+            )
+        if feed.snapshot_wanted(now):
+            session.outbox.want_snapshot()
+
+    def _update(self, update: session_pb2.SequenceUpdate, now: float) -> None:
+        seat = self._seat(update.slot, update.attempt)
+        if seat is None:
+            return
+        flight = seat.flight
+        if flight is None:
+            if update.HasField("end"):
+                self._seats.free(update.slot)
+            return
+        had, before_s = len(flight.ids), flight.last_token_s
+        progress = flight.advance(update, now)
+        if len(flight.ids) > had:
+            self.streamed.note(flight, had, before_s, now)
+        if progress is not Progress.ONGOING:
+            self._settle(flight, update.slot, progress, now)
+
+    def _next_tokens(self, told: session_pb2.NextTokens, now: float) -> None:
+        """One new id each of many flights; of columns that do not fit together nothing is taken."""
+        columns = told.slots[:], told.attempts[:], told.indices[:], told.token_ids[:]
+        if len(set(map(len, columns))) != 1:
+            self._session.misbehaved("torn_columns")
+            return
+        for slot, attempt, index, token in zip(*columns, strict=True):
+            seat = self._seat(slot, attempt)
+            flight = seat.flight if seat is not None else None
+            if flight is None:
+                continue
+            had, before_s = len(flight.ids), flight.last_token_s
+            progress = flight.next_token(index, token, now)
+            if len(flight.ids) > had:
+                self.streamed.note(flight, had, before_s, now)
+            if progress is not Progress.ONGOING:
+                self._settle(flight, slot, progress, now)
+
+    def _settle(self, flight: Flight, slot: int, progress: Progress, now: float) -> None:
+        self.streamed.tell_of(flight, now)
+        if progress in (Progress.CUT, Progress.GAP):
+            self._session.cancel(flight)
+        else:
+            self._seats.free(slot)
+            flight.leave_seat()
+        if progress is Progress.GAP:
+            self._session.misbehaved("index_gap")
+        if progress in (Progress.GAP, Progress.LOST):
+            self._floor.lost(flight)
+        else:
+            self._floor.over(flight)
+
+    def _returned(self, returned: session_pb2.Returned, now: float) -> None:
+        seat = self._seat(returned.slot, returned.attempt)
+        if seat is None:
+            return
+        self._seats.free(returned.slot)
+        if returned.reason not in _RETURNED_FOR_GOOD:
+            self._session.paused_until_s = now + max(returned.retry_ms / 1000, NO_CREDIT_PAUSE_S)
+        if seat.flight is not None:
+            flight = seat.flight
+            flight.leave_seat()
+            if returned.reason == session_pb2.RETURN_REASON_UNSUPPORTED:
+                flight.barred |= {self._session.worker_id}
+            self._metrics.returned.labels(_reason(returned.reason)).inc()
+            if returned.reason == session_pb2.RETURN_REASON_DRAINING:
+                self._floor.leaves(flight)
+            else:
+                self._floor.again(flight)
+
+    def _seat(self, slot: int, attempt: int) -> Occupied | None:
+        seat = self._seats.by_slot.get(slot)
+        if seat is None:
+            self._session.misbehaved("unknown_slot")
+        elif seat.attempt != attempt:
+            self._session.misbehaved("other_attempt")
+            return None
+        return seat
+
+
+def _reason(reason: session_pb2.ReturnReason) -> str:
+    try:
+        return session_pb2.ReturnReason.Name(reason).removeprefix("RETURN_REASON_").lower()
+    except ValueError:
+        return "unknown"
