@@ -164,8 +164,8 @@ class Flight:
             return Progress.CUT if end is None else Progress.ENDED
         return Progress.ONGOING if end is None else self._end(end)
 
-    def next_token(self, index: int, token_id: int, now: float) -> Progress:
-        """Takes one new id of the running attempt, which goes on."""
+    def next_token(self, index: int, token_id: int, now: float, step: int = 0) -> Progress:
+        """Takes one new id of the running attempt, which goes on; `step` counts those of its worker."""
         ids, decode = self.ids, self._text.decode
         if index != len(ids):
             return Progress.GAP if index > len(ids) else Progress.ONGOING
@@ -174,7 +174,7 @@ class Flight:
             return Progress.CUT if self._take([token_id], (), None, now) else Progress.ONGOING
         ids.append(token_id)
         self.last_update_s = self.last_token_s = now
-        self.outlet.add(token_id, decode(token_id))
+        self.outlet.add(token_id, decode(token_id), step)
         if self.outlet.held_up and (slow := self.outlet.too_slow(now)) is not None:
             self.fail(slow)
             return Progress.CUT

@@ -50,6 +50,7 @@ class Outlet:
         self.kept = Kept([], [])
         self._keep = keep
         self._most_tokens = 1 if flush.delay_s == 0 else flush.tokens
+        self._in_time = False
         self._delay_s = flush.delay_s
         self._patience = patience
         self._whole = whole
@@ -91,8 +92,12 @@ class Outlet:
             elif len(self._ids) == len(ids):
                 self._wait_for_more()
 
-    def add(self, token_id: int, text: str) -> None:
-        """The same for one id without log-probabilities; the way of nearly all output."""
+    def add(self, token_id: int, text: str, step: int) -> None:
+        """The same for one id without log-probabilities that a step of its worker made: nearly all output.
+
+        Streams that send so many tokens a message send them after the same steps: once in its life each sends
+        fewer, to be in time with the others. Messages that are written together cost far less.
+        """
         if self._end is not None:
             return
         self._ids.append(token_id)
@@ -103,6 +108,9 @@ class Outlet:
         if not (self._due or self._whole):
             waiting = len(self._ids)
             if waiting >= self._most_tokens or self._index == 0:
+                self._make_due()
+            elif not self._in_time and step % self._most_tokens == 0:
+                self._in_time = True
                 self._make_due()
             elif waiting == 1:
                 self._wait_for_more()

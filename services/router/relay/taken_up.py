@@ -55,12 +55,12 @@ class RestOutlet(Outlet):
         self._had_ids -= had
         super().push(list(ids[had:]), self._without_had(text), logprobs, ends=ends)
 
-    def add(self, token_id: int, text: str) -> None:
+    def add(self, token_id: int, text: str, step: int) -> None:
         """Adds one id beyond what the client has."""
         if self._had_ids or self._had_bytes or self._catching_up:
             self.push([token_id], text)
         else:
-            super().add(token_id, text)
+            super().add(token_id, text, step)
 
     def caught_up(self) -> None:
         """What comes from now on is not yet known to the client, text apart that `text_bytes` says it has."""

@@ -42,6 +42,7 @@ class Hearing:
         self._seats = seats
         self._floor = floor
         self._metrics = metrics
+        self._steps = 0
 
     def take(self, frame: session_pb2.WorkerFrame, now: float) -> None:
         """A frame, in its turn. Raises FailedPrecondition when nonsense goes on for too long."""
@@ -109,13 +110,14 @@ class Hearing:
         if len(set(map(len, columns))) != 1:
             self._session.misbehaved("torn_columns")
             return
+        self._steps += 1
         for slot, attempt, index, token in zip(*columns, strict=True):
             seat = self._seat(slot, attempt)
             flight = seat.flight if seat is not None else None
             if flight is None:
                 continue
             had, before_s = len(flight.ids), flight.last_token_s
-            progress = flight.next_token(index, token, now)
+            progress = flight.next_token(index, token, now, self._steps)
             if len(flight.ids) > had:
                 self.streamed.note(flight, had, before_s, now)
             if progress is not Progress.ONGOING:

@@ -161,3 +161,22 @@ async def test_a_reader_is_too_slow_by_tokens_or_by_time_but_only_while_a_write_
     outlet.push([7], "")
     assert isinstance(outlet.too_slow(now), SlowConsumer)
     reader.leave()
+
+
+async def test_streams_of_one_worker_come_to_write_after_the_same_steps() -> None:
+    outlets = [Outlet(Flush(3600.0, 4), PATIENT) for _ in range(4)]
+    readers = [Reader(each) for each in outlets]
+    await settled()
+    wrote: list[list[int]] = [[] for _ in outlets]
+    for step in range(1, 33):
+        for begins, (outlet, reader) in enumerate(zip(outlets, readers, strict=True)):
+            had = len(reader.deltas)
+            if step > begins:
+                outlet.add(step, "", step)
+            if len(reader.deltas) > had:
+                wrote[begins].append(step)
+        await settled()
+    assert [[step for step in each if step > 8] for each in wrote] == [list(range(12, 33, 4))] * 4
+    assert all(len(each.token_ids) <= 4 for reader in readers for each in reader.deltas)
+    for reader in readers:
+        reader.leave()
