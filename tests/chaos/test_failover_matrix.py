@@ -60,7 +60,11 @@ class Stage:
 
         def heard(each: str) -> bool:
             session = workers.get(each)
-            return session is None or session.draining or (session.credit.sequences > 0) == (each == name)
+            return (
+                session is None
+                or session.draining
+                or (session.account.credit.sequences > 0) == (each == name)
+            )
 
         for each, relay in self.relays.items():
             relay.credit = each == name

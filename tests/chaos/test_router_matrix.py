@@ -83,7 +83,7 @@ async def scene(tiny_model: Path, tmp_path_factory: Any) -> AsyncIterator[Scene]
     ):
         for house in (first, second):
             workers = house.router._dispatcher.workers
-            await eventually(lambda w=workers: any(s.credit.sequences for s in w), "it is attached")  # type: ignore[misc]
+            await eventually(lambda w=workers: any(s.account.credit.sequences for s in w), "it is attached")  # type: ignore[misc]
         yield Scene(first, second, one)
 
 
