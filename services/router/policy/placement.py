@@ -24,7 +24,7 @@ from services.router.policy.kinds import MOST, Limits
 from services.router.policy.placement_settings import PlacementSettings
 from services.router.policy.prefix_index import Hits
 from services.router.policy.scores import Scores, cached_tokens, own_tokens
-from services.router.policy.speed import Floats, Mask
+from services.router.policy.speed import Floats, Mask, Speeds
 from services.router.policy.ticket import Cost, Digests, Ticket
 from services.router.policy.worker import BLOCK_TOKENS
 
@@ -33,6 +33,9 @@ _LONGEST_WAIT_S = 60.0
 _AS_SOON = 1.25
 _SCARCE = 0.25
 """Of a worker's blocks: with fewer to take, a second copy of a prefix displaces other work."""
+_LENGTHY_S = 1.0
+_QUIET_SHARE = 0.5
+"""Prompts of so many seconds go only where less than this part of that waits: one after the other."""
 
 
 class Choice(NamedTuple):
@@ -64,6 +67,8 @@ class Placement:
         """Moving averages of how long dispatched requests had waited: long waits of batch work make nobody
         else patient."""
         self._scores = Scores(self.settings)
+        self._speeds: Speeds | None = None
+        self._fastest_s = inf  # of a prompt token, at these speeds
         self._limits = Limits(self.settings.short_slice, self.settings.warm_queue_s)
         self._hot = HotPrefixes(self.settings.replicate_share, self.settings.replicate_after)
 
@@ -78,7 +83,7 @@ class Placement:
                 infinite for one that may wait for a warm worker as long as any may.
         """
         able = self._able(ticket, fleet)
-        takers = self._takers(able, ticket, fleet)
+        takers = self._takers(able, hits, ticket, fleet)
         if self.settings.preferred_labels and ticket.preferred_labels:
             takers = _preferring(takers, fleet.labelled(ticket.preferred_labels, frozenset()))
             able = able & takers if np.count_nonzero(takers) else able
@@ -125,7 +130,7 @@ class Placement:
             able = _preferring(able, fleet.kv_tokens >= least_kv)
         return able
 
-    def _takers(self, able: Mask, ticket: Ticket, fleet: Fleet) -> Mask:
+    def _takers(self, able: Mask, hits: Hits, ticket: Ticket, fleet: Fleet) -> Mask:
         """Those of them with credit, and with sequence slots that are not kept for short requests."""
         settings = self.settings
         short = (
@@ -135,13 +140,21 @@ class Placement:
         fleet.limit(self._limits)
         reserve = settings.short_slice > 0 and not short
         takers = fleet.affordable(ticket.cost, ticket.foreground, reserve)
+        if not short and self._may_be_lengthy(ticket, fleet):
+            takers = takers & _quiet_enough(hits, ticket, fleet)
         return takers if able is fleet.ready else takers & able
+
+    def _may_be_lengthy(self, ticket: Ticket, fleet: Fleet) -> bool:
+        """Whether even the fastest worker computes the whole prompt for so long that others notice."""
+        if fleet.speeds is not self._speeds:
+            self._speeds, self._fastest_s = fleet.speeds, float(fleet.speeds.token_s.min(initial=inf))
+        return ticket.prefill_tokens * self._fastest_s > _LENGTHY_S
 
     def _sharers(self, warm: Mask, hits: Hits, ticket: Ticket, fleet: Fleet) -> Mask:
         """Warm workers with credit for what the prompt does not share there."""
         asked, shared = ticket.cost, int(hits[warm].min())
         own = Cost(asked.prefill_tokens, asked.sequences, max(1, asked.kv_blocks - shared))
-        return warm & self._takers(warm, replace(ticket, cost=own), fleet)
+        return warm & self._takers(warm, hits, replace(ticket, cost=own), fleet)
 
     def _crowding_s(self, warm: Mask, takers: Mask, hits: Hits, ticket: Ticket, fleet: Fleet) -> float:
         """GPU seconds that a second copy of the prefix displaces where KV is scarce, while it is read."""
@@ -280,6 +293,17 @@ class Placement:
 
     def _cold(self, cached: int, ticket: Ticket) -> bool:
         return cached < self.settings.warm_share * ticket.prefill_tokens
+
+
+def _quiet_enough(hits: Hits, ticket: Ticket, fleet: Fleet) -> Mask:
+    """Workers for which the prompt is not lengthy, or where little prefill waits against it.
+
+    Their credit stays open beside such a prompt, for others; the next one of its kind is to wait here.
+    """
+    own_s = own_tokens(hits, ticket) * fleet.speeds.token_s
+    queue_s = fleet.busy(ticket.foreground).queue_s
+    found: Mask = (own_s <= _LENGTHY_S) | (queue_s <= _QUIET_SHARE * own_s)
+    return found
 
 
 def _spacious(fleet: Fleet, ticket: Ticket) -> Mask:

@@ -9,7 +9,7 @@ import numpy as np
 from services.worker.scheduler.blocks import BlockPool
 from services.worker.scheduler.budget import StepModel
 from services.worker.scheduler.events import Rejected, RejectReason
-from services.worker.scheduler.policy import SchedulerSettings, place_of, tpot_target_s
+from services.worker.scheduler.policy import SchedulerSettings, is_lengthy, place_of, tpot_target_s
 from services.worker.scheduler.request import Ids, Request
 from services.worker.scheduler.sequence import Chain, Sequence
 from services.worker.scheduler.step import Capabilities, KVSpec, StepCost
@@ -62,7 +62,9 @@ class Intake:
         found = len(pool.find(sequence.reusable_links())) * self._block_size
         sequence.backlog = sequence.length - found
         cost = StepCost(1.0, sequence.backlog, sequence.backlog * (found + sequence.backlog / 2.0), 0.0, 0.0)
-        sequence.place = place_of(request, self._settings, model.predict(cost), had_s, now)
+        prefill_s = model.predict(cost)
+        sequence.place = place_of(request, self._settings, prefill_s, had_s, now)
+        sequence.lengthy = is_lengthy(request, self._settings, prefill_s)
         return sequence
 
     def _stop_ids(self, request: Request) -> frozenset[int]:

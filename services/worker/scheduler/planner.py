@@ -4,6 +4,7 @@
     2  foreground prompts, within the target 5  background decodes, while the step stays short
     3  if there were any, nothing else       6  background prompts, while the step stays short
 
+Of 2, prompts that alone take far longer than a first token may have half while others wait.
 Short: not much longer than foreground decodes alone, so that neither readers nor arrivals notice batch work.
 Background is BATCH that has not aged, foreground everything else. Decodes never wait for prompts: prompts
 get the time that decodes leave of the tightest inter-token target. Slots and blocks are in residents.py.
@@ -51,6 +52,7 @@ class Planner:
         self._chunked = chunked
         self._free_slots_kept = min(settings.batch_free_slots, residents.free_slots // 4)
         self._foreground_seen_s = float("-inf")
+        self._lengthy_first = False  # they had nothing of the last step
         self.prompt_room_s = settings.idle_step_s
         """What a step has for prompts beside the foreground decodes of the last draft, in seconds."""
 
@@ -115,11 +117,27 @@ class Planner:
             self._add_prompts(draft, until_s, now, background=True)
 
     def _add_prompts(self, draft: Draft, until_s: float, now: float, *, background: bool) -> None:
-        """Chunks in the order of places, residents and those who can be admitted, while time is left."""
-        started = deque(self._started(background))
+        """Chunks while time is left; lengthy prompts and the others have half each if both want it."""
+        if background or not self._someone_is_lengthy():
+            self._fill(draft, until_s, now, background)
+            return
+        half_s, first = (self._model.predict(draft.cost) + until_s) / 2.0, self._lengthy_first
+        self._fill(draft, half_s, now, background, lengthy=first)
+        self._fill(draft, until_s, now, background, lengthy=not first)
+        self._lengthy_first = not any(each.lengthy for each in draft.chunks)
+
+    def _someone_is_lengthy(self) -> bool:
+        waits = self._waiting.lengthy_tokens > 0
+        return waits or any(each.lengthy for each in self._residents.prefilling.values())
+
+    def _fill(
+        self, draft: Draft, until_s: float, now: float, background: bool, *, lengthy: bool | None = None
+    ) -> None:
+        """In the order of places, residents and who can enter; `lengthy`: these alone, or the others."""
+        started = deque(self._started(background, lengthy))
         admitting = not (background and draft.preempted)
         while draft.chunk_tokens < self._settings.max_chunk:
-            head = self._head(background) if admitting else None
+            head = self._head(background, lengthy) if admitting else None
             if head is not None and not (started and started[0].place < head.place):
                 if self._allowed(draft, head, until_s) <= 0:
                     return
@@ -132,12 +150,16 @@ class Planner:
             if sequence is not None and not self._add_chunk(draft, sequence, until_s):
                 return
 
-    def _started(self, background: bool) -> Iterable[Sequence]:
-        chosen = (s for s in self._residents.prefilling.values() if s.background == background)
+    def _started(self, background: bool, lengthy: bool | None) -> Iterable[Sequence]:
+        chosen = (
+            each
+            for each in self._residents.prefilling.values()
+            if each.background == background and lengthy in (None, each.lengthy)
+        )
         return sorted(chosen, key=lambda sequence: sequence.place)
 
-    def _head(self, background: bool) -> Sequence | None:
-        head = self._waiting.head()
+    def _head(self, background: bool, lengthy: bool | None) -> Sequence | None:
+        head = self._waiting.head(lengthy)
         return head if head is not None and head.background == background else None
 
     def _add_chunk(self, draft: Draft, sequence: Sequence, until_s: float) -> bool:

@@ -52,6 +52,9 @@ class SchedulerSettings:
     credit_steps: float = 3.0  # prompt work that sessions may have waiting here, in the room of steps
 
 
+LENGTHY = 2.0  # times the target of the first token
+
+
 class Place(NamedTuple):
     """Where a request stands in line; smaller goes first. Kept through preemption."""
 
@@ -82,6 +85,15 @@ def place_of(
     if request.deadline_s is not None:
         due_s = min(due_s, request.deadline_s - prefill_s)
     return Place(_TIERS[request.latency_class], due_s, request.handle)
+
+
+def is_lengthy(request: Request, settings: SchedulerSettings, prefill_s: float) -> bool:
+    """Whether its uncached prompt alone takes far longer than its first token may: it may not keep others.
+
+    Never of a stream that lost its worker, which routers move a few at a time.
+    """
+    target_s = ttft_target_s(request, settings)
+    return target_s is not None and prefill_s > LENGTHY * target_s and not len(request.delivered)
 
 
 def raised(place: Place) -> Place:

@@ -202,7 +202,9 @@ class Scheduler:
     def credits(self) -> Credits:
         """What could be started beyond all that is there."""
         window_s = self._settings.credit_steps * self._planner.prompt_room_s
-        tokens = self.model.tokens_within(window_s, 0) - self._uncached_tokens
+        window = self.model.tokens_within(window_s, 0)
+        lengthy = self._lengthy_tokens
+        tokens = window - (self._uncached_tokens - lengthy) - min(lengthy, window // 2)
         slots = self._residents.free_slots - len(self._waiting)
         taken = self._residents.promised + self._residents.blocks_for(self._waiting.uncached_tokens)
         blocks = self._pool.available - taken
@@ -245,6 +247,12 @@ class Scheduler:
     def _uncached_tokens(self) -> int:
         prefilling = self._residents.prefilling.values()
         return self._waiting.uncached_tokens + sum([sequence.missing for sequence in prefilling])
+
+    @property
+    def _lengthy_tokens(self) -> int:
+        """Of these, tokens of prompts that have half of a step's room at most while others wait."""
+        prefilling = self._residents.prefilling.values()
+        return self._waiting.lengthy_tokens + sum([each.missing for each in prefilling if each.lengthy])
 
     def _refusal(self, request: Request) -> Rejected | None:
         if self._draining:

@@ -43,6 +43,7 @@ class Sequence:
         "ids",
         "last_launch_s",
         "last_step",
+        "lengthy",
         "logprobs",
         "masked",
         "max_outputs",
@@ -78,6 +79,7 @@ class Sequence:
         self.logprobs = request.sampling.logprobs or 0  # of the best ids
         self.constrained = request.grammar is not None  # each token waits for the host to see the one before
         self.place = Place(0, 0.0, request.handle)  # the intake gives the real one
+        self.lengthy = False  # its prompt alone takes far longer than its first token may; the intake says
         self.chain = chain
         self.tpot_s = tpot_s
         self.stop_ids = stop_ids

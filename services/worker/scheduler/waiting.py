@@ -16,13 +16,17 @@ class _Entry(NamedTuple):
 
 
 class WaitingLine:
-    """Sequences without a slot: new ones and victims of preemption, which keep their places."""
+    """Sequences without a slot: new ones and victims of preemption, which keep their places.
+
+    Those with lengthy prompts stand in a line of their own beside the others.
+    """
 
     def __init__(self) -> None:
         self._members: dict[int, Sequence] = {}  # by handle
-        self._heap: list[_Entry] = []  # entries of those who left, or moved up, are skipped
+        self._heaps: tuple[list[_Entry], list[_Entry]] = ([], [])  # of others, and of the lengthy
         self._entries = 0
         self.uncached_tokens = 0  # sum of the members' backlogs
+        self.lengthy_tokens = 0  # the same of those with lengthy prompts
         self.by_session: dict[int, int] = {}  # the same, by session
 
     def __len__(self) -> int:
@@ -44,11 +48,17 @@ class WaitingLine:
         del self._members[sequence.handle]
         self._count(sequence, -1)
 
-    def head(self) -> Sequence | None:
-        """Who is next; stays in line."""
-        while self._heap and not self._is_current(self._heap[0]):
-            heapq.heappop(self._heap)
-        return self._heap[0].sequence if self._heap else None
+    def head(self, lengthy: bool | None = None) -> Sequence | None:
+        """Who is next; stays in line. `lengthy`: of these alone, or of the others; None: of all."""
+        heaps = self._heaps if lengthy is None else (self._heaps[lengthy],)
+        firsts = [heap[0] for heap in heaps if self._clean(heap)]
+        return min(firsts).sequence if firsts else None
+
+    def _clean(self, heap: list[_Entry]) -> bool:
+        """Takes out who left, or moved up; whether somebody is left."""
+        while heap and not self._is_current(heap[0]):
+            heapq.heappop(heap)
+        return bool(heap)
 
     def _is_current(self, entry: _Entry) -> bool:
         sequence = entry.sequence
@@ -56,10 +66,11 @@ class WaitingLine:
 
     def _enter(self, sequence: Sequence) -> None:
         self._entries += 1
-        heapq.heappush(self._heap, _Entry(sequence.place, self._entries, sequence))
+        heapq.heappush(self._heaps[sequence.lengthy], _Entry(sequence.place, self._entries, sequence))
 
     def _count(self, sequence: Sequence, sign: int) -> None:
         self.uncached_tokens += sign * sequence.backlog
+        self.lengthy_tokens += sign * sequence.backlog * sequence.lengthy
         session = sequence.request.session
         waiting = self.by_session.get(session, 0) + sign * sequence.backlog
         if waiting > 0:

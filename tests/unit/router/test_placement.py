@@ -208,6 +208,16 @@ def test_a_request_that_is_late_waits_for_no_warm_worker_longer_than_that_saves(
     assert chosen(placement, it, fleet, 2.0).worker == "idle"
 
 
+def test_lengthy_prompts_go_one_after_the_other_to_a_worker_and_short_ones_beside_them() -> None:
+    fleet, placement = fleet_of(worker("a", credit=Cost(1 << 20, 64, 10_000))), Placement()
+    lengthy = ticket(20_000)
+    placement.book(chosen(placement, lengthy, fleet), lengthy, fleet, 0.0)
+    assert chosen(placement, lengthy, fleet).worker is None
+    assert chosen(placement, ticket(100), fleet).worker == "a"
+    fleet.put(worker("a", credit=Cost(1 << 20, 64, 10_000), waiting_tokens=9_000))
+    assert chosen(placement, lengthy, fleet).worker == "a"
+
+
 def test_without_open_workers_nobody_is_chosen() -> None:
     fleet = fleet_of(closed("a"), worker("b", ready=False), worker("c", credit=Cost(100, 1, 3), sequences=1))
     assert chosen(Placement(), ticket(), fleet) == Choice(None)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import count
 from typing import Any
 
 import numpy as np
 import pytest
 
+from services.worker.scheduler.budget import PRIOR, StepModel
 from services.worker.scheduler.events import Finished, Rejected, RejectReason
 from services.worker.scheduler.policy import ClassTargets, SchedulerSettings
 from services.worker.scheduler.request import FinishReason, LatencyClass, Request, Sampling
-from services.worker.scheduler.step import Capabilities, KVSpec
+from services.worker.scheduler.step import Capabilities, KVSpec, StepCost
 from tests.support.drive import Drive
 from tests.support.fake_runner import EOS, VOCAB, FakeRunner, expected_output, next_token
 
@@ -374,6 +376,46 @@ def test_foreground_credit_has_what_batch_work_holds() -> None:
     assert load.batch_uncached_tokens == load.waiting_uncached_tokens
     drive.add(request(4, length=100))
     assert drive.scheduler.credits().foreground.slots == 3
+
+
+def lengthy_drive() -> Drive:
+    """Steps of 128 prompt tokens; prompts of 2,000 take four times the target of a first token."""
+    target_s = StepModel(PRIOR).predict(StepCost(1.0, 2000.0, 2e6, 0.0, 0.0)) / 4
+    targets = dict(SchedulerSettings().targets) | {INTERACTIVE: ClassTargets(ttft_s=target_s, tpot_s=0.04)}
+    return drive_of(blocks=1024, max_len=8192, max_chunk=128, targets=targets)
+
+
+def test_a_lengthy_prompt_keeps_no_short_one_waiting() -> None:
+    drive = lengthy_drive()
+    drive.add(request(1, length=2000, latency_class=INTERACTIVE))
+    drive.turn()
+    assert drive.scheduler._sequences[1].lengthy
+    drive.add(request(2, latency_class=INTERACTIVE))
+    drive.turn()
+    assert len(drive.stories[2].tokens) == 1
+    assert not drive.stories[1].tokens
+
+
+def test_short_prompts_without_end_leave_a_lengthy_one_its_part() -> None:
+    drive = lengthy_drive()
+    drive.add(request(1, length=2000, latency_class=INTERACTIVE))
+    handles = count(2)
+    while not drive.stories[1].tokens:
+        for _ in range(3):
+            drive.add(request(next(handles), length=60, max_tokens=1, latency_class=INTERACTIVE))
+        drive.turn()
+    assert len(drive.steps) <= 2.5 * 2000 / 128, "about half of what there was time for"
+
+
+def test_credit_stays_open_beside_a_lengthy_prompt() -> None:
+    drive = lengthy_drive()
+    empty = drive.scheduler.credits().prefill_tokens
+    drive.add(request(1, length=2000, latency_class=INTERACTIVE))
+    drive.turn()
+    assert 0 < empty // 3 <= drive.scheduler.credits().prefill_tokens
+    for handle in range(2, 6):
+        drive.add(request(handle, length=empty // 4, latency_class=INTERACTIVE))
+    assert drive.scheduler.credits().prefill_tokens == 0
 
 
 def test_what_credit_allows_is_admitted_and_nothing_more() -> None:
