@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from headrace.v1 import tokenizer_pb2, types_pb2
@@ -34,13 +36,44 @@ class Source(NamedTuple):
         return tokenizer_pb2.EncodeItem(text=self.text, chat=self.chat, max_tokens=max_tokens)
 
 
+class InEncoding:
+    """Bytes of each tenant that are being encoded; who has none has no row."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self._held: dict[bytes, int] = {}
+
+    @contextmanager
+    def hold(self, tag: bytes, size: int) -> Iterator[None]:
+        """Counts `size` bytes of a tenant until the block ends; what is alone always fits.
+
+        Raises:
+            QuotaExceeded: the tenant has too much in encoding.
+        """
+        held = self._held.get(tag, 0)
+        if held and held + size > self._most_bytes:
+            raise errors.QuotaExceeded(
+                f"{self._most_bytes} bytes may be encoded at one time", retry_s=RETRY_S
+            )
+        self._held[tag] = held + size
+        try:
+            yield
+        finally:
+            self._held[tag] -= size
+            if not self._held[tag]:
+                del self._held[tag]
+
+
 class Encoder:
     """Encodes prompts."""
 
-    def __init__(self, pool: TokenizerPool, cache: CacheClient | None, long_bytes: int) -> None:
+    def __init__(
+        self, pool: TokenizerPool, cache: CacheClient | None, long_bytes: int, in_encoding: InEncoding
+    ) -> None:
         self._pool = pool
         self._cache = cache
         self._long_bytes = long_bytes
+        self._in_encoding = in_encoding
 
     async def encode(
         self,
@@ -50,23 +83,37 @@ class Encoder:
         *,
         limit: int | None,
         timeout_s: float,
-        tag: bytes = b"",
+        tag: bytes,
     ) -> array[int]:
-        """The ids of a text or conversation, at most `limit`.
+        """The ids of a text or conversation, at most `limit`, for the tenant with that tag.
 
         Raises:
+            QuotaExceeded: too much of this tenant is being encoded.
             InvalidArgument: it cannot be encoded, the template refuses it, or it has more ids than `limit`.
             DeadlineExceeded, Overloaded, Unavailable, NotFound: as the tokenizer service says.
         """
         item = source.item(limit)
+        with self._in_encoding.hold(tag, item.ByteSize()):
+            return await self._found_or_made(source, item, model, scope, timeout_s, tag)
+
+    async def _found_or_made(
+        self,
+        source: Source,
+        item: tokenizer_pb2.EncodeItem,
+        model: ServedModel,
+        scope: ScopeKeys | None,
+        timeout_s: float,
+        tag: bytes,
+    ) -> array[int]:
+        limit = item.max_tokens if item.HasField("max_tokens") else None
         cache = self._cache if scope is not None and item.ByteSize() > self._long_bytes else None
         if cache is None or scope is None:
-            return await self._ask(source, item, model, scope, timeout_s)
+            return await self._ask(source, item, model, scope, timeout_s, tag)
         key = _key(source, model, scope)
         found = _ids(await cache.look_up(ENCODING, [key], scope).value())
         if found is not None and (limit is None or len(found) <= limit):
             return found
-        ids = await self._ask(source, item, model, scope, timeout_s)
+        ids = await self._ask(source, item, model, scope, timeout_s, tag)
         cache.store(ENCODING, key, _little_endian(ids).tobytes(), scope, tag)
         return ids
 
@@ -77,9 +124,13 @@ class Encoder:
         model: ServedModel,
         scope: ScopeKeys | None,
         timeout_s: float,
+        tag: bytes,
     ) -> array[int]:
         request = tokenizer_pb2.EncodeRequest(
-            model=model.name, items=[item], scope_digest=scope.digest() if scope else b""
+            model=model.name,
+            items=[item],
+            scope_digest=scope.digest() if scope else b"",
+            tenant_tag=tag,
         )
         reply = await self._pool.encode(request, timeout_s)
         _check_digests(reply.digests, model)

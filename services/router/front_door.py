@@ -93,7 +93,7 @@ class RouterServicer:
         source = _source(request, self._settings.limits.request_bytes)
         with self._reception.shares(tenant, request.ByteSize()) as shares:
             model = await self._models.find(request.model if request.HasField("model") else None)
-            tokens = await self._preparation.count(source, model, self._settings.encode_timeout_s)
+            tokens = await self._preparation.count(source, model, tenant, self._settings.encode_timeout_s)
             shares.charge(tokens)
         return router_pb2.CountTokensResponse(tokens=tokens, model=model.name)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from headrace.v1 import tokenizer_pb2, types_pb2
 
 from services.common import errors, logs
-from services.common.text import TokenTable, UnsupportedTokenizer
+from services.common.text import ByteLevelFacts, TokenTable, UnsupportedTokenizer, byte_level_facts
 from services.router.tokenizers import TokenizerFile, TokenizerPool
 
 MAX_NAME = 128
@@ -24,6 +24,7 @@ class ServedModel:
 
     description: tokenizer_pb2.TokenizerDescription
     table: TokenTable
+    facts: ByteLevelFacts | None = None
 
     @property
     def name(self) -> str:
@@ -86,7 +87,7 @@ class ModelBook:
         known = self._models.get(name or "")
         file = await self._pool.fetch(name, known.digests.tokenizer if known else b"")
         if known is not None and file.description.digests.tokenizer == known.digests.tokenizer:
-            model = ServedModel(file.description, known.table)
+            model = ServedModel(file.description, known.table, known.facts)
         else:
             model = await asyncio.to_thread(_open, file)
         self._models[model.name] = model
@@ -98,6 +99,6 @@ class ModelBook:
 
 def _open(file: TokenizerFile) -> ServedModel:
     try:
-        return ServedModel(file.description, TokenTable(file.content))
+        return ServedModel(file.description, TokenTable(file.content), byte_level_facts(file.content))
     except UnsupportedTokenizer as error:
         raise errors.FailedPrecondition(str(error), reason="UNSUPPORTED_TOKENIZER") from None

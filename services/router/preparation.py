@@ -87,6 +87,7 @@ class Preparation:
         keys = self._keyring.tenant(visit.tenant.name)
         scope = scope_of(visit, keys)
         context = self._workers.context_length(model.name, model.description.context_length)
+        _check_size(visit, model, context)
         lookup = self._look_for_answer(visit, model, context, scope)
         started = time.monotonic()
         try:
@@ -104,9 +105,10 @@ class Preparation:
         prompt = _Prompt(ids, encode_s, names)
         return Prepared(model, self._order(visit, model, prompt, context, keys, scope))
 
-    async def count(self, source: Source, model: ServedModel, timeout_s: float) -> int:
+    async def count(self, source: Source, model: ServedModel, tenant: Tenant, timeout_s: float) -> int:
         """Prompt tokens of a text or conversation. Raises as `prepare`."""
-        ids = await self._encoder.encode(source, model, None, limit=None, timeout_s=timeout_s)
+        tag = self._keyring.tenant(tenant.name).tag
+        ids = await self._encoder.encode(source, model, None, limit=None, timeout_s=timeout_s, tag=tag)
         return len(ids)
 
     def _look_for_answer(
@@ -202,6 +204,18 @@ class Preparation:
     def targets(self, latency_class: LatencyClass, tenant: Tenant) -> tuple[float | None, float | None]:
         """Times to the first token and between tokens that a tenant's request of a class is to have."""
         return scheduling.targets(self._settings.classes[latency_class], latency_class, tenant)
+
+
+def _check_size(visit: Visit, model: ServedModel, context: int) -> None:
+    """Refuses a text that cannot fit however it is encoded, before anything is spent on it.
+
+    Of a conversation nothing is certain before its template is rendered.
+    """
+    text = visit.accepted.text
+    excess = model.facts.excess(text, context) if text is not None and model.facts is not None else None
+    if excess is not None:
+        message = f"{excess.size} bytes; the context of {context} tokens holds at most {excess.most}"
+        raise errors.InvalidArgument(FieldViolation(visit.accepted.prompt_field, message))
 
 
 def scope_of(visit: Visit, keys: TenantKeys) -> ScopeKeys | None:

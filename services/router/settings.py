@@ -53,6 +53,9 @@ class LimitSettings(SettingsGroup):
     """Bounds that hold for everybody, whatever a tenant's own quotas say."""
 
     request_bytes: int = Field(default=4 << 20, ge=1024, description="bytes of one request")
+    encoding_bytes: int = Field(
+        default=16 << 20, ge=1, description="bytes of one tenant that are encoded at one time"
+    )
     grammar_bytes: int = Field(default=32 << 10, ge=1, description="bytes of one grammar")
     queued_bytes: int = Field(
         default=512 << 20,

@@ -25,35 +25,35 @@ _sym_db = _symbol_database.Default()
 from headrace.v1 import types_pb2 as headrace_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bheadrace/v1/tokenizer.proto\x12\x0bheadrace.v1\x1a\x17headrace/v1/types.proto\"k\n\rEncodeRequest\x12\x12\n\x05model\x18\x01 \x01(\tH\x00\x88\x01\x01\x12&\n\x05items\x18\x02 \x03(\x0b\x32\x17.headrace.v1.EncodeItem\x12\x14\n\x0cscope_digest\x18\x03 \x01(\x0c\x42\x08\n\x06_model\"\xb1\x01\n\nEncodeItem\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12)\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x19.headrace.v1.ChatMessagesH\x00\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x03 \x01(\x08H\x01\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x04 \x01(\rH\x02\x88\x01\x01\x42\x08\n\x06sourceB\x15\n\x13_add_special_tokensB\r\n\x0b_max_tokens\"e\n\x0e\x45ncodeResponse\x12\'\n\x05items\x18\x01 \x03(\x0b\x32\x18.headrace.v1.EncodedItem\x12*\n\x07\x64igests\x18\x02 \x01(\x0b\x32\x19.headrace.v1.ModelDigests\"G\n\x0b\x45ncodedItem\x12\x0b\n\x03ids\x18\x01 \x03(\r\x12+\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x1a.headrace.v1.EncodeFailure\"R\n\rEncodeFailure\x12\x30\n\x06reason\x18\x01 \x01(\x0e\x32 .headrace.v1.EncodeFailureReason\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x8d\x01\n\rDecodeRequest\x12\x12\n\x05model\x18\x01 \x01(\tH\x00\x88\x01\x01\x12$\n\x05items\x18\x02 \x03(\x0b\x32\x15.headrace.v1.TokenIds\x12 \n\x13skip_special_tokens\x18\x03 \x01(\x08H\x01\x88\x01\x01\x42\x08\n\x06_modelB\x16\n\x14_skip_special_tokens\"\x1f\n\x0e\x44\x65\x63odeResponse\x12\r\n\x05texts\x18\x01 \x03(\t\"I\n\x13GetTokenizerRequest\x12\x12\n\x05model\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x14\n\x0cknown_digest\x18\x02 \x01(\x0c\x42\x08\n\x06_model\"i\n\x14GetTokenizerResponse\x12\x38\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32!.headrace.v1.TokenizerDescriptionH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\xb6\x01\n\x14TokenizerDescription\x12\r\n\x05model\x18\x01 \x01(\t\x12*\n\x07\x64igests\x18\x02 \x01(\x0b\x32\x19.headrace.v1.ModelDigests\x12\x12\n\nfile_bytes\x18\x03 \x01(\x04\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12\x15\n\reos_token_ids\x18\x05 \x03(\r\x12\x16\n\x0e\x63ontext_length\x18\x06 \x01(\r\x12\x0c\n\x04\x63hat\x18\x07 \x01(\x08*\xf5\x01\n\x13\x45ncodeFailureReason\x12%\n!ENCODE_FAILURE_REASON_UNSPECIFIED\x10\x00\x12&\n\"ENCODE_FAILURE_REASON_INVALID_TEXT\x10\x01\x12\"\n\x1e\x45NCODE_FAILURE_REASON_TEMPLATE\x10\x02\x12!\n\x1d\x45NCODE_FAILURE_REASON_TIMEOUT\x10\x03\x12\"\n\x1e\x45NCODE_FAILURE_REASON_TOO_LONG\x10\x04\x12$\n ENCODE_FAILURE_REASON_OVERLOADED\x10\x05\x32\xef\x01\n\x10TokenizerService\x12\x41\n\x06\x45ncode\x12\x1a.headrace.v1.EncodeRequest\x1a\x1b.headrace.v1.EncodeResponse\x12\x41\n\x06\x44\x65\x63ode\x12\x1a.headrace.v1.DecodeRequest\x1a\x1b.headrace.v1.DecodeResponse\x12U\n\x0cGetTokenizer\x12 .headrace.v1.GetTokenizerRequest\x1a!.headrace.v1.GetTokenizerResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bheadrace/v1/tokenizer.proto\x12\x0bheadrace.v1\x1a\x17headrace/v1/types.proto\"\x7f\n\rEncodeRequest\x12\x12\n\x05model\x18\x01 \x01(\tH\x00\x88\x01\x01\x12&\n\x05items\x18\x02 \x03(\x0b\x32\x17.headrace.v1.EncodeItem\x12\x14\n\x0cscope_digest\x18\x03 \x01(\x0c\x12\x12\n\ntenant_tag\x18\x04 \x01(\x0c\x42\x08\n\x06_model\"\xb1\x01\n\nEncodeItem\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12)\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x19.headrace.v1.ChatMessagesH\x00\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x03 \x01(\x08H\x01\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x04 \x01(\rH\x02\x88\x01\x01\x42\x08\n\x06sourceB\x15\n\x13_add_special_tokensB\r\n\x0b_max_tokens\"e\n\x0e\x45ncodeResponse\x12\'\n\x05items\x18\x01 \x03(\x0b\x32\x18.headrace.v1.EncodedItem\x12*\n\x07\x64igests\x18\x02 \x01(\x0b\x32\x19.headrace.v1.ModelDigests\"G\n\x0b\x45ncodedItem\x12\x0b\n\x03ids\x18\x01 \x03(\r\x12+\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x1a.headrace.v1.EncodeFailure\"R\n\rEncodeFailure\x12\x30\n\x06reason\x18\x01 \x01(\x0e\x32 .headrace.v1.EncodeFailureReason\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x8d\x01\n\rDecodeRequest\x12\x12\n\x05model\x18\x01 \x01(\tH\x00\x88\x01\x01\x12$\n\x05items\x18\x02 \x03(\x0b\x32\x15.headrace.v1.TokenIds\x12 \n\x13skip_special_tokens\x18\x03 \x01(\x08H\x01\x88\x01\x01\x42\x08\n\x06_modelB\x16\n\x14_skip_special_tokens\"\x1f\n\x0e\x44\x65\x63odeResponse\x12\r\n\x05texts\x18\x01 \x03(\t\"I\n\x13GetTokenizerRequest\x12\x12\n\x05model\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x14\n\x0cknown_digest\x18\x02 \x01(\x0c\x42\x08\n\x06_model\"i\n\x14GetTokenizerResponse\x12\x38\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32!.headrace.v1.TokenizerDescriptionH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"\xb6\x01\n\x14TokenizerDescription\x12\r\n\x05model\x18\x01 \x01(\t\x12*\n\x07\x64igests\x18\x02 \x01(\x0b\x32\x19.headrace.v1.ModelDigests\x12\x12\n\nfile_bytes\x18\x03 \x01(\x04\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12\x15\n\reos_token_ids\x18\x05 \x03(\r\x12\x16\n\x0e\x63ontext_length\x18\x06 \x01(\r\x12\x0c\n\x04\x63hat\x18\x07 \x01(\x08*\xf5\x01\n\x13\x45ncodeFailureReason\x12%\n!ENCODE_FAILURE_REASON_UNSPECIFIED\x10\x00\x12&\n\"ENCODE_FAILURE_REASON_INVALID_TEXT\x10\x01\x12\"\n\x1e\x45NCODE_FAILURE_REASON_TEMPLATE\x10\x02\x12!\n\x1d\x45NCODE_FAILURE_REASON_TIMEOUT\x10\x03\x12\"\n\x1e\x45NCODE_FAILURE_REASON_TOO_LONG\x10\x04\x12$\n ENCODE_FAILURE_REASON_OVERLOADED\x10\x05\x32\xef\x01\n\x10TokenizerService\x12\x41\n\x06\x45ncode\x12\x1a.headrace.v1.EncodeRequest\x1a\x1b.headrace.v1.EncodeResponse\x12\x41\n\x06\x44\x65\x63ode\x12\x1a.headrace.v1.DecodeRequest\x1a\x1b.headrace.v1.DecodeResponse\x12U\n\x0cGetTokenizer\x12 .headrace.v1.GetTokenizerRequest\x1a!.headrace.v1.GetTokenizerResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'headrace.v1.tokenizer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ENCODEFAILUREREASON']._serialized_start=1163
-  _globals['_ENCODEFAILUREREASON']._serialized_end=1408
+  _globals['_ENCODEFAILUREREASON']._serialized_start=1183
+  _globals['_ENCODEFAILUREREASON']._serialized_end=1428
   _globals['_ENCODEREQUEST']._serialized_start=69
-  _globals['_ENCODEREQUEST']._serialized_end=176
-  _globals['_ENCODEITEM']._serialized_start=179
-  _globals['_ENCODEITEM']._serialized_end=356
-  _globals['_ENCODERESPONSE']._serialized_start=358
-  _globals['_ENCODERESPONSE']._serialized_end=459
-  _globals['_ENCODEDITEM']._serialized_start=461
-  _globals['_ENCODEDITEM']._serialized_end=532
-  _globals['_ENCODEFAILURE']._serialized_start=534
-  _globals['_ENCODEFAILURE']._serialized_end=616
-  _globals['_DECODEREQUEST']._serialized_start=619
-  _globals['_DECODEREQUEST']._serialized_end=760
-  _globals['_DECODERESPONSE']._serialized_start=762
-  _globals['_DECODERESPONSE']._serialized_end=793
-  _globals['_GETTOKENIZERREQUEST']._serialized_start=795
-  _globals['_GETTOKENIZERREQUEST']._serialized_end=868
-  _globals['_GETTOKENIZERRESPONSE']._serialized_start=870
-  _globals['_GETTOKENIZERRESPONSE']._serialized_end=975
-  _globals['_TOKENIZERDESCRIPTION']._serialized_start=978
-  _globals['_TOKENIZERDESCRIPTION']._serialized_end=1160
-  _globals['_TOKENIZERSERVICE']._serialized_start=1411
-  _globals['_TOKENIZERSERVICE']._serialized_end=1650
+  _globals['_ENCODEREQUEST']._serialized_end=196
+  _globals['_ENCODEITEM']._serialized_start=199
+  _globals['_ENCODEITEM']._serialized_end=376
+  _globals['_ENCODERESPONSE']._serialized_start=378
+  _globals['_ENCODERESPONSE']._serialized_end=479
+  _globals['_ENCODEDITEM']._serialized_start=481
+  _globals['_ENCODEDITEM']._serialized_end=552
+  _globals['_ENCODEFAILURE']._serialized_start=554
+  _globals['_ENCODEFAILURE']._serialized_end=636
+  _globals['_DECODEREQUEST']._serialized_start=639
+  _globals['_DECODEREQUEST']._serialized_end=780
+  _globals['_DECODERESPONSE']._serialized_start=782
+  _globals['_DECODERESPONSE']._serialized_end=813
+  _globals['_GETTOKENIZERREQUEST']._serialized_start=815
+  _globals['_GETTOKENIZERREQUEST']._serialized_end=888
+  _globals['_GETTOKENIZERRESPONSE']._serialized_start=890
+  _globals['_GETTOKENIZERRESPONSE']._serialized_end=995
+  _globals['_TOKENIZERDESCRIPTION']._serialized_start=998
+  _globals['_TOKENIZERDESCRIPTION']._serialized_end=1180
+  _globals['_TOKENIZERSERVICE']._serialized_start=1431
+  _globals['_TOKENIZERSERVICE']._serialized_end=1670
 # @@protoc_insertion_point(module_scope)

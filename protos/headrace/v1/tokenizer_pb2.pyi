@@ -24,14 +24,16 @@ ENCODE_FAILURE_REASON_TOO_LONG: EncodeFailureReason
 ENCODE_FAILURE_REASON_OVERLOADED: EncodeFailureReason
 
 class EncodeRequest(_message.Message):
-    __slots__ = ("model", "items", "scope_digest")
+    __slots__ = ("model", "items", "scope_digest", "tenant_tag")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ITEMS_FIELD_NUMBER: _ClassVar[int]
     SCOPE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    TENANT_TAG_FIELD_NUMBER: _ClassVar[int]
     model: str
     items: _containers.RepeatedCompositeFieldContainer[EncodeItem]
     scope_digest: bytes
-    def __init__(self, model: _Optional[str] = ..., items: _Optional[_Iterable[_Union[EncodeItem, _Mapping]]] = ..., scope_digest: _Optional[bytes] = ...) -> None: ...
+    tenant_tag: bytes
+    def __init__(self, model: _Optional[str] = ..., items: _Optional[_Iterable[_Union[EncodeItem, _Mapping]]] = ..., scope_digest: _Optional[bytes] = ..., tenant_tag: _Optional[bytes] = ...) -> None: ...
 
 class EncodeItem(_message.Message):
     __slots__ = ("text", "chat", "add_special_tokens", "max_tokens")

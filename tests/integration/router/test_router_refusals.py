@@ -66,6 +66,14 @@ async def test_bad_fields_are_named(house: House, request_: Request, field: str)
     await answers(house)
 
 
+async def test_a_text_that_cannot_fit_is_refused_before_it_is_encoded(house: House) -> None:
+    error = await refused(house, Request(text="the wheel " * 100))
+    assert error.code() is Code.INVALID_ARGUMENT
+    assert violated(error) == ["text"]
+    assert "1000 bytes; the context of 64 tokens holds at most 832" in (error.details() or "")
+    assert house.tokenizer.encoded == 0
+
+
 async def test_bytes_that_are_no_message_and_text_that_is_not_utf8(house: House) -> None:
     raw = house.channel.unary_unary("/headrace.v1.RouterService/GenerateUnary")
     for data in (b"\xff\xff\xff garbage", b"\x12\x03\xed\xa0\x80"):
