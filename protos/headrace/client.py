@@ -51,8 +51,10 @@ __all__ = ["Answer", "Delta", "Event", "Finished", "Headrace", "HeadraceError", 
 Reply = TypeVar("Reply")
 _MAX_MESSAGE_BYTES = 32 << 20
 _CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_time_ms", 2_000),  # without a byte: with the answer's time, 4 s until a router is lost
+    ("grpc.keepalive_timeout_ms", 2_000),
+    ("grpc.http2.ping_timeout_ms", 4_000),  # of any other ping: while one is under way gRPC sends no second
+    ("grpc.http2.max_pings_without_data", 0),  # who reads an answer sends none
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.min_reconnect_backoff_ms", 5_000),  # of one attempt to connect: a busy router answers late
@@ -198,13 +200,13 @@ class Headrace:
         deadline_s = None if limit_s is None else time.monotonic() + limit_s
         recovery, asked = Recovery(len(self._lines)), request
         while True:
-            remaining_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
             line = self._lines.take()
             try:
-                return await self._call_once(line, method, asked, remaining_s)
+                line = await self._lines.reach(line, _until(deadline_s))
+                return await self._call_once(line, method, asked, _until(deadline_s))
             except HeadraceError as error:
                 step = recovery.step(error, 0, time.monotonic())
-                if remaining_s is not None and step.pause_s >= remaining_s:
+                if (remaining_s := _until(deadline_s)) is not None and step.pause_s >= remaining_s:
                     raise
                 if step.elsewhere:
                     self._lines.broke(line)
@@ -217,6 +219,11 @@ class Headrace:
     async def _call_once(self, line: Line, method: str, request: Any, timeout_s: float | None) -> Any:
         call = getattr(line.stub, method)
         return await _outcome(call(request, timeout=timeout_s, metadata=self._metadata))
+
+
+def _until(deadline_s: float | None) -> float | None:
+    """Seconds that are left."""
+    return None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
 
 
 async def _outcome(call: Awaitable[Reply]) -> Reply:

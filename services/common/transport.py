@@ -74,7 +74,7 @@ def server(*, reuse_port: bool = False, max_connection_age_s: float | None = Non
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+        ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
         ("grpc.max_concurrent_streams", 10_000),
         ("grpc.server.max_pending_requests", MOST_PENDING),
         ("grpc.server.max_pending_requests_hard_limit", MOST_PENDING),

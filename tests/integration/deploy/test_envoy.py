@@ -153,3 +153,19 @@ async def test_a_process_that_is_back_gets_calls_again(proxied: Proxied) -> None
         end = asyncio.get_running_loop().time() + 30
         while not await both_serve():
             assert asyncio.get_running_loop().time() < end, "it gets no calls"
+
+
+async def test_streams_through_envoy_outlive_a_process_that_freezes(proxied: Proxied) -> None:
+    frozen = proxied.pids()[1]
+    async with Headrace(proxied.address) as client:
+        undisturbed = await asyncio.gather(*(client.answer(asked(each)).finished() for each in range(6)))
+        answers = [client.answer(asked(each)) for each in range(6)]
+        begun = await asyncio.gather(*(anext(each) for each in answers))
+        os.kill(frozen, signal.SIGSTOP)
+        try:
+            rest = await asyncio.gather(*(each.finished() for each in answers))
+        finally:
+            os.kill(frozen, signal.SIGKILL)
+    ids = [[*first.token_ids, *more.token_ids] for first, more in zip(begun, rest, strict=True)]
+    assert ids == [list(each.token_ids) for each in undisturbed]
+    assert any(each.resumes for each in answers)

@@ -173,6 +173,21 @@ async def test_an_answer_that_had_ended_is_delivered_by_another_router(routers: 
     assert kept(disturbed) == kept(undisturbed)
 
 
+async def test_streams_of_a_router_that_freezes_go_on_elsewhere(routers: Routers) -> None:
+    """It keeps its connections and takes new ones, and says nothing more."""
+    async with routers.client() as mesh:
+        requests = [asked(temperature=0.8, seed=number) for number in range(6)]
+        undisturbed = await asyncio.gather(*(mesh.answer(each).finished() for each in requests))
+        answers = [mesh.answer(asked(temperature=0.8, seed=number)) for number in range(6)]
+        events = await asyncio.gather(*(read_upto(each, 8) for each in answers))
+        async with routers.without(0, signal.SIGSTOP):
+            ended = await asyncio.gather(*(rest(*each) for each in zip(answers, events, strict=True)))
+            later = await asyncio.gather(*(mesh.answer(each).finished() for each in again(requests)))
+    assert [kept(each) for each in ended] == [kept(each) for each in undisturbed]
+    assert [kept(each) for each in later] == [kept(each) for each in undisturbed]
+    assert sum(each.resumes > 0 for each in answers) >= len(answers) // 2
+
+
 async def test_a_whole_answer_outlives_its_router(routers: Routers) -> None:
     async with routers.client() as mesh:
         request = asked(temperature=0.5, seed=9, request_id="whole")
@@ -249,6 +264,13 @@ async def test_a_stranger_learns_nothing_of_a_stream(routers: Routers) -> None:
         assert told[0][1] == "NOTHING_TO_RESUME"
         assert kept(await rest(answer, events)) == kept(undisturbed)
         assert answer.resumes == 0
+
+
+def again(requests: list[router_pb2.GenerateRequest]) -> list[router_pb2.GenerateRequest]:
+    """The same under names of their own."""
+    for request in requests:
+        request.request_id += " again"
+    return requests
 
 
 async def drained(replies: AsyncIterator[Any]) -> None:
