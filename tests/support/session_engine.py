@@ -125,9 +125,11 @@ def _logprobs(first_row: int, values: tuple[TokenLogprobs, ...]) -> Iterator[Out
         )
 
 
-def finish(handle: int, reason: FinishReason = FinishReason.LENGTH, **more: object) -> Finished:
+def finish(
+    handle: int, reason: FinishReason = FinishReason.LENGTH, queue_s: float = 0.001, **more: object
+) -> Finished:
     """The end of a request."""
-    usage, timings = Usage(3, 0, 1, 0, 0), Timings(0.001, 0.002, 0.003)
+    usage, timings = Usage(3, 0, 1, 0, 0), Timings(queue_s, 0.002, 0.003)
     return Finished(handle, reason, usage, timings, **more)  # type: ignore[arg-type]
 
 

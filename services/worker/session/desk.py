@@ -201,7 +201,8 @@ class Desk:
 
     def _terminals(self, report: StepReport) -> None:
         for finished in report.terminals.finished:
-            self._end(finished.handle, _ending(finished))
+            job = self._jobs.get(finished.handle)
+            self._end(finished.handle, _ending(finished, job.waited_s if job is not None else 0.0))
         for rejected in report.terminals.rejected:
             self._reject(rejected)
         for returned in report.terminals.returned:
@@ -249,7 +250,8 @@ class Desk:
         return job
 
 
-def _ending(finished: Finished) -> session_pb2.SequenceEnd:
+def _ending(finished: Finished, waited_s: float) -> session_pb2.SequenceEnd:
+    """What its router is told; `waited_s`: of its queueing, elsewhere."""
     usage, timings = finished.usage, finished.timings
     return session_pb2.SequenceEnd(
         reason=session_pb2.EndReason.Name(finished.reason),
@@ -259,7 +261,7 @@ def _ending(finished: Finished) -> session_pb2.SequenceEnd:
             cached_tokens=usage.cached_tokens,
             output_tokens=usage.output_tokens,
         ),
-        queue_us=int(timings.queue_s * 1e6),
+        queue_us=max(0, int((timings.queue_s - waited_s) * 1e6)),
         prefill_us=int(timings.prefill_s * 1e6),
         decode_us=int(timings.decode_s * 1e6),
         message=finished.message[:MESSAGE_CHARS],

@@ -44,7 +44,7 @@ def to_request(arrival: Arrival, session: int) -> Request:
         sampling=_sampling(submit.sampling),
         grammar=_grammar(submit.grammar),
         latency_class=_CLASSES.get(submit.latency_class, LatencyClass.STANDARD),
-        arrival_s=at_s - min(submit.waited_ms, _MOST_MS) / 1000,
+        arrival_s=at_s - arrival.job.waited_s,
         deadline_s=at_s + min(submit.remaining_ms, _MOST_MS) / 1000
         if submit.HasField("remaining_ms")
         else None,

@@ -14,6 +14,7 @@ from services.worker.session.home import Home
 IDS_A_MESSAGE = 2048
 POSITIONS_A_MESSAGE = 96  # with log-probabilities of up to 20 candidates: about 26 KiB
 LOGPROBS_KEPT = 512  # positions that the router has, for one that goes on in its place
+_MOST_MS = 10**12  # 30 years
 _BARE_BYTES = 32  # of an update without ids, at most
 _ID_BYTES = 5
 
@@ -50,6 +51,7 @@ class Job:
         "returned",
         "sent",
         "slot",
+        "waited_s",
     )
 
     def __init__(self, handle: int, submit: session_pb2.Submit) -> None:
@@ -58,6 +60,7 @@ class Job:
         self.claim_key = submit.claim_key
         self.attempt = submit.attempt
         self.slot = submit.slot
+        self.waited_s = waited_s(submit)
         self.home: Home | None = None  # where news of it go; a job of a broken session has none
         self.made = self.sent = self._first = self._first_logprob = submit.next_index
         self.ids = array("I")
@@ -143,3 +146,8 @@ def _position(logprobs: TokenLogprobs) -> types_pb2.PositionLogprobs:
     pairs = zip(logprobs.top_ids, logprobs.top, strict=True)
     top = [types_pb2.TokenLogprob(token_id=token, logprob=value) for token, value in pairs]
     return types_pb2.PositionLogprobs(chosen=logprobs.chosen, top=top)
+
+
+def waited_s(submit: session_pb2.Submit) -> float:
+    """How long it had waited before it came; absurd times of a router are cut."""
+    return min(submit.waited_ms, _MOST_MS) / 1000

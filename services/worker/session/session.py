@@ -16,6 +16,7 @@ from services.common.conduct import Conduct
 from services.worker.engine.report import StepReport
 from services.worker.session.credits import Demand, Room
 from services.worker.session.desk import Desk
+from services.worker.session.gone import Gone
 from services.worker.session.intake import refusal
 from services.worker.session.job import Job
 from services.worker.session.outgoing import Outgoing, Receipt
@@ -45,6 +46,7 @@ class Session:
         self._handled: deque[tuple[int, int]] = deque()  # router frame, last engine command then
         self._slots: dict[int, Job] = {}  # by slot, until the terminal event is written
         self._jobs: dict[int, Job] = {}  # by handle, until the terminal event is acknowledged
+        self._gone = Gone()
         self._assemblies: dict[int, Assembly] = {}  # by handle
         self._receipts: deque[tuple[int, Receipt]] = deque()  # by frame
         self._outgoing = Outgoing(columns=welcome.next_tokens)
@@ -231,6 +233,8 @@ class Session:
                 self._given_up = error
 
     def _cancel(self, cancel: session_pb2.Cancel, now: float) -> None:
+        if self._gone.take(cancel.slot, cancel.attempt):
+            return
         job = self._find(cancel.slot, cancel.attempt, now)
         if job is None or job.end is not None:
             return
@@ -287,12 +291,14 @@ class Session:
         self.give_back(job, reason, message)
 
     def _seat(self, job: Job) -> None:
+        self._gone.take(job.slot, job.attempt)
         self._slots[job.slot] = job
         self._jobs[job.handle] = job
 
     def _free_slot(self, job: Job) -> None:
         if self._slots.get(job.slot) is job:
             del self._slots[job.slot]
+        self._gone.add(job)
 
     def _grant(self, frame: session_pb2.WorkerFrame) -> None:
         """Tells the credit when it has changed, or what it counts from."""

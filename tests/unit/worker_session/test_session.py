@@ -125,6 +125,15 @@ def test_a_submit_reaches_the_engine_with_its_times_turned_into_the_machines_clo
     assert (request.sampling.top_p, request.sampling.repetition_penalty) == (1.0, 1.0)
 
 
+def test_the_wait_that_is_told_is_this_workers_own(bench: Bench) -> None:
+    """Its router adds what passed before."""
+    bench.send(submits=[submit(waited_ms=1500)])
+    handle = bench.engine.handle()
+    bench.report({handle: [10]}, finished=[finish(handle, queue_s=1.75)])
+    (update,) = bench.updates()
+    assert update.end.queue_us == 250_000
+
+
 def test_an_unknown_class_is_standard_and_no_deadline_is_none(bench: Bench) -> None:
     bench.send(submits=[submit(latency_class=77)])
     (request,) = bench.engine.requests.values()
@@ -286,6 +295,34 @@ def test_a_cancel_is_answered_by_the_engines_own_end(bench: Bench) -> None:
     assert update.end.reason == pb.END_REASON_CANCELLED
     bench.send(cancels=[pb.Cancel(slot=1, attempt=1)])
     assert not bench.updates()
+
+
+@pytest.mark.parametrize("how", ["ended", "given back", "refused"])
+def test_a_cancel_that_crosses_the_end_is_expected_once(bench: Bench, how: str) -> None:
+    if how == "refused":
+        bench.desk.drain(1000)
+    bench.send(submits=[submit()])
+    if how == "ended":
+        handle = bench.engine.handle()
+        bench.report({handle: [10]}, finished=[finish(handle)])
+    elif how == "given back":
+        bench.report(returned=[Returned(bench.engine.handle(), 0)])
+    bench.drain()
+    bad = bench.desk.metrics.bad_frames.labels("unknown_slot")._value
+    bench.send(cancels=[pb.Cancel(slot=1, attempt=1)])
+    assert bad.get() == 0
+    bench.send(cancels=[pb.Cancel(slot=1, attempt=1)])
+    assert bad.get() == 1
+
+
+def test_a_slot_that_is_taken_again_can_be_cancelled(bench: Bench) -> None:
+    bench.send(submits=[submit()])
+    first = bench.engine.handle()
+    bench.report({first: [10]}, finished=[finish(first)])
+    bench.drain()
+    bench.send(submits=[submit()])
+    bench.send(cancels=[pb.Cancel(slot=1, attempt=1)])
+    assert bench.engine.aborted == [bench.engine.handle()]
 
 
 def test_a_cancel_of_another_attempt_touches_nothing(bench: Bench) -> None:
