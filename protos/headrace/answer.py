@@ -54,7 +54,7 @@ class Answer:
         self._deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         self._call: Call | None = None
         self._arrived = Arrived()
-        self._recovery = Recovery(len(lines))
+        self._recovery = Recovery(len(lines), waits=not request.do_not_queue)
         self._ended = False
 
     @property

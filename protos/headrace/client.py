@@ -198,7 +198,8 @@ class Headrace:
         """
         limit_s = timeout_s or self._timeout_s
         deadline_s = None if limit_s is None else time.monotonic() + limit_s
-        recovery, asked = Recovery(len(self._lines)), request
+        waits = not getattr(request, "do_not_queue", False)
+        recovery, asked = Recovery(len(self._lines), waits=waits), request
         while True:
             line = self._lines.take()
             try:

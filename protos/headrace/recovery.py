@@ -10,6 +10,7 @@
                       no router there, or a busy one      again, for as long as workers keep what routers lost
 
 A refusal in the mesh's own words is final, but for UNAVAILABLE: a router that stops hands its streams on.
+Who asked not to wait (`do_not_queue`) is told every refusal at once.
 """
 
 from __future__ import annotations
@@ -57,12 +58,20 @@ class Step(NamedTuple):
 
 
 class Recovery:
-    """The failures of one request. `step` says what follows each, or raises."""
+    """The failures of one request. `step` says what follows each, or raises.
 
-    def __init__(self, addresses: int = 1, jitter: Callable[[], float] = random.random) -> None:
+    Args:
+        waits: whether a refusal that says when to ask again is waited for.
+    """
+
+    def __init__(
+        self, addresses: int = 1, jitter: Callable[[], float] = random.random, *, waits: bool = True
+    ) -> None:
         self.retries = 0
         self.resumes = 0
         self._untried = addresses - 1
+        self._waits = waits
+        self._refusal: errors.HeadraceError | None = None
         self._again_s: float | None = None
         self._made_again = False
         self._tried_s: float | None = None
@@ -95,7 +104,7 @@ class Recovery:
             return refused
         unreached = not arrived_tokens and _not_reached(error)
         if unreached or not (_broke(error) or (arrived_tokens and isinstance(error, errors.Unavailable))):
-            raise error
+            raise self._told(error)
         self._break, self._broke_s, self._pause_s = error, now, FIRST_PAUSE_S
         return self._rest(error)
 
@@ -107,10 +116,21 @@ class Recovery:
         pause_s = error.pause_s
         if error.reason == DRAINING or self._still_there(error, now) or self._hardly_reached(error, now):
             pause_s = self._pause()
-        elif pause_s is None or error.reason == STOPS:
+        elif pause_s is None or error.reason == STOPS or not self._waits:
             return None
+        else:
+            self._refusal = error
         self.retries += 1
         return Step(Ask.AGAIN, pause_s, elsewhere=error.reason == DRAINING or not error.reason)
+
+    def _told(self, error: errors.HeadraceError) -> errors.HeadraceError:
+        """The error, with what was in the way where nothing but time ran out."""
+        refusal = self._refusal
+        if refusal is None or error.reason or not isinstance(error, errors.DeadlineExceeded):
+            return error
+        told = errors.DeadlineExceeded(f"{error}; refused until then: {refusal}", code=error.code)
+        told.reason, told.__cause__ = refusal.reason, refusal
+        return told
 
     def _hardly_reached(self, error: errors.HeadraceError, now: float) -> bool:
         """Whether there is somebody, who may be reached if tried for a while."""

@@ -259,7 +259,8 @@ class Scheduler:
     def impatient(self, now: float) -> list[Ticket]:
         """Requests that no known worker could run for longer than their class is patient; they still wait.
 
-        Of very many that wait it looks at some each time, in turns.
+        Those whose deadline is near are among them: once it has passed nobody hears why nothing came. Of
+        very many that wait it looks at some each time, in turns.
         """
         found = []
         for pool in self._pools.values():
@@ -273,7 +274,8 @@ class Scheduler:
     def _gives_up(self, ticket: Ticket, now: float) -> bool:
         since = min(self._alone_since.setdefault(ticket.number, now), now)
         self._alone_since[ticket.number] = since
-        return now - since >= self.settings.classes[ticket.latency_class].patience_s
+        patience_s = self.settings.classes[ticket.latency_class].patience_s
+        return now - since >= patience_s or now >= ticket.last_word_s
 
     def _waits_no_more(self, ticket: Ticket) -> None:
         self._waiting_of[ticket.tenant] -= 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -15,6 +16,9 @@ from services.router.policy.classify import LatencyClass
 Digests = npt.NDArray[np.uint64]
 """First 16 bytes of each block digest of a prompt, as two words. [blocks, 2]"""
 NO_CHAINS: Mapping[bytes, Digests] = MappingProxyType({})
+
+LAST_WORD_S = 0.75
+"""Before its deadline a request for which nobody is there is told so; of a short time the last quarter."""
 
 
 class Cost(NamedTuple):
@@ -63,6 +67,13 @@ class Ticket:
     tpot_target_s: float | None = None
     queued_bytes: int = 0
     """Memory that it holds while it waits."""
+
+    @property
+    def last_word_s(self) -> float:
+        """When its caller must be told at the latest that nobody is there for it."""
+        if self.deadline_s is None:
+            return inf
+        return self.deadline_s - min(LAST_WORD_S, (self.deadline_s - self.arrival_s) / 4)
 
     @property
     def foreground(self) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import pytest
 from headrace.client import Delta, Finished, Headrace
-from headrace.errors import Exhausted, InvalidRequest, NotFound, StreamLost, Unavailable
+from headrace.errors import DeadlineExceeded, Exhausted, InvalidRequest, NotFound, StreamLost, Unavailable
 from headrace.request import build_request
 from headrace.v1 import router_pb2, types_pb2
 
@@ -138,6 +138,32 @@ async def test_what_was_rather_to_be_refused_than_late_is_not_retried(reason: st
                 await call
             assert (caught.value.reason, caught.value.retry_s) == (reason, 0.001)
     assert len(router.requests) == 2
+
+
+async def test_who_asked_not_to_wait_is_told_every_refusal_at_once() -> None:
+    nobody = fail(errors.Unavailable("no worker", reason="NO_WORKER", retry_s=0.001))
+    router = ScriptedRouter(nobody, nobody, say("a"))
+    async with serving(router) as address, Headrace(address) as mesh:
+        for call in (
+            mesh.generate("x", do_not_queue=True).text(),
+            mesh.generate_unary("x", do_not_queue=True),
+        ):
+            with pytest.raises(Unavailable) as caught:
+                await call
+            assert (caught.value.reason, caught.value.retry_s) == ("NO_WORKER", 0.001)
+    assert len(router.requests) == 2
+
+
+async def test_whose_time_runs_out_after_a_refusal_is_told_of_it() -> None:
+    async def silent(request: router_pb2.GenerateRequest, context: Any) -> Any:
+        await asyncio.Event().wait()
+        yield
+
+    router = ScriptedRouter(fail(errors.Unavailable("no worker", reason="NO_WORKER", retry_s=0.001)), silent)
+    async with serving(router) as address, Headrace(address) as mesh:
+        with pytest.raises(DeadlineExceeded, match="no worker") as caught:
+            await mesh.generate("x", timeout_s=0.5).text()
+    assert caught.value.reason == "NO_WORKER"
 
 
 async def test_a_retry_that_the_deadline_forbids_is_not_waited_for() -> None:

@@ -54,6 +54,15 @@ def test_they_take_their_places_when_their_worker_comes_and_leave_when_it_goes()
     assert len(it) == 0
 
 
+def test_whom_nobody_can_serve_is_told_before_its_deadline() -> None:
+    it = with_worker()
+    it.submit(make_ticket(1, LatencyClass.STANDARD, labels=EU, deadline_s=3.0), 0.0)
+    it.submit(make_ticket(2, LatencyClass.STANDARD, labels=EU, deadline_s=0.4), 0.0)
+    assert it.impatient(0.29) == []
+    assert [each.number for each in it.impatient(0.31)] == [2]
+    assert [each.number for each in it.impatient(2.3)] == [1, 2]
+
+
 def test_an_overdue_request_without_a_worker_is_overdue_again_when_one_comes() -> None:
     it = with_worker(slots=0)
     it.submit(make_ticket(1, LatencyClass.BATCH, labels=EU), 0.0)
