@@ -7,8 +7,10 @@ from typing import NamedTuple
 
 from tokenizers import Tokenizer
 
-from services.tokenizer.text.errors import InvalidText, TextError
-from services.tokenizer.text.fast_path import FastPath, load_fast_path
+from services.common.text import ByteLevelFacts, byte_level_facts
+from services.tokenizer.text.cutting import pieces
+from services.tokenizer.text.errors import InvalidText, TextError, TooLong
+from services.tokenizer.text.fast_path import FastPath, load_fast_path, surroundings
 
 COMPARE_EVERY = 256
 
@@ -21,11 +23,11 @@ class EncoderStatistics(NamedTuple):
     why_not: str
     """One line when it is not; empty when it is."""
     encoded: int
-    """Texts."""
+    """Texts, and pieces of long ones."""
     compared: int
-    """Texts encoded both ways in service."""
+    """Of those, encoded both ways in service."""
     mismatches: int
-    """Texts whose ids differed; one ends the fast path."""
+    """Of those, whose ids differed; one ends the fast path."""
 
 
 class TextEncoder:
@@ -44,6 +46,9 @@ class TextEncoder:
         loaded = load_fast_path(tokenizer_json, self._reference)
         self._fast: FastPath | None = None if isinstance(loaded, str) else loaded
         self._why_not = loaded if isinstance(loaded, str) else ""
+        self._facts = byte_level_facts(tokenizer_json)
+        self._before, self._after = surroundings(self._reference)
+        self._can_cut = self._facts is not None and self._surrounds_alike("one two")
         self._compare_every = compare_every
         self._encoded = self._compared = self._mismatches = 0
 
@@ -52,13 +57,47 @@ class TextEncoder:
         """Tokens, special ones included."""
         return self._reference.get_vocab_size(with_added_tokens=True)
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool = True, limit: int | None = None) -> list[int]:
         """The ids of `text`. Special tokens that are spelled out in it become their ids.
 
         Raises:
             InvalidText: it holds a lone surrogate.
+            TooLong: it was given up, since it has more ids than `limit` whatever comes next.
         """
         _require_unicode(text)
+        if limit is not None and self._facts is not None:
+            _require_bytes(self._facts, text, limit)
+        return (
+            self._in_pieces(text, add_special_tokens, limit)
+            if self._can_cut
+            else self._ids(text, add_special_tokens)
+        )
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of `ids`; ids without a token are left out."""
+        return self._reference.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    def statistics(self) -> EncoderStatistics:
+        """The counts so far."""
+        fast = self._fast is not None
+        return EncoderStatistics(fast, self._why_not, self._encoded, self._compared, self._mismatches)
+
+    def _in_pieces(self, text: str, add_special_tokens: bool, limit: int | None) -> list[int]:
+        first, *rest = pieces(text)
+        if not rest:
+            return self._ids(text, add_special_tokens)
+        ids = self._ids(first, False)
+        for piece in rest:
+            if limit is not None and len(ids) > limit:
+                raise TooLong(f"more than {limit} tokens, and so many are allowed")
+            ids += self._ids(piece, False)
+        return [*self._before, *ids, *self._after] if add_special_tokens else ids
+
+    def _surrounds_alike(self, text: str) -> bool:
+        bare, full = self._by_reference(text, False), self._by_reference(text, True)
+        return full == [*self._before, *bare, *self._after]
+
+    def _ids(self, text: str, add_special_tokens: bool) -> list[int]:
         self._encoded += 1
         if self._fast is None:
             return self._by_reference(text, add_special_tokens)
@@ -69,15 +108,6 @@ class TextEncoder:
         except Exception as error:
             self._give_up(f"kitoken failed: {type(error).__name__}")
             return self._by_reference(text, add_special_tokens)
-
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """The text of `ids`; ids without a token are left out."""
-        return self._reference.decode(ids, skip_special_tokens=skip_special_tokens)
-
-    def statistics(self) -> EncoderStatistics:
-        """The counts so far."""
-        fast = self._fast is not None
-        return EncoderStatistics(fast, self._why_not, self._encoded, self._compared, self._mismatches)
 
     def _by_reference(self, text: str, add_special_tokens: bool) -> list[int]:
         return self._reference.encode(text, add_special_tokens=add_special_tokens).ids
@@ -113,3 +143,9 @@ def _require_unicode(text: str) -> None:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise InvalidText(f"character {error.start} is a lone surrogate, which is no text") from None
+
+
+def _require_bytes(facts: ByteLevelFacts, text: str, limit: int) -> None:
+    excess = facts.excess(text, limit)
+    if excess is not None:
+        raise TooLong(f"{excess.size} bytes; {limit} tokens hold at most {excess.most}")

@@ -78,7 +78,7 @@ def load_fast_path(tokenizer_json: bytes, reference: Tokenizer) -> FastPath | st
         kitoken = Kitoken(_spelled_out(tokenizer_json))
     except Exception as error:  # whatever it is, the reference works
         return f"kitoken cannot load this tokenizer: {error}"
-    before, after = _surroundings(reference)
+    before, after = surroundings(reference)
     path = FastPath(kitoken, before, after)
     differing = [text for text in TRICKY_TEXTS if not _agree(path, reference, text)]
     return f"kitoken differs on {differing[0]!r:.40}" if differing else path
@@ -94,7 +94,8 @@ def _agree(path: FastPath, reference: Tokenizer, text: str) -> bool:
         return False
 
 
-def _surroundings(reference: Tokenizer) -> tuple[list[int], list[int]]:
+def surroundings(reference: Tokenizer) -> tuple[list[int], list[int]]:
+    """What the tokenizer puts before and after a text when special tokens are asked for."""
     bare = reference.encode("a", add_special_tokens=False).ids
     full = reference.encode("a", add_special_tokens=True).ids
     for start in range(len(full) - len(bare) + 1):

@@ -81,13 +81,13 @@ class ItemEncoder:
 
     def _ids(self, item: Item) -> list[int]:
         if isinstance(item, PlainText):
-            return self.encoder.encode(item.text, item.add_special_tokens)
+            return self.encoder.encode(item.text, item.add_special_tokens, item.max_tokens)
         if self._template is None:
             self._template = _compiled(self._spec)
         if isinstance(self._template, TemplateFailed):
             raise self._template
         prompt = self._template.render(item.messages, add_generation_prompt=item.add_generation_prompt)
-        return self.encoder.encode(prompt, add_special_tokens=False)
+        return self.encoder.encode(prompt, False, item.max_tokens)
 
 
 def item_chars(item: Item) -> int:

@@ -2,12 +2,13 @@
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from tokenizers import Tokenizer, processors
 
 from services.common.models import ModelDirectory
+from services.tokenizer.text.cutting import PIECE_CHARS
 from services.tokenizer.text.encoder import TextEncoder
-from services.tokenizer.text.errors import InvalidText, TextError
+from services.tokenizer.text.errors import InvalidText, TextError, TooLong
 from services.tokenizer.text.fast_path import TRICKY_TEXTS, FastPath, load_fast_path
 from tests.support.sentencepiece_like import with_byte_fallback
 from tests.support.tiny_tokenizer import tiny_tokenizer
@@ -132,3 +133,33 @@ def test_the_default_model_is_encoded_on_the_fast_path_with_the_reference_ids(
     assert encoder.statistics().fast, encoder.statistics().why_not
     for text in TRICKY_TEXTS:
         assert encoder.encode(text) == reference.encode(text).ids
+
+
+WORDS = st.sampled_from(
+    ["the wheel turns ", "x", " ", "日本 🙂\n", "don't ", "12 a b", "<|im_end|>", "\t\n z"]
+)
+
+
+@settings(max_examples=20, deadline=None)
+@given(words=st.lists(WORDS, min_size=1))
+def test_a_long_text_in_pieces_has_the_ids_of_the_whole(words: list[str]) -> None:
+    text = "".join(words) * (3 * PIECE_CHARS // len("".join(words)) + 1)
+    reference = with_ends()
+    encoder = TextEncoder(reference.to_str().encode(), compare_every=2)
+    for special in (False, True):
+        assert encoder.encode(text, special) == reference.encode(text, add_special_tokens=special).ids
+    assert encoder.statistics().mismatches == 0
+
+
+def test_a_text_that_is_too_long_is_given_up_after_its_first_pieces() -> None:
+    encoder = TextEncoder(TINY_JSON)
+    with pytest.raises(TooLong):
+        encoder.encode("a " * (10 * PIECE_CHARS), limit=2 * PIECE_CHARS)
+    assert encoder.statistics().encoded < 5
+
+
+def test_a_text_of_too_many_bytes_is_not_encoded_at_all() -> None:
+    encoder = TextEncoder(TINY_JSON)
+    with pytest.raises(TooLong):
+        encoder.encode("x" * 20_000, limit=100)
+    assert encoder.statistics().encoded == 0
