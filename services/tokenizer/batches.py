@@ -24,13 +24,13 @@ class Batches:
         self._timeout_s = timeout_s
         self._metrics = metrics
 
-    async def encode(self, items: Sequence[Item]) -> list[Outcome]:
-        """One outcome an item, in order; failures are outcomes too."""
+    async def encode(self, items: Sequence[Item], tenant: bytes) -> list[Outcome]:
+        """One outcome an item of the tenant, in order; failures are outcomes too."""
         if not items:
             return []
         started = time.monotonic()
         groups = _groups(items)
-        results = await asyncio.gather(*(self._job([items[at] for at in group]) for group in groups))
+        results = await asyncio.gather(*(self._job([items[at] for at in group], tenant) for group in groups))
         outcomes: dict[int, Outcome] = {}
         for group, result in zip(groups, results, strict=True):
             outcomes.update(zip(group, result, strict=True))
@@ -38,9 +38,9 @@ class Batches:
         self._count(ordered, time.monotonic() - started)
         return ordered
 
-    async def _job(self, items: Sequence[Item]) -> list[Outcome]:
+    async def _job(self, items: Sequence[Item], tenant: bytes) -> list[Outcome]:
         try:
-            return await self._pool.run(items, self._timeout_s)
+            return await self._pool.run(items, self._timeout_s, tenant)
         except TextError as error:
             return [error] * len(items)
 

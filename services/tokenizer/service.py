@@ -14,10 +14,11 @@ from services.tokenizer.encodings import EncodingCache
 from services.tokenizer.metrics import TokenizerMetrics
 from services.tokenizer.servicer import TokenizerServicer
 from services.tokenizer.settings import TokenizerSettings
+from services.tokenizer.text.bounds import PoolLimits
 from services.tokenizer.text.encoder import TextEncoder
 from services.tokenizer.text.errors import CannotStart, TextError
 from services.tokenizer.text.items import TextSpec
-from services.tokenizer.text.pool import PoolLimits, TextPool
+from services.tokenizer.text.pool import TextPool
 
 SERVICE = tokenizer_pb2.DESCRIPTOR.services_by_name["TokenizerService"]
 log = logs.get(__name__)

@@ -61,7 +61,7 @@ class TokenizerServicer:
         known = [self._cache.get(key) for key in keys]
         todo = [position for position, ids in enumerate(known) if ids is None]
         outcomes: list[Outcome | None] = list(known)
-        made = await self._batches.encode([_item(at, request.items[at]) for at in todo])
+        made = await self._batches.encode([_item(at, request.items[at]) for at in todo], request.tenant_tag)
         for position, outcome in zip(todo, made, strict=True):
             outcomes[position] = outcome
             if isinstance(outcome, list):

@@ -49,6 +49,7 @@ class TokenizerServer:
         self.failure: tokenizer_pb2.EncodeFailure | None = None
         self.encoded = 0
         self.scopes: list[bytes] = []
+        self.tenants: list[bytes] = []
         self.address = ""
         self._mesh = mesh
         self._server = server()
@@ -81,6 +82,7 @@ class TokenizerServer:
         self._check(request.model)
         self.encoded += len(request.items)
         self.scopes.append(request.scope_digest)
+        self.tenants.append(request.tenant_tag)
         items = [self._encode(item) for item in request.items]
         return tokenizer_pb2.EncodeResponse(items=items, digests=self.digests)
 

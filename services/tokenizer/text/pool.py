@@ -3,6 +3,9 @@
     run(items) ─▶ bounded queue ─▶ slot ─▶ process     one slot a process; a slot replaces its process
                                                        when it died or its job ran past the deadline
 
+Tenants take turns, and half of the slots take short jobs only: a chat waits for no book. Time that a job
+waits for a slot is not its own.
+
 A job that meets a dying process is tried once more on another: it may have been the innocent one.
 """
 
@@ -11,9 +14,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from services.common import logs
+from services.tokenizer.text.bounds import PoolLimits, PoolStatistics
 from services.tokenizer.text.encoder import EncoderStatistics
 from services.tokenizer.text.errors import CannotStart, Overloaded, ProcessLost, TimedOut
 from services.tokenizer.text.items import Item, Outcome, TextSpec
@@ -27,49 +31,13 @@ _FIRST_BACKOFF_S, _LAST_BACKOFF_S = 0.1, 5.0
 _REAP_TIMEOUT_S, _REAP_POLL_S = 2.0, 0.01
 
 
-class PoolLimits(NamedTuple):
-    """Bounds of a pool."""
-
-    processes: int = 2
-    queued_jobs: int = 1024
-    """Jobs that may wait for a process; more are refused."""
-    queued_chars: int = 64 << 20
-    """Characters that waiting jobs may hold together."""
-    min_run_s: float = 0.25
-    """A process works on a job at least so long before it is killed: a caller who gives a millisecond
-    must not cost everybody a process."""
-    memory_bytes: int = 1 << 30
-    """What one process may allocate beyond the loaded tokenizer."""
-    start_timeout_s: float = 60.0
-    """How long a process may take to load."""
-
-
-class PoolStatistics(NamedTuple):
-    """What a pool does now, and what it did so far."""
-
-    processes: int
-    """Alive and loaded now."""
-    busy: int
-    """Of those, with a job."""
-    queued: int
-    """Jobs that wait."""
-    timeouts: int
-    """Processes that were killed because a job ran past its deadline."""
-    deaths: int
-    """Processes that ended by themselves or by another's hand."""
-    refused: int
-    """Jobs that found the queue full."""
-    mismatches: int
-    """Texts where the fast path and the reference differed."""
-
-
 class TextPool:
     """`async with TextPool(spec) as pool: await pool.run(items, timeout_s)`, or `start` and `close`."""
 
     def __init__(self, spec: TextSpec, limits: PoolLimits | None = None) -> None:
         self._limits = limits or PoolLimits()
         self._spec_frame = pack_request(ProcessSpec(spec, self._limits.memory_bytes))
-        self._queue = JobQueue(self._limits.queued_jobs, self._limits.queued_chars)
+        self._queue = JobQueue(self._limits.queued_jobs, self._limits.queued_chars, self._limits.long_chars)
         self._slots: list[asyncio.Task[None]] = []
         self._processes: dict[SupervisedProcess, EncoderStatistics] = {}
         self._killed: list[SupervisedProcess] = []
@@ -89,7 +57,11 @@ class TextPool:
             await _cancelled(starts)
             await self.close()
             raise
-        self._slots = [asyncio.create_task(self._run_slot(process)) for process in processes]
+        with_long = max(1, len(processes) // 2)
+        self._slots = [
+            asyncio.create_task(self._run_slot(process, long_too=slot < with_long))
+            for slot, process in enumerate(processes)
+        ]
 
     async def close(self) -> None:
         """End all processes; jobs that wait or run fail with Overloaded. Takes two seconds at most."""
@@ -108,26 +80,27 @@ class TextPool:
     ) -> None:
         await self.close()
 
-    async def run(self, items: Sequence[Item], timeout_s: float) -> list[Outcome]:
+    async def run(self, items: Sequence[Item], timeout_s: float, tenant: bytes = b"") -> list[Outcome]:
         """Encode a batch in one process; the outcomes stand in the order of the items.
 
-        A bad item fails alone; time runs out for the batch as a whole, waiting included. Cancelling takes
-        the job out of the queue; one that already runs is left to end or to meet its deadline.
+        A bad item fails alone; time runs out for the batch as a whole, from when a process begins. Cancelling
+        takes the job out of the queue; one that already runs is left to end or to meet its deadline.
+
+        Args:
+            tenant: whose items they are; all who give none are one.
 
         Raises:
-            Overloaded: too much is waiting, or the pool is closed.
+            Overloaded: too much is waiting, no process was free for long, or the pool is closed.
             TimedOut: `timeout_s` passed.
             ProcessLost: two processes died over it.
         """
-        job = Job(items, asyncio.get_running_loop().time() + timeout_s)
+        job = Job(items, timeout_s, tenant)
         self._enqueue(job)
         try:
-            async with asyncio.timeout_at(job.deadline_s):
-                return await job.outcomes
-        except TimeoutError:
-            raise TimedOut(f"encoding took longer than {timeout_s:g} s") from None
+            return await self._outcomes(job)
         finally:
             self._queue.give_up(job)
+            job.outcomes.cancel()
 
     def pids(self) -> list[int]:
         """The process ids of the processes that are loaded."""
@@ -146,6 +119,19 @@ class TextPool:
             mismatches=mismatches,
         )
 
+    async def _outcomes(self, job: Job) -> list[Outcome]:
+        events: list[asyncio.Future[Any]] = [job.begun, job.outcomes]
+        await asyncio.wait(events, timeout=self._limits.wait_s, return_when=asyncio.FIRST_COMPLETED)
+        if not (job.begun.done() or job.outcomes.done()):
+            raise Overloaded(f"no process was free to encode for {self._limits.wait_s:g} s; try again")
+        if job.outcomes.done():
+            return job.outcomes.result()
+        try:
+            async with asyncio.timeout_at(job.deadline_s):
+                return await job.outcomes
+        except TimeoutError:
+            raise TimedOut(f"encoding took longer than {job.timeout_s:g} s") from None
+
     def _enqueue(self, job: Job) -> None:
         try:
             self._queue.put(job)
@@ -153,20 +139,20 @@ class TextPool:
             self._refused += 1
             raise
 
-    async def _run_slot(self, process: SupervisedProcess | None) -> None:
+    async def _run_slot(self, process: SupervisedProcess | None, *, long_too: bool) -> None:
         while True:
             if process is None:
                 process = await self._replacement()
-            job = await self._next_job(process)
+            job = await self._next_job(process, long_too)
             if job is None:
                 self._note_death(process)
             if job is None or not await self._serve(process, job):
                 self._end(process)
                 process = None
 
-    async def _next_job(self, process: SupervisedProcess) -> Job | None:
+    async def _next_job(self, process: SupervisedProcess, long_too: bool) -> Job | None:
         """The next job; None when the process dies while there is none."""
-        getter = asyncio.ensure_future(self._queue.get())
+        getter = asyncio.ensure_future(self._queue.get(long_too=long_too))
         waited: set[asyncio.Future[Any]] = {getter, process.died}
         try:
             await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
@@ -193,8 +179,10 @@ class TextPool:
         return False
 
     async def _ask(self, process: SupervisedProcess, job: Job) -> bool:
-        job.attempts += 1
+        if job.is_over:
+            return True
         now_s = asyncio.get_running_loop().time()
+        job.begin(now_s)
         limit_s = max(job.deadline_s - now_s, self._limits.min_run_s)
         async with asyncio.timeout(limit_s):
             reply = await process.encode(job.items, limit_s)

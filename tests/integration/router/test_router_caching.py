@@ -135,6 +135,7 @@ async def test_users_and_tenants_share_nothing(tmp_path: Path, cache: CacheServe
         assert len({each.kv_key for each in it.submits}) == 6
         assert len({each.tenant_tag for each in it.submits}) == 2
         assert len(set(house.tokenizer.scopes)) == 6
+        assert [house.tokenizer.tenants.count(tag) for tag in set(house.tokenizer.tenants)] == [3, 3]
         for call in calls:
             for fields in variants:
                 answer = await ask(house, call, **fields)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator
@@ -74,6 +75,14 @@ async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
 @pytest_asyncio.fixture
 async def looping(tmp_path: Path) -> AsyncIterator[Served]:
     process, running = await start(tmp_path, LOOP, item_timeout_s="0.5", processes="2")
+    yield running
+    process.popen.kill()
+    process.popen.wait()
+
+
+@pytest_asyncio.fixture
+async def crowded(tmp_path: Path) -> AsyncIterator[Served]:
+    process, running = await start(tmp_path, LOOP, item_timeout_s="600", processes="2")
     yield running
     process.popen.kill()
     process.popen.wait()
@@ -168,6 +177,26 @@ async def test_a_looping_template_ends_at_its_deadline_and_takes_nobody_along(lo
     assert reply.items[2].failure.reason == pb.ENCODE_FAILURE_REASON_TIMEOUT
     after = await looping.encode(text("still here"))
     assert list(after.items[0].ids) == looping.reference.encode("still here").ids
+
+
+async def test_a_chat_is_encoded_while_huge_ones_of_another_tenant_are_under_way(crowded: Served) -> None:
+    """Each huge one loops in its template until the test ends, so whatever is answered was not behind it."""
+    huge = [
+        asyncio.ensure_future(crowded.encode(chat("x" * 40_000), tenant_tag=b"uploads")) for _ in range(4)
+    ]
+    for _ in range(20):
+        reply = await crowded.encode(text("hello"), tenant_tag=b"chats")
+        assert list(reply.items[0].ids) == crowded.reference.encode("hello").ids
+    assert not any(each.done() for each in huge)
+    for each in huge:
+        each.cancel()
+
+
+async def test_a_text_that_is_too_long_leaves_its_process_alone(served: Served) -> None:
+    words = "the wheel turns " * 10_000
+    reply = await served.encode(text(words, max_tokens=2048), text(words, max_tokens=1_000_000))
+    assert reply.items[0].failure.reason == pb.ENCODE_FAILURE_REASON_TOO_LONG
+    assert list(reply.items[1].ids) == served.reference.encode(words).ids
 
 
 async def test_a_missing_model_is_one_line(tmp_path: Path) -> None:

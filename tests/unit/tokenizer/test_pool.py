@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 import uvloop
 
+from services.tokenizer.text.bounds import PoolLimits
 from services.tokenizer.text.errors import (
     CannotStart,
     InvalidText,
@@ -19,8 +20,9 @@ from services.tokenizer.text.errors import (
     TimedOut,
     TooLong,
 )
-from services.tokenizer.text.items import Item, Outcome, PlainText
-from services.tokenizer.text.pool import PoolLimits, TextPool
+from services.tokenizer.text.items import Conversation, Item, Outcome, PlainText
+from services.tokenizer.text.pool import TextPool
+from services.tokenizer.text.template import Message
 from tests.support.pools import LOOP, is_alive, saying, tiny_spec
 from tests.support.tiny_tokenizer import tiny_tokenizer
 from tests.support.waiting import eventually, eventually_sync
@@ -101,6 +103,32 @@ async def test_others_go_on_while_a_template_loops() -> None:
         assert [await encode_hello(pool) for _ in range(20)] == [[HELLO]] * 20
         assert not looping.done()
         looping.cancel()
+
+
+async def test_long_texts_of_one_tenant_leave_a_process_to_the_short_ones_of_another() -> None:
+    async with TextPool(tiny_spec(), PoolLimits(processes=2)) as pool:
+        endless = Conversation((Message("user", "loop"), Message("user", "x" * 40_000)))
+        long = [asyncio.create_task(pool.run([endless], PATIENCE_S, b"a")) for _ in range(3)]
+        await eventually(
+            lambda: pool.statistics().busy == 1 and pool.statistics().queued == 2, "one is under way"
+        )
+        for _ in range(5):
+            assert await pool.run([PlainText("hello")], PATIENCE_S, b"b") == [HELLO]
+        assert not any(each.done() for each in long)
+        for each in long:
+            each.cancel()
+
+
+async def test_waiting_for_a_process_is_no_encoding_time() -> None:
+    async with TextPool(tiny_spec(), PoolLimits(processes=1, wait_s=0.05)) as pool:
+        pid = await stop_the_process(pool)
+        first = asyncio.create_task(encode_hello(pool))
+        await eventually(lambda: pool.statistics().busy == 1, "the process has a job")
+        with pytest.raises(Overloaded):
+            await pool.run([PlainText("hello")], 0.01)
+        os.kill(pid, signal.SIGCONT)
+        assert await first == [HELLO]
+        assert (pool.statistics().queued, pool.statistics().timeouts) == (0, 0)
 
 
 async def test_a_callers_tiny_deadline_costs_no_process(pool: TextPool) -> None:
@@ -203,7 +231,8 @@ def test_it_runs_under_uvloop() -> None:
 
 ORPHAN = """
 import asyncio
-from services.tokenizer.text.pool import PoolLimits, TextPool
+from services.tokenizer.text.bounds import PoolLimits
+from services.tokenizer.text.pool import TextPool
 from tests.support.pools import saying, tiny_spec
 
 async def main():
