@@ -5,7 +5,8 @@
 
 The router's policy, the worker's scheduler and its credit book are the production objects; devices, network
 and clients are simulated (bench/sim). Writes bench/results/simulate-NAME.json, and a plot beside it where
-matplotlib is installed (the extra `bench`). --size 0.2 is a quick look with a fifth of the requests. All
+matplotlib is installed (the extra `bench`). --size 0.2 is a quick look with a fifth of the requests: what is
+not of full size, or has other seeds, goes to a new temporary folder, unless --results names another. All
 suites with five seeds are hours of CPU: --kept keeps every run in a folder, where it is found again as long
 as the code that it goes through has not changed.
 """
@@ -13,6 +14,7 @@ as the code that it goes through has not changed.
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -24,6 +26,9 @@ from bench.sim.experiments import Options
 from bench.sim.kept import Kept
 from bench.sim.play import Played, Table, play_all
 from bench.sim.suites import Suite
+
+SEEDS = 5
+FULL_SIZE = 1.0
 
 
 def say(played: Played) -> None:
@@ -57,21 +62,31 @@ def run(
         print("no plot: matplotlib is not installed (the extra `bench`)")
 
 
+def results_folder(size: float, seeds: int, chosen: Path | None = None) -> Path:
+    """Where results go: only full runs are figures of this repository, unless somebody says otherwise."""
+    if chosen is not None:
+        return chosen
+    if size == FULL_SIZE and seeds == SEEDS:
+        return RESULTS
+    return Path(tempfile.mkdtemp(prefix="headrace-quick-look-"))
+
+
 def main() -> None:
     """Play what was asked for."""
     parser = argparse.ArgumentParser(description="Scheduling policies over traces, in virtual time.")
     parser.add_argument("suite", choices=[*SUITES, "all"])
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--trace", type=Path, default=loads.AZURE_EXCERPT, help="of Azure conversations")
     parser.add_argument("--mooncake", type=Path, default=loads.MOONCAKE_EXCERPT)
-    parser.add_argument("--size", type=float, default=1.0, help="multiplies the requests of every load")
+    parser.add_argument("--size", type=float, default=FULL_SIZE, help="multiplies the requests of every load")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, help=f"default: {RESULTS} of a full run, else a new folder")
     parser.add_argument("--kept", type=Path, help="folder of runs that are not played again")
     given = parser.parse_args()
     options = Options(azure=given.trace, mooncake=given.mooncake, size=given.size)
+    results = results_folder(given.size, given.seeds, given.results)
     for suite in SUITES.values() if given.suite == "all" else [SUITES[given.suite]]:
-        run(suite, options, given.seeds, given.jobs, given.results, given.kept)
+        run(suite, options, given.seeds, given.jobs, results, given.kept)
 
 
 if __name__ == "__main__":

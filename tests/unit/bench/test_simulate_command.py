@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from bench.results_contract import read
+from bench.results_contract import RESULTS, read
 from bench.sim.ablation import without
 from bench.sim.commands import SUITES
 from bench.sim.experiments import Options
 from bench.sim.kept import Kept
 from bench.sim.play import Table, play_all
-from bench.simulate import run
+from bench.simulate import FULL_SIZE, SEEDS, results_folder, run
 
 SMALL = Options(size=0.01)
 
@@ -24,6 +24,16 @@ def test_a_suite_writes_a_result_with_its_aims(tmp_path: Path, capsys: pytest.Ca
     assert any(each.aim is not None for each in result.rows)
     assert all(each.repeats == 2 for each in result.rows)
     assert "Headrace" in capsys.readouterr().out
+
+
+def test_only_full_runs_become_figures_of_the_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert results_folder(FULL_SIZE, SEEDS) == RESULTS
+    assert results_folder(0.05, SEEDS).parent == tmp_path
+    assert results_folder(FULL_SIZE, 2).parent == tmp_path
+    assert results_folder(0.05, 1, RESULTS) == RESULTS
 
 
 def test_a_run_that_was_kept_is_not_played_again(tmp_path: Path) -> None:
