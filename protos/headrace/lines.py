@@ -20,6 +20,8 @@ from headrace.v1 import router_pb2_grpc
 SHUNNED_S = 1.0
 DIALS_S = (0.5, 1.5, 3.5)
 """When one that does not stand yet is dialled once more; a busy router is late, too, and must not drown."""
+DIALS_AFTER_A_BREAK_S = (0.2, 0.4, 0.6, 0.9, 1.2, 1.6, 2.0, 2.5, 3.0)
+"""Where one router is known not to answer, and streams wait: half of two routers' dials may come to it."""
 LOOK_S = 0.005
 _NOT_YET = (grpc.ChannelConnectivity.IDLE, grpc.ChannelConnectivity.CONNECTING)
 
@@ -140,7 +142,8 @@ class Lines:
     async def _dial(self, line: Line) -> Line:
         """Looks until one of the dials stands, or the first has failed."""
         dials, loop = [line.channel], asyncio.get_running_loop()
-        due_s = [loop.time() + each for each in DIALS_S]
+        delays_s = DIALS_AFTER_A_BREAK_S if line.shunned_until_s else DIALS_S
+        due_s = [loop.time() + each for each in delays_s]
         chosen = line.channel
         try:
             while (decided := _decided(dials)) is None:
