@@ -2,6 +2,8 @@
 
 Keepalive: a server must allow pings more often than any client sends them; the effective key is
 `grpc.http2.min_ping_interval_without_data_ms` (the often copied `min_recv_ping_interval…` does nothing).
+While another ping is under way (gRPC measures bandwidth by them) none of keepalive's is sent: without a limit
+of its own, `grpc.http2.ping_timeout_ms`, a peer that freezes then is noticed after a minute.
 `grpc.so_reuseport` is on by default in grpcio, where a stale server silently takes half of the connections:
 here it is off unless several processes mean to share a port.
 """
@@ -73,6 +75,7 @@ def server(*, reuse_port: bool = False, max_connection_age_s: float | None = Non
     options: list[tuple[str, int]] = [
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.http2.ping_timeout_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
         ("grpc.max_concurrent_streams", 10_000),
@@ -106,8 +109,9 @@ def channel(address: str, tls: Tls, *, retry_services: tuple[str, ...] = ()) -> 
         ]
     }
     options: list[tuple[str, int | str]] = [
-        ("grpc.keepalive_time_ms", 10_000),
+        ("grpc.keepalive_time_ms", 5_000),
         ("grpc.keepalive_timeout_ms", 5_000),
+        ("grpc.http2.ping_timeout_ms", 5_000),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.use_local_subchannel_pool", 1),

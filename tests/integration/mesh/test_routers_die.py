@@ -19,7 +19,7 @@ from headrace.v1 import admin_pb2, admin_pb2_grpc, router_pb2, router_pb2_grpc, 
 from services.common import identity
 from tests.support.mesh import Mesh
 from tests.support.router_house import details
-from tests.support.waiting import eventually_async
+from tests.support.waiting import eventually, eventually_async
 
 SCHEMA = '{"type": "array", "items": {"enum": ["mill", "wheel", 7]}, "minItems": 60, "maxItems": 70}'
 KINDS: dict[str, dict[str, Any]] = {
@@ -174,7 +174,8 @@ async def test_an_answer_that_had_ended_is_delivered_by_another_router(routers: 
 
 
 async def test_streams_of_a_router_that_freezes_go_on_elsewhere(routers: Routers) -> None:
-    """It keeps its connections and takes new ones, and says nothing more."""
+    """It keeps its connections and takes new ones, and says nothing more. Its worker's credit is not lost."""
+    lost = sessions_lost(routers)
     async with routers.client() as mesh:
         requests = [asked(temperature=0.8, seed=number) for number in range(6)]
         undisturbed = await asyncio.gather(*(mesh.answer(each).finished() for each in requests))
@@ -183,6 +184,7 @@ async def test_streams_of_a_router_that_freezes_go_on_elsewhere(routers: Routers
         async with routers.without(0, signal.SIGSTOP):
             ended = await asyncio.gather(*(rest(*each) for each in zip(answers, events, strict=True)))
             later = await asyncio.gather(*(mesh.answer(each).finished() for each in again(requests)))
+            await eventually(lambda: sessions_lost(routers) > lost, "the worker gives its session up")
     assert [kept(each) for each in ended] == [kept(each) for each in undisturbed]
     assert [kept(each) for each in later] == [kept(each) for each in undisturbed]
     assert sum(each.resumes > 0 for each in answers) >= len(answers) // 2
@@ -271,6 +273,11 @@ def again(requests: list[router_pb2.GenerateRequest]) -> list[router_pb2.Generat
     for request in requests:
         request.request_id += " again"
     return requests
+
+
+def sessions_lost(routers: Routers) -> int:
+    """How many sessions the worker's log says to have broken."""
+    return routers.mesh.workers[0].log.read_text().count("ping timeout")
 
 
 async def drained(replies: AsyncIterator[Any]) -> None:
