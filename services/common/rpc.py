@@ -107,7 +107,7 @@ class _Call:
                 code = grpc.StatusCode.CANCELLED
                 raise
             except Exception as error:
-                problem = self._problem(error)
+                problem, request = self._problem(error), None
                 code = problem.code
                 await errors.abort(context, problem)
             finally:
@@ -138,7 +138,7 @@ class _Call:
                 code = grpc.StatusCode.CANCELLED
                 raise
             except Exception as error:
-                problem, code = self._problem(error), grpc.StatusCode.CANCELLED
+                problem, request, code = self._problem(error), None, grpc.StatusCode.CANCELLED
                 await replies.written()  # or until nobody is there any more
                 code = problem.code
                 await errors.abort(context, problem)
@@ -167,9 +167,16 @@ class _Call:
             raise
 
     def _problem(self, error: Exception) -> errors.HeadraceError:
+        """What the caller is told.
+
+        NOTE: grpcio keeps what a handler aborts with in a cycle with the call, so whatever the frames of the
+        error hold, megabytes of a request among it, would wait for the garbage collector.
+        """
         if isinstance(error, errors.HeadraceError):
+            _let_go_of_frames(error)
             return error
         log.error("rpc_failed", method=self._name, exc_info=error)
+        _let_go_of_frames(error)
         return errors.Internal("internal error")
 
     def _count(self, code: grpc.StatusCode, started: float) -> None:
@@ -184,6 +191,12 @@ _KINDS: dict[tuple[bool, bool], tuple[Callable[..., Any], Callable[[_Call, Any],
     (True, True): (grpc.stream_stream_rpc_method_handler, _Call.stream),
 }
 """By (client streaming, server streaming): what makes the handler, and what wraps the behaviour."""
+
+
+def _let_go_of_frames(error: BaseException | None) -> None:
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__context__
 
 
 def note_stranger(metrics: RpcMetrics, method: str, context: Context) -> None:

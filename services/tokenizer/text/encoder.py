@@ -89,7 +89,7 @@ class TextEncoder:
         ids = self._ids(first, False)
         for piece in rest:
             if limit is not None and len(ids) > limit:
-                raise TooLong(f"more than {limit} tokens, and so many are allowed")
+                raise TooLong(f"more than {limit} tokens; at most {limit} are allowed")
             ids += self._ids(piece, False)
         return [*self._before, *ids, *self._after] if add_special_tokens else ids
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -95,6 +97,34 @@ class Served:
     def count(self, method: str, code: str) -> float:
         labels = {"method": f"CacheService.{method}", "code": code}
         return self.registry.get_sample_value("headrace_rpc_calls_total", labels) or 0
+
+
+class Refusing(Servicer):
+    """Refuses all, and knows whether others hold a request still."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.requests: list[Any] = []
+
+    def held_elsewhere(self) -> int:
+        own = 2  # the list, and the argument of getrefcount
+        return sum(sys.getrefcount(self.requests[at]) > own for at in range(len(self.requests)))
+
+    async def Lookup(self, request: cache_pb2.LookupRequest, _: Any) -> cache_pb2.LookupResponse:
+        self._refuse(request)
+        raise AssertionError
+
+    async def LoadSnapshot(  # type: ignore[override]
+        self, request: Any, _: Any, replies: Replies
+    ) -> None:
+        self._refuse(request)
+
+    def _refuse(self, request: Any) -> None:
+        self.requests.append(request)
+        try:
+            raise KeyError
+        except KeyError:
+            raise errors.Overloaded("too much", retry_s=2) from None
 
 
 @asynccontextmanager
@@ -228,3 +258,18 @@ async def test_a_last_reply_that_waits_long_for_its_client_is_no_failure(replyin
     await asyncio.sleep(0.3)  # beyond the bound of the server, which is not to be seen
     assert len((await call.read()).chunk) == 8 << 20
     assert await call.code() is grpc.StatusCode.OK
+
+
+async def test_a_refused_request_is_let_go_of_and_waits_for_no_garbage_collection() -> None:
+    servicer = Refusing()
+    async with serving(servicer) as served:
+        gc.disable()
+        try:
+            with pytest.raises(grpc.aio.AioRpcError):
+                await served.stub.Lookup(cache_pb2.LookupRequest(), metadata=served.member)
+            with pytest.raises(grpc.aio.AioRpcError):
+                await served.stub.LoadSnapshot(cache_pb2.LoadSnapshotRequest(), metadata=served.member).read()
+            assert len(servicer.requests) == 2
+            await eventually(lambda: servicer.held_elsewhere() == 0, "both are let go of")
+        finally:
+            gc.enable()
