@@ -147,7 +147,7 @@ async def run(repeats: int, seconds: float, load: float) -> list[Row]:
         model = write_model(scratch / "llama-60m")
         (scratch / "calibration.toml").write_text(CALIBRATION)
         async with live_mesh(
-            model, _kinds(scratch), scratch, {"HEADRACE_ROUTER_LIMITS__QUEUED_REQUESTS": "10000"}
+            model, _kinds(scratch), scratch, {"HEADRACE_ROUTER_LIMITS": '{"queued_requests": 10000}'}
         ) as mesh:
             os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
             async with channel(mesh.address, None) as connection:

@@ -43,5 +43,7 @@ def _with_reason(error: Exception) -> str:
     text = " ".join(str(error).split())
     if code == "UNAVAILABLE" and not getattr(error, "reason", ""):
         return f"nobody answers there: {text.rpartition('last error: ')[2]}"
+    if getattr(error, "reason", "") == "NO_KEY":
+        return f"{code}: this mesh needs an API key: give --api-key, or set HEADRACE_API_KEY"
     retry_s = getattr(error, "retry_s", None)
     return f"{code}: {text}" + (f" (try again in {retry_s:g} s)" if retry_s else "")

@@ -8,6 +8,7 @@ A second signal skips what is left of the drain.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Coroutine
@@ -20,7 +21,7 @@ from prometheus_client import CollectorRegistry
 from services.common import logs, metrics
 from services.common.garbage import Collector
 from services.common.loop import Loop
-from services.common.settings import ServiceSettings, SettingsError, fail
+from services.common.settings import ServiceSettings, SettingsError, fail, unknown_variables
 from services.common.transport import BindError
 
 STOP_TIMEOUT_S = 5.0
@@ -120,6 +121,8 @@ class ServiceFactory(Protocol):
 def run(factory: ServiceFactory, settings: ServiceSettings) -> int:
     """Runs a service until a signal or a failure. Returns the exit code; a failure may name its own."""
     logs.configure(settings.service, settings.log_level, settings.log_format)
+    for name in unknown_variables(type(settings), os.environ):
+        log.warning("unknown_setting", variable=name, why=f"the {settings.service} has no such setting")
     try:
         with asyncio.Runner(loop_factory=Loop) as runner:
             return runner.run(_run(factory, settings))

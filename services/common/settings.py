@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NoReturn, Self, TypeVar
 
@@ -33,6 +33,8 @@ from services.common.transport import Tls
 
 USAGE_ERROR = 2
 Settings = TypeVar("Settings", bound="ServiceSettings")
+_OF_NO_SERVICE = frozenset({"HEADRACE_CACHE_DIR", "HEADRACE_WORKER_LEASE_DIR"})
+"""Variables that only look as if they were a service's."""
 _HOST_PORT = re.compile(r"(?:dns:///)?(?:\[[\w:.%]+\]|[\w.-]+):(\d{1,5})", re.ASCII)
 
 
@@ -155,8 +157,9 @@ def load_or_exit(kind: type[Settings], arguments: list[str]) -> Settings:
 
 
 def fail(line: str) -> NoReturn:
-    """Ends the process over a wrong setting."""
-    print(f"headrace: {line}", file=sys.stderr)
+    """Ends the process over wrong settings, a line each."""
+    for each in line.splitlines():
+        print(f"headrace: {each}", file=sys.stderr)
     raise SystemExit(USAGE_ERROR)
 
 
@@ -207,12 +210,27 @@ def _unreadable(kind: type[ServiceSettings], error: UnreadableError) -> str:
     return f"{variable(kind, name)}: is not JSON" if name else str(error)
 
 
+def unknown_variables(kind: type[ServiceSettings], environment: Iterable[str]) -> list[str]:
+    """Variables with the service's own prefix that set nothing: misspelt, or of another version."""
+    prefix = f"HEADRACE_{kind.service.upper()}_"
+    known = {variable(kind, name) for name in kind.model_fields} | _OF_NO_SERVICE
+    return sorted(
+        each for each in environment if each.upper().startswith(prefix) and each.upper() not in known
+    )
+
+
 def _describe(kind: type[ServiceSettings], error: ValidationError) -> str:
-    first = error.errors()[0]
-    name = str(first["loc"][0]) if first["loc"] else "settings"
-    dotted = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
-    if first["type"] == "extra_forbidden":
-        return f"{dotted} is not a setting of {kind.service}"
-    shown = "" if isinstance(first["input"], dict | BaseModel) else f" = {first['input']!r}"
+    """A line for each wrong setting, and each thing that is wrong with it."""
+    return "\n".join(line for each in error.errors() for line in _lines(kind, each))
+
+
+def _lines(kind: type[ServiceSettings], error: Any) -> Iterator[str]:
+    name = str(error["loc"][0]) if error["loc"] else "settings"
+    dotted = ".".join(str(part) for part in error["loc"] if isinstance(part, str))
+    if error["type"] == "extra_forbidden":
+        yield f"{dotted} is not a setting of {kind.service}"
+        return
+    shown = "" if isinstance(error["input"], dict | BaseModel) else f" = {error['input']!r}"
     flag = f"--{dotted.replace('_', '-')}"
-    return f"{variable(kind, name)} ({flag}){shown}: {first['msg']}"
+    for line in error["msg"].splitlines():
+        yield f"{variable(kind, name)} ({flag}){shown}: {line}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from math import inf
 
 from services.common import errors
@@ -50,7 +51,7 @@ def policy_settings(settings: RouterSettings) -> PolicySettings:
     )
     faults = found.validate()
     if faults:
-        raise SettingsError("\n".join(f"{_setting(fault)}: {fault}" for fault in faults))
+        raise SettingsError("\n".join(f"{_setting(settings, fault)}: {fault}" for fault in faults))
     return found
 
 
@@ -90,8 +91,8 @@ def _placement(told: SchedulingSettings) -> PlacementSettings:
     )
 
 
-def _setting(fault: str) -> str:
-    """The variable that a fault is about: faults begin with the name of a field."""
-    name = fault.partition(":")[0].partition(".")[0]
-    known = name in RouterSettings.model_fields
-    return variable(RouterSettings, name if known else "scheduling")
+def _setting(settings: RouterSettings, fault: str) -> str:
+    """The variable that a fault is about: of the classes that it names, those that somebody has set."""
+    named = [name.name.lower() for name in settings.classes if re.search(rf"\b{name.name.lower()}\b", fault)]
+    chosen = [name for name in named if name in settings.model_fields_set] or named[:1] or ["scheduling"]
+    return ", ".join(variable(RouterSettings, name) for name in chosen)

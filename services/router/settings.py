@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -48,6 +49,12 @@ class SchedulingSettings(SettingsGroup):
         default=0.01, description="of requests with a hot prefix, run where it is not yet cached"
     )
 
+    @field_validator("sheddable_ramp", mode="before")
+    @classmethod
+    def _pair(cls, given: object) -> object:
+        """Accepts `0.9,1.1` beside a list."""
+        return tuple(given.strip("[] ").split(",")) if isinstance(given, str) else given
+
 
 class LimitSettings(SettingsGroup):
     """Bounds that hold for everybody, whatever a tenant's own quotas say."""
@@ -69,16 +76,18 @@ class LimitSettings(SettingsGroup):
 
     @model_validator(mode="after")
     def _fit(self) -> Self:
+        if faults := list(self._faults()):
+            raise ValueError("\n".join(faults))
+        return self
+
+    def _faults(self) -> Iterator[str]:
         if self.request_bytes > self.queued_bytes:
-            raise ValueError(
+            yield (
                 f"queued_bytes {self.queued_bytes} is less than request_bytes {self.request_bytes}: "
                 "the largest request could never wait"
             )
         if self.grammar_bytes > self.request_bytes:
-            raise ValueError(
-                f"grammar_bytes {self.grammar_bytes} is more than request_bytes {self.request_bytes}"
-            )
-        return self
+            yield f"grammar_bytes {self.grammar_bytes} is more than request_bytes {self.request_bytes}"
 
 
 class SlowReaderSettings(SettingsGroup):

@@ -71,6 +71,19 @@ async def test_a_refusal_is_one_line_and_code_1() -> None:
     assert (found.code, found.out, found.err) == (1, "", "headrace: NOT_FOUND: no model 'x' is served\n")
 
 
+async def test_who_needs_a_key_is_told_where_to_give_it() -> None:
+    async def refuse(request: Any, context: Any) -> Events:
+        raise errors.Unauthenticated("an API key is needed", reason="NO_KEY")
+        yield
+
+    async with serving(ScriptedRouter(refuse)) as address:
+        found = await headrace("generate", "Why?", "--address", address)
+    assert (found.code, found.out) == (1, "")
+    (line,) = found.err.splitlines()
+    assert "--api-key" in line
+    assert "HEADRACE_API_KEY" in line
+
+
 async def test_ctrl_c_cancels_the_request_and_exits_with_130() -> None:
     router = ScriptedRouter(hang)
     async with serving(router) as address:

@@ -6,7 +6,14 @@ from typing import ClassVar
 import pytest
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from services.common.settings import Address, ListenAddress, ServiceSettings, SettingsError, load_or_exit
+from services.common.settings import (
+    Address,
+    ListenAddress,
+    ServiceSettings,
+    SettingsError,
+    load_or_exit,
+    unknown_variables,
+)
 
 
 class Bounds(BaseModel, extra="forbid"):
@@ -59,6 +66,23 @@ def test_a_wrong_value_is_one_line_with_setting_value_and_rule(
     (line,) = capsys.readouterr().err.splitlines()
     for part in ("HEADRACE_EXAMPLE_COUNT", "--count", "'0'", "greater than or equal to 1"):
         assert part in line
+
+
+def test_every_wrong_setting_has_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HEADRACE_EXAMPLE_COUNT", "0")
+    monkeypatch.setenv("HEADRACE_EXAMPLE_BOUNDS", '{"at_most": "x"}')
+    with pytest.raises(SystemExit):
+        load_or_exit(ExampleSettings, [])
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("headrace: HEADRACE_EXAMPLE_COUNT ")
+    assert second.startswith("headrace: HEADRACE_EXAMPLE_BOUNDS ")
+
+
+def test_a_variable_that_sets_nothing_is_known() -> None:
+    given = ["HEADRACE_EXAMPLE_COUNT", "HEADRACE_EXAMPLE_CUONT", "HEADRACE_OTHER_X", "HEADRACE_COUNT", "PATH"]
+    assert unknown_variables(ExampleSettings, given) == ["HEADRACE_EXAMPLE_CUONT"]
 
 
 def test_a_wrong_setting_of_a_group_is_named_itself(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,11 @@ from services.router.settings import RouterSettings
     [
         ({"interactive": {"share": -1.0}}, "HEADRACE_ROUTER_INTERACTIVE: interactive.share"),
         ({"standard": {"ttft_s": 0.1, "tpot_s": 0.05}}, "HEADRACE_ROUTER_STANDARD: standard.ttft_s"),
+        ({"interactive": {"ttft_s": 5.0}}, "HEADRACE_ROUTER_INTERACTIVE: standard.ttft_s: 2 s is shorter"),
+        (
+            {"interactive": {"ttft_s": 5.0}, "standard": {"ttft_s": 1.0}},
+            "HEADRACE_ROUTER_INTERACTIVE, HEADRACE_ROUTER_STANDARD: standard.ttft_s: 1 s is shorter",
+        ),
         (
             {"interactive": {"ttft_s": 0.01, "tpot_s": 0.04}},
             "HEADRACE_ROUTER_INTERACTIVE: interactive.tpot_s",
@@ -35,6 +40,26 @@ def test_a_contradiction_is_named(given: dict[str, Any], named: str) -> None:
     with pytest.raises(SettingsError) as caught:
         scheduling.policy_settings(RouterSettings(**given))
     assert any(line.startswith(named) for line in str(caught.value).splitlines()), str(caught.value)
+
+
+def test_contradictions_at_once_have_a_line_each() -> None:
+    flags = ["--limits.queued-bytes", "2048", "--limits.request-bytes", "4096", "--session.stale-s", "2"]
+    with pytest.raises(SettingsError) as caught:
+        RouterSettings.load(flags)
+    assert [line.partition(" (")[0] for line in str(caught.value).splitlines()] == [
+        "HEADRACE_ROUTER_LIMITS",
+        "HEADRACE_ROUTER_LIMITS",
+        "HEADRACE_ROUTER_SESSION",
+    ]
+
+
+def test_a_ramp_can_be_given_as_it_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADRACE_ROUTER_SCHEDULING", '{"sheddable_ramp": "0.8,1.2"}')
+    assert RouterSettings.load([]).scheduling.sheddable_ramp == (0.8, 1.2)
+    assert RouterSettings.load(["--scheduling.sheddable-ramp", "0.7,1.3"]).scheduling.sheddable_ramp == (
+        0.7,
+        1.3,
+    )
 
 
 @pytest.mark.parametrize(
