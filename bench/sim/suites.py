@@ -21,6 +21,7 @@ KNEE_P99_S = 0.4
 GOODPUT_AT = {11: 96.0, 13: 88.0, 16: 67.0}
 CRITICAL_TTFT_S = 1.0
 LIGHT_P99, FAIR = 1.3, 0.98
+SERVED = 0.99  # of all requests, at least, by whom ours is compared with
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,22 @@ def _described(table: Table, experiment: Experiment, contender: str) -> Iterator
 
 
 def _best(table: Table, experiment: str, metric: str, *, highest: bool = False) -> str:
-    names = [name for name in table.contenders(experiment) if name != OURS]
+    """Of those that serve as good as all: who loses requests with a worker has fewer left to serve."""
+    names = [
+        name
+        for name in table.contenders(experiment)
+        if name != OURS and min(_served(table, experiment, name)) >= SERVED
+    ]
     pick = max if highest else min
     return pick(names, key=lambda name: statistics.median(table.values(experiment, name, metric)))
+
+
+def _served(table: Table, experiment: str, name: str) -> list[float]:
+    """Part of the requests that a policy finished or refused, by seed."""
+    requests, finished, refused = (
+        table.values(experiment, name, each) for each in ("requests", "finished", "refused")
+    )
+    return [(done + no) / total for done, no, total in zip(finished, refused, requests, strict=True)]
 
 
 def _ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
