@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from bench.sim.experiments import Experiment
 from bench.sim.play import Table
@@ -42,10 +43,22 @@ def draw(table: Table, experiments: Sequence[Experiment], metric: str, path: Pat
         panel.tick_params(axis="x", labelsize=7)
         panel.set_xlabel(_LABELS.get(metric, metric), fontsize=7)
         if metric.startswith("ttft"):
-            panel.set_xscale("log")
+            _log_seconds(panel.xaxis)
     for panel in list(panels.flat)[count:]:
         panel.set_visible(False)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
     return path
+
+
+def _log_seconds(axis: Any) -> None:
+    """A logarithmic axis with plain numbers, as many as find room."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axis.axes.set_xscale("log")
+    low, high = axis.axes.get_xlim()
+    steps = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if high < 10 * low else (1.0, 3.0)
+    axis.set_major_locator(LogLocator(subs=steps))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g}"))
