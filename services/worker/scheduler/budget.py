@@ -26,7 +26,7 @@ _FORGETTING = 0.999
 _QUANTILE = 0.95
 _QUANTILE_STEP = 0.01
 _QUANTILE_RANGE = (1.0, 1.5)
-_SHORTEST = 0.25  # of what is expected: as shorter no step is learned from
+SHORTEST = 0.25  # of what is expected: as shorter no step is learned from
 _PACE_STEP = 0.1  # of one step in the running pace
 _PACE_RANGE = (0.3, 3.0)  # of one step: an outlier moves the pace by no more
 _SCALE = np.array([1.0, 1e2, 1e5, 1e4, 1e1])  # typical features: keeps the least squares well conditioned
@@ -86,7 +86,7 @@ class StepModel:
     def observe(self, cost: StepCost, seconds: float) -> None:
         """Learn from one finished step."""
         predicted = self.predict(cost) / self._quantile
-        seconds = max(seconds, _SHORTEST * predicted, 1e-6)
+        seconds = max(seconds, SHORTEST * predicted, 1e-6)
         self._track(predicted, seconds)
         features = np.array(cost) / (_SCALE * seconds)  # relative: the target is 1
         self._moments *= _FORGETTING

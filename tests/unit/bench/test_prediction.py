@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.prediction import Errors
-from services.worker.scheduler.budget import StepModel
+from services.worker.scheduler.budget import SHORTEST, StepModel
 from services.worker.scheduler.step import StepCost
 
 STEPS = st.tuples(st.integers(1, 2000), st.integers(0, 64), st.floats(1e-3, 1.0))
@@ -22,7 +22,8 @@ def test_each_error_is_that_of_the_prediction_made_before_the_step(
     for tokens, decodes, seconds in steps:
         cost = StepCost(1.0, float(tokens), tokens * tokens / 2.0, 100.0 * decodes, float(decodes))
         predicted = model.predict(cost) / model.state().quantile
-        wanted.append(abs(seconds - predicted) / seconds)
+        learned_s = max(seconds, SHORTEST * predicted)
+        wanted.append(abs(learned_s - predicted) / learned_s)
         model.observe(cost, seconds)
         errors.note(model.state())
         errors.note(model.state())  # a heartbeat between two steps

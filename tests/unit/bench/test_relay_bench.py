@@ -56,14 +56,19 @@ def test_a_child_that_ends_too_early_says_its_last_words(tmp_path: Path) -> None
         )  # fmt: skip
 
 
+ONE, SEVERAL = (1.0, 1.0), (2.0, 4.0)  # tokens a message: a stream's first goes alone
+
+
 @pytest.mark.parametrize(
     ("what", "cases"),
     [
-        ("router", {against_relay.RELAY: 1.0, against_relay.ROUTER_1: 1.0, against_relay.PLAIN_4: 3.0}),
-        ("worker", {worker.STREAMS: 1.0, worker.SESSION: 3.0}),
+        ("router", {against_relay.RELAY: ONE, against_relay.ROUTER_1: ONE, against_relay.PLAIN_4: SEVERAL}),
+        ("worker", {worker.STREAMS: ONE, worker.SESSION: SEVERAL}),
     ],
 )
-def test_a_small_run_measures_every_contender(what: str, cases: dict[str, float], tmp_path: Path) -> None:
+def test_a_small_run_measures_every_contender(
+    what: str, cases: dict[str, tuple[float, float]], tmp_path: Path
+) -> None:
     model = tmp_path / "tiny"
     write_tiny_llama(model)
     write_tiny_tokenizer(model)
@@ -72,5 +77,6 @@ def test_a_small_run_measures_every_contender(what: str, cases: dict[str, float]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert ran.returncode == 0, ran.stderr[-2000:]
     rows = {(each.case, each.metric): each.value for each in read(tmp_path / "dry.json").rows}
-    assert {case: rows[case, "a message"] for case in cases} == cases
+    for case, (least, most) in cases.items():
+        assert least <= rows[case, "a message"] <= most
     assert all(rows[case, "CPU a token"] > 0 for case in cases)
