@@ -6,6 +6,9 @@
     python -m bench.relay latency          time to the first token beside that of the bare engine
     python -m bench.relay many             four routers and 16 workers against one router
 
+A router that is alone on its core runs with `own_cores` on, which is off by default: gRPC's poller gives way
+to its loop. In runs apart from each other it cost less so.
+
 `--dry` is a small run that records nothing. Everything listens on loopback and ends with the command.
 
 processes   children on chosen cores, and their CPU time
