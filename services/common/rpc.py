@@ -139,7 +139,7 @@ class _Call:
                 raise
             except Exception as error:
                 problem, request, code = self._problem(error), None, grpc.StatusCode.CANCELLED
-                await replies.written()  # or until nobody is there any more
+                await replies.finish()  # raises when nobody is there any more
                 code = problem.code
                 await errors.abort(context, problem)
             finally:

@@ -20,6 +20,7 @@ from services.common.replies import Replies
 from tests.support.waiting import eventually
 
 MESH = MeshSecret(b"s" * 32)
+STALL_S = 0.2
 
 
 class Servicer:
@@ -60,6 +61,14 @@ class Servicer:
 class Replier(Servicer):
     """The same with replies that are begun."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.last: Replies | None = None
+
+    def waits_for_longer_than_it_may(self) -> bool:
+        since = self.last.since if self.last is not None else None
+        return since is not None and asyncio.get_running_loop().time() - since > 2 * STALL_S
+
     def again(self, replies: Replies) -> None:
         assert not replies.busy
         replies.begin(cache_pb2.LoadSnapshotResponse(chunk=b"2"))
@@ -69,6 +78,7 @@ class Replier(Servicer):
         self, request: Any, _: Any, replies: Replies
     ) -> None:
         size = 8 << 20 if request.name in ("floods", "ends") else 1
+        self.last = replies
         replies.begin(cache_pb2.LoadSnapshotResponse(chunk=bytes(size)))
         if request.name == "fails":
             raise errors.Unavailable("gone")
@@ -131,7 +141,7 @@ class Refusing(Servicer):
 async def serving(servicer: Servicer) -> AsyncIterator[Served]:
     registry = CollectorRegistry()
     server = transport.server()
-    registrar = rpc.Registrar(server, RpcMetrics(registry), MESH, stall_s=0.2)
+    registrar = rpc.Registrar(server, RpcMetrics(registry), MESH, stall_s=STALL_S)
     registrar.add(cache_pb2.DESCRIPTOR.services_by_name["CacheService"], servicer, members_only="cache")
     port = transport.listen(server, "127.0.0.1:0", transport.Tls(), insecure=False)
     await server.start()
@@ -255,7 +265,7 @@ async def test_a_client_that_never_read_and_goes_is_counted_once(replying: Serve
 
 async def test_a_last_reply_that_waits_long_for_its_client_is_no_failure(replying: Served) -> None:
     call = load(replying, "ends")
-    await asyncio.sleep(0.3)  # beyond the bound of the server, which is not to be seen
+    await eventually(replying.servicer.waits_for_longer_than_it_may, "it waits, and the server has looked")
     assert len((await call.read()).chunk) == 8 << 20
     assert await call.code() is grpc.StatusCode.OK
 
