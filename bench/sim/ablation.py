@@ -22,7 +22,6 @@ from services.router.policy.placement_settings import PlacementSettings
 
 Settings = TypeVar("Settings", PolicySettings, PlacementSettings)
 
-SIZE = 0.3  # of the other suites' loads: there are many parts
 OFF_AT_ZERO = ("locality_credit_tokens", "tie_share", "short_slice", "replicate_share")
 EXPERIMENTS: tuple[Experiment, ...] = (*ROUTING, *HETERO, OVERLOAD[2], FAIRNESS[1], FAIRNESS[2])
 NOTABLE = 0.05
@@ -41,8 +40,7 @@ def without() -> Iterator[Contender]:
 
 def make(options: Options) -> Match:
     """The match of all of them."""
-    smaller = replace(options, size=options.size * SIZE)
-    return Match(EXPERIMENTS, list(without()), smaller, split_all)
+    return Match(EXPERIMENTS, list(without()), options, split_all)
 
 
 def rows(table: Table, match: Match) -> Iterator[Row]:
