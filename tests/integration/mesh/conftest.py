@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -28,6 +29,5 @@ async def mesh(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> As
     """A mesh with two workers on the tiny model in fp32, shared by the tests of one module."""
     directory = tmp_path_factory.mktemp("mesh")
     async with Mesh(directory, tiny_model, worker={"dtype": "float32", "threads": "1"}) as running:
-        await running.add_worker()
-        await running.add_worker()
+        await asyncio.gather(running.add_worker(), running.add_worker())
         yield running

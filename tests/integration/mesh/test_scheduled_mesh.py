@@ -36,8 +36,7 @@ async def mesh(model: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIt
     router = {"keys_file": str(directory / "keys.toml"), "tenants_file": str(directory / "tenants.toml")}
     worker = {"engine": "simulated", "simulated_calibration": calibration(directory), "max_seqs": "8"}
     async with Mesh(directory, model, router=router, worker=worker) as running:
-        await running.add_worker()
-        await running.add_worker()
+        await asyncio.gather(running.add_worker(), running.add_worker())
         yield running
 
 
@@ -147,8 +146,8 @@ async def test_a_worker_that_is_killed_is_known_for_nothing(mesh: Mesh) -> None:
 async def test_nonsense_of_one_worker_harms_nobody(model: Path, tmp_path: Path) -> None:
     worker = {"engine": "simulated", "simulated_calibration": calibration(tmp_path), "max_seqs": "8"}
     async with Mesh(tmp_path, model, worker=worker) as mesh:
-        await mesh.add_worker()
-        await mesh.add_worker(simulated_load_factor="0", simulated_drop_rate="0.02", simulated_seed="0")
+        strange = {"simulated_load_factor": "0", "simulated_drop_rate": "0.02", "simulated_seed": "0"}
+        await asyncio.gather(mesh.add_worker(), mesh.add_worker(**strange))
         wanted = [prompt(n, 300, tokens=20) for n in range(24)]
         streams = await asyncio.gather(*(generate(mesh.stub, each) for each in wanted))
         assert [len(each.token_ids) for each in streams] == [20] * 24

@@ -56,8 +56,8 @@ async def test_lost_frames_lose_no_token_and_double_none(tmp_path: Path) -> None
 async def test_a_worker_that_says_it_is_idle_takes_no_more_than_its_credit(tmp_path: Path) -> None:
     model = without_weights(tmp_path / "model")
     async with Mesh(tmp_path, model, worker={"engine": "simulated"}) as mesh:
-        await mesh.add_worker(simulated_load_factor="0", max_seqs="4")
-        await mesh.add_worker(max_seqs="4")
+        idle = mesh.add_worker(simulated_load_factor="0", max_seqs="4")
+        await asyncio.gather(idle, mesh.add_worker(max_seqs="4"))
         streams = await asyncio.gather(*(generate(mesh.stub, own_request(n, 40)) for n in range(40)))
         assert [len(each.token_ids) for each in streams] == [40] * 40
 
