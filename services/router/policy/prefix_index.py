@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from services.router.policy.digest_table import DigestTable, Numbers, Words
+from services.router.policy.cuckoo import Numbers, Words
+from services.router.policy.digest_table import DigestTable
 from services.router.policy.ticket import Digests
 from services.router.policy.worker_sets import WorkerSets
 
