@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from services.common.errors import SlowConsumer
@@ -78,18 +79,15 @@ class Replies:
 
     def wake(self) -> None:
         """Lets `wait` return."""
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def written(self) -> None:
-        """Returns when no message is under way, be it that it failed."""
-        while self.busy:
-            assert self._awaited is not None
-            await asyncio.wait([self._awaited])
+        if self._waiter is not None:
+            _settle(self._waiter)
 
     async def finish(self) -> None:
-        """The same. Raises what a write failed with."""
-        await self.written()
+        """Returns when no message is under way. Raises what a write failed with."""
+        while self.busy:
+            written = self._loop.create_future()
+            self.when_free(partial(_settle, written))
+            await written
         if self._failure is not None:
             raise self._failure
 
@@ -122,3 +120,8 @@ class Replies:
             self._interrupt(SlowConsumer("a message waits for a client that does not read"))
             since = now
         self._timer = self._loop.call_at((since or now) + self._stall_s, self._look)
+
+
+def _settle(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

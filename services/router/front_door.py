@@ -128,7 +128,7 @@ class RouterServicer:
         return self._launch(visit, prepared.model, prepared.order)
 
     def _launch(self, visit: Visit, model: ServedModel, order: Order) -> Outlet:
-        order = self._resumption.claimable(visit, self._within_budget(visit, order))
+        order = self._within_budget(visit, order)
         text = TextReader(model.table, order.stops, order.sampling.min_tokens)
         outlet = Outlet(
             visit.flush(self._settings.classes[visit.latency_class]),
@@ -136,7 +136,7 @@ class RouterServicer:
             whole=not visit.streaming,
             keep=visit.keys is not None,
         )
-        visit.flight = Flight(order, text, outlet)
+        visit.flight = Flight(order, text, outlet, self._resumption.claimable(visit, order))
         visit.shares.charge(len(order.prompt_ids))
         self._metrics.prompt_tokens.inc(len(order.prompt_ids))
         limits = scheduling.queue_limits(visit.tenant)

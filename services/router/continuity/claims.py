@@ -11,7 +11,8 @@ from google.protobuf.message import DecodeError
 from headrace.v1 import router_pb2, session_pb2
 
 from services.common.scope import TenantKeys
-from services.router.relay.order import NOT_CLAIMABLE, Claimable, Order
+from services.router.relay.flight import NOT_CLAIMABLE, Claimable
+from services.router.relay.order import Order
 from services.router.relay.report import wire_reason
 
 KIND = "claim"

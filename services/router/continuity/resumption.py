@@ -30,8 +30,8 @@ from services.router.policy import LatencyClass
 from services.router.policy.classify import Verdict
 from services.router.preparation import Preparation, needed, next_number, scope_of
 from services.router.reception import Visit
-from services.router.relay.flight import Flight, Seat
-from services.router.relay.order import Claimable, Order
+from services.router.relay.flight import Claimable, Flight, Seat
+from services.router.relay.order import Order
 from services.router.relay.outlet import Patience
 from services.router.relay.report import read_reason
 from services.router.relay.taken_up import RestOutlet, replay
@@ -72,10 +72,9 @@ class Resumption:
         self._dispatcher = dispatcher
         self._metrics = metrics
 
-    def claimable(self, visit: Visit, order: Order) -> Order:
-        """The order with what another router needs to go on with it."""
-        keys = self._keyring.tenant(visit.tenant.name)
-        return replace(order, claimable=claims.sealed(visit.request, order, keys))
+    def claimable(self, visit: Visit, order: Order) -> Claimable:
+        """What another router needs to go on with it."""
+        return claims.sealed(visit.request, order, self._keyring.tenant(visit.tenant.name))
 
     async def begin(self, visit: Visit, patience: Patience) -> RestOutlet:
         """Where the rest of the output comes from.
@@ -116,7 +115,8 @@ class Resumption:
             whole=not visit.streaming,
         )
         text = TextReader(model.table, order.stops, order.sampling.min_tokens)
-        visit.flight = Flight(order, text, outlet)
+        claimable = Claimable(found.submit.claim_key, found.submit.router_state)
+        visit.flight = Flight(order, text, outlet, claimable)
         self._start(visit, visit.flight, outlet, found)
         return outlet
 
@@ -176,7 +176,6 @@ class Resumption:
             preferred_labels=accepted.preferred_labels,
             weight=tenant.weight,
             interactive_share=tenant.interactive_share,
-            claimable=Claimable(submit.claim_key, submit.router_state),
             chains=await chains(scope, kinds, found.prompt),
         )
 

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from services.router.policy.columns import Columns
-from services.router.policy.prefix_index import Hits, PrefixIndex
+from services.router.policy.prefix_index import PrefixIndex
 from services.router.policy.speed import Mask, StepModel, alike
+from services.router.policy.spread import Hits
 from services.router.policy.ticket import Cost, Digests, Ticket
 from services.router.policy.worker import WorkerView
 

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from services.router.policy.fleet import Fleet
 from services.router.policy.placement import Choice, Placement
-from services.router.policy.prefix_index import Hits
 from services.router.policy.queue.order import Entry
 from services.router.policy.settings import PolicySettings
+from services.router.policy.spread import Hits
 from services.router.policy.ticket import Ticket
 
 _CLEARING_S = 120.0

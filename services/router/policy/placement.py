@@ -22,9 +22,9 @@ from services.router.policy.fleet import Fleet
 from services.router.policy.hot import HotPrefixes
 from services.router.policy.kinds import MOST, Limits
 from services.router.policy.placement_settings import PlacementSettings
-from services.router.policy.prefix_index import Hits
 from services.router.policy.scores import Scores, cached_tokens, own_tokens
 from services.router.policy.speed import Floats, Mask, Speeds
+from services.router.policy.spread import Hits
 from services.router.policy.ticket import Cost, Digests, Ticket
 from services.router.policy.worker import BLOCK_TOKENS
 

@@ -19,10 +19,10 @@ from services.router.policy.pace import Pace
 from services.router.policy.placement import Choice, Placement
 from services.router.policy.prediction import Prediction, Predictor
 from services.router.policy.preemption import Seat
-from services.router.policy.prefix_index import Hits
 from services.router.policy.queue import Lane, ModelQueue
 from services.router.policy.queue.order import Entry, Place
 from services.router.policy.settings import PolicySettings
+from services.router.policy.spread import Hits
 from services.router.policy.ticket import Ticket
 from services.router.policy.worker import BLOCK_TOKENS, WorkerView
 

@@ -9,32 +9,19 @@ Digests are keyed by scope: whoever has no key cannot name a block, and nothing 
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections import deque
-from typing import NamedTuple
-
 import numpy as np
-import numpy.typing as npt
 
 from services.router.policy.cuckoo import Numbers, Words
 from services.router.policy.digest_table import DigestTable
+from services.router.policy.expected import Expected, name
+from services.router.policy.spread import Hits, Spread
 from services.router.policy.ticket import Digests
 from services.router.policy.worker_sets import WorkerSets
 
-Hits = npt.NDArray[np.int32]
-EXPECTED_S = 2.0
 LEAST_WIDTH = 8
 _ONE_BY_ONE = 12
 _SWEPT_AT_ONCE = 4096
 _MOVED_A_TICK = 8192
-_SPREADS_KEPT = 64
-
-
-class _Expected(NamedTuple):
-    until_s: float
-    position: int
-    batch: int
-    digests: list[tuple[int, int]]
 
 
 class PrefixIndex:
@@ -46,13 +33,11 @@ class PrefixIndex:
         """Length of `match`'s answer: a multiple of 8, beyond every position."""
         self._table = DigestTable()
         self._sets = WorkerSets()
-        self._spreads: dict[int, Hits] = {}
+        self._spread = Spread(LEAST_WIDTH)
         self._free = list(range(LEAST_WIDTH - 1, -1, -1))
         self._blocks: list[int] = [0] * LEAST_WIDTH
         self._kept: list[int] = [0] * LEAST_WIDTH
-        self._pending: list[dict[tuple[int, int], int]] = [{} for _ in range(LEAST_WIDTH)]
-        self._expected: deque[_Expected] = deque()
-        self._batch = 0
+        self._expected = Expected(LEAST_WIDTH)
         self._swept = 0
 
     def __len__(self) -> int:
@@ -93,8 +78,8 @@ class PrefixIndex:
     def stored(self, key: str, digests: Digests) -> int:
         """A worker keeps these; returns how many were refused, being more than it has blocks."""
         position = self.positions[key]
-        self._settle(position, digests)
-        room = self._blocks[position] - self._kept[position] + len(self._pending[position])
+        self._expected.told_of(position, digests)
+        room = self._blocks[position] - self._kept[position] + self._expected.count(position)
         refused = 0
         if len(digests) > room:
             digests = self._new(position, digests)
@@ -106,7 +91,7 @@ class PrefixIndex:
     def removed(self, key: str, digests: Digests) -> None:
         """A worker no longer keeps these."""
         position = self.positions[key]
-        self._settle(position, digests)
+        self._expected.told_of(position, digests)
         self._unset(position, digests)
 
     def cleared(self, key: str) -> None:
@@ -115,7 +100,7 @@ class PrefixIndex:
         if self._kept[position]:
             self._sets.without(position)
         self._kept[position] = 0
-        self._pending[position].clear()
+        self._expected.clear(position)
 
     def replace(self, key: str, digests: Digests) -> int:
         """A worker keeps these and nothing else; returns how many were refused."""
@@ -125,26 +110,16 @@ class PrefixIndex:
     def expect(self, key: str, digests: Digests, now: float) -> None:
         """A worker will soon keep these, unless it says nothing of them for EXPECTED_S."""
         position = self.positions[key]
-        pending = self._pending[position]
-        if not len(digests) or len(pending) + len(digests) > self._blocks[position]:
+        if not len(digests) or self._expected.count(position) + len(digests) > self._blocks[position]:
             return
         fresh = self._new(position, digests)
         self._set(position, fresh)
-        self._batch += 1
-        names = [(low, high) for low, high in fresh.tolist()]
-        pending.update(dict.fromkeys(names, self._batch))
-        self._expected.append(_Expected(now + EXPECTED_S, position, self._batch, names))
+        self._expected.add(position, fresh, now)
 
     def expire(self, now: float) -> None:
         """Forgets what was expected in vain, and tidies a bounded part of the table."""
-        queue = self._expected
-        while queue and not now < queue[0].until_s <= now + 2 * EXPECTED_S:
-            batch = queue.popleft()
-            pending = self._pending[batch.position]
-            vain = [each for each in batch.digests if pending.get(each) == batch.batch]
-            for each in vain:
-                del pending[each]
-            self._unset(batch.position, np.array(vain, np.uint64).reshape(-1, 2))
+        for position, digests in self._expected.in_vain(now):
+            self._unset(position, digests)
         self._table.move(_MOVED_A_TICK)
         self._sweep()
 
@@ -154,74 +129,16 @@ class PrefixIndex:
 
     def match(self, digests: Digests) -> Hits:
         """Blocks of a chain that each position keeps, from the beginning on without a gap. [width]"""
-        first = self._table.number(*_name(digests, 0)) if len(digests) else 0
-        if not first:
+        if not len(digests) or not self._table.number(*name(digests, 0)):
             return self.no_hits()
-        numbers = self._table.walk(*_words(digests))
-        if np.count_nonzero(numbers == first) == len(numbers):
-            return self._positions(self._sets.masks[first]) * len(numbers)
-        return self._spread(*self._stages(numbers))
+        return self._spread.hits(self._table.walk(*_words(digests)), self._sets.masks)
 
     def told(self, position: int, digests: Digests) -> int:
-        """Blocks of a chain that `match` finds at a position which its worker has told of, not only expected.
-
-        Workers compute a prompt from its beginning on, so what is expected lies behind what is told.
-        """
-        pending = self._pending[position]
-        if not pending or not len(digests) or _name(digests, -1) not in pending:
-            return len(digests)
-        if _name(digests, 0) in pending:
-            return 0
-        return bisect_left(range(len(digests)), True, key=lambda block: _name(digests, block) in pending)
-
-    def _stages(self, numbers: Numbers) -> tuple[list[int], list[int]]:
-        """Masks of those that end together, and where: together they are who keeps the first block."""
-        cuts = (numbers[1:] != numbers[:-1]).nonzero()[0] + 1
-        masks, common = self._sets.masks, self._sets.masks[int(numbers[0])]
-        leaving, ends = [], []
-        for start, number in zip(cuts.tolist(), numbers.take(cuts).tolist(), strict=True):
-            left = common & masks[number]
-            if left != common:
-                leaving.append(common ^ left)
-                ends.append(start)
-                common = left
-                if not left:
-                    return leaving, ends
-        return [*leaving, common], [*ends, len(numbers)]
-
-    def _spread(self, leaving: list[int], ends: list[int]) -> Hits:
-        """Each position's end, from disjoint masks."""
-        if len(leaving) == 1:
-            return self._positions(leaving[0]) * ends[0]
-        octets = self.width // 8
-        packed = b"".join([mask.to_bytes(octets, "little") for mask in leaving])
-        rows = np.frombuffer(packed, np.uint8)
-        hits = np.zeros((octets, 8), np.int32)
-        used = rows.nonzero()[0]
-        bits = np.unpackbits(rows[used], bitorder="little").nonzero()[0]
-        stage, octet = np.divmod(used[bits >> 3], octets)
-        hits[octet, bits & 7] = np.array(ends, np.int32)[stage]
-        return hits.reshape(-1)
-
-    def _positions(self, mask: int) -> Hits:
-        """1 where a mask has a bit. [width]"""
-        found = self._spreads.get(mask)
-        if found is None:
-            if len(self._spreads) >= _SPREADS_KEPT:
-                self._spreads.clear()
-            octets = np.frombuffer(mask.to_bytes(self.width // 8, "little"), np.uint8)
-            found = self._spreads[mask] = np.unpackbits(octets, bitorder="little").astype(np.int32)
-        return found
+        """Of the blocks that `match` finds at a position, those that its worker has told of, not only expected."""
+        return self._expected.told(position, digests)
 
     def _numbers(self, digests: Digests) -> Numbers:
         return self._table.numbers(*_words(digests))
-
-    def _settle(self, position: int, digests: Digests) -> None:
-        """The worker has told of these: they are no expectation any more."""
-        pending = self._pending[position]
-        if pending:
-            for low, high in digests.tolist():
-                pending.pop((low, high), None)
 
     def _new(self, position: int, digests: Digests) -> Digests:
         """Those that the worker is not known to keep, each once."""
@@ -288,19 +205,14 @@ class PrefixIndex:
         self._free += range(width - 1, self.width - 1, -1)
         self._blocks += [0] * self.width
         self._kept += [0] * self.width
-        self._pending += [{} for _ in range(self.width)]
+        self._expected.widen(width)
+        self._spread = Spread(width)
         self.width = width
-        self._spreads.clear()
 
 
 def _words(digests: Digests) -> tuple[Words, Words]:
     words = np.ascontiguousarray(digests.T)
     return words[0], words[1]
-
-
-def _name(digests: Digests, block: int) -> tuple[int, int]:
-    low, high = digests[block].tolist()
-    return low, high
 
 
 def _distinct(digests: Digests) -> Digests:

@@ -10,8 +10,8 @@ import numpy as np
 from services.router.policy.fleet import Fleet
 from services.router.policy.kinds import Kind
 from services.router.policy.placement_settings import PlacementSettings
-from services.router.policy.prefix_index import Hits
 from services.router.policy.speed import Floats
+from services.router.policy.spread import Hits
 from services.router.policy.ticket import Ticket
 from services.router.policy.worker import BLOCK_TOKENS
 

@@ -49,6 +49,16 @@ class Progress(Enum):
     """The worker ended it without being asked: it must be tried again."""
 
 
+class Claimable(NamedTuple):
+    """What its Submits carry, so that another router can go on with a request; empty: none can."""
+
+    key: bytes = b""
+    state: bytes = b""
+
+
+NOT_CLAIMABLE = Claimable()
+
+
 class Seat(NamedTuple):
     """Where a flight runs: its slot in a worker's session."""
 
@@ -65,9 +75,12 @@ def numerics_label(numerics: bytes) -> frozenset[tuple[str, str]]:
 class Flight:
     """The state of one request. All methods are synchronous; `outlet` is what its client reads."""
 
-    def __init__(self, order: Order, text: TextReader, outlet: Outlet) -> None:
+    def __init__(
+        self, order: Order, text: TextReader, outlet: Outlet, claimable: Claimable = NOT_CLAIMABLE
+    ) -> None:
         self.order = order
         self.outlet = outlet
+        self.claimable = claimable
         self.ids: list[int] = []
         self.attempt = 0
         self.losses = 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
 from headrace.v1 import types_pb2
 
@@ -22,16 +21,6 @@ WIRE_CLASS = {
     LatencyClass.STANDARD: types_pb2.LATENCY_CLASS_STANDARD,
     LatencyClass.BATCH: types_pb2.LATENCY_CLASS_BATCH,
 }
-
-
-class Claimable(NamedTuple):
-    """What a Submit carries, so that another router can go on with the request; empty: none can."""
-
-    key: bytes = b""
-    state: bytes = b""
-
-
-NOT_CLAIMABLE = Claimable()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,8 +63,6 @@ class Order:
     """Whether `expected_output` comes from the tenant's history."""
     sheddable: bool = False
     wait: bool = True
-    claimable: Claimable = NOT_CLAIMABLE
-    """What its Submit carries for a router that goes on with it."""
     chains: Mapping[bytes, Digests] = field(default_factory=lambda: NO_CHAINS, compare=False, repr=False)
     """Names of the prompt's blocks by kind of worker."""
 

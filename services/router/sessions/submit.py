@@ -34,7 +34,7 @@ def adoption(flight: Flight, slot: int, handle: int) -> session_pb2.Adopt:
         slot=slot,
         attempt=flight.attempt,
         next_index=len(flight.ids),
-        claim_key=flight.order.claimable.key,
+        claim_key=flight.claimable.key,
     )
 
 
@@ -57,7 +57,7 @@ def demand(waiting: Waiting) -> session_pb2.Demand:
 
 def _submit(flight: Flight, slot: int, numerics: bytes, now: float) -> session_pb2.Submit:
     order = flight.order
-    room = _ids_in_submit(order)
+    room = _ids_in_submit(flight)
     return session_pb2.Submit(
         slot=slot,
         request_id=order.request_id,
@@ -78,14 +78,15 @@ def _submit(flight: Flight, slot: int, numerics: bytes, now: float) -> session_p
         kv_key=order.scope.kv_key(numerics) if order.scope else b"",
         tenant_tag=service_tag(order.tenant_tag, order.latency_class),
         traceparent=order.traceparent,
-        claim_key=order.claimable.key,
-        router_state=order.claimable.state,
+        claim_key=flight.claimable.key,
+        router_state=flight.claimable.state,
     )
 
 
-def _ids_in_submit(order: Order) -> int:
+def _ids_in_submit(flight: Flight) -> int:
     """None where the rest of the message is large: they all come in pieces then."""
-    rest = len(order.claimable.state) + (order.grammar.ByteSize() if order.grammar is not None else 0)
+    grammar = flight.order.grammar
+    rest = len(flight.claimable.state) + (grammar.ByteSize() if grammar is not None else 0)
     return PIECE_IDS if rest <= SMALL_BYTES else 0
 
 
