@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.router.policy.classify import LatencyClass
+from services.router.policy.expected import EXPECTED_S
 from services.router.policy.fleet import Fleet
 from services.router.policy.placement import Choice, Placement
 from services.router.policy.placement_settings import PlacementSettings
-from services.router.policy.prefix_index import EXPECTED_S
 from services.router.policy.speed import MOST_FASTER, PRIOR, StepModel
 from services.router.policy.ticket import Cost, Digests, Ticket
 from services.router.policy.worker import WorkerView

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from services.router.policy.digest_table import DigestTable
-from services.router.policy.prefix_index import EXPECTED_S, PrefixIndex
+from services.router.policy.expected import EXPECTED_S
+from services.router.policy.prefix_index import PrefixIndex
 from services.router.policy.ticket import Digests
 from services.router.policy.trails import BLOCKS_KEPT, Trails
 
