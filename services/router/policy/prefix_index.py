@@ -134,7 +134,7 @@ class PrefixIndex:
         return self._spread.hits(self._table.walk(*_words(digests)), self._sets.masks)
 
     def told(self, position: int, digests: Digests) -> int:
-        """Of the blocks that `match` finds at a position, those that its worker has told of, not only expected."""
+        """Of the blocks that `match` finds at a position, those that its worker has told of."""
         return self._expected.told(position, digests)
 
     def _numbers(self, digests: Digests) -> Numbers:
