@@ -25,8 +25,9 @@ from __future__ import annotations
 import hmac
 import re
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
@@ -104,7 +105,7 @@ class ScopeKeys:
 
     def kv_key(self, numerics: bytes) -> bytes:
         """Key of the KV block chains of one model; the only key that a worker gets. 32 bytes."""
-        return _mac(self.key, b"kv", numerics)
+        return self._kv_keys(numerics)
 
     def cache_key(self, kind: str, *fields: bytes) -> bytes:
         """Key of an entry of the cache service, over all that its value depends on. 32 bytes."""
@@ -121,6 +122,10 @@ class ScopeKeys:
             return self._cipher.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], cache_key)
         except (InvalidTag, ValueError):
             return None
+
+    @cached_property
+    def _kv_keys(self) -> Callable[[bytes], bytes]:
+        return lru_cache(maxsize=64)(partial(_mac, self.key, b"kv"))
 
     @cached_property
     def _cipher(self) -> AESGCM:

@@ -17,7 +17,7 @@ from services.router.caching import CacheClient
 from services.router.continuity.resumption import Resumption
 from services.router.dispatcher import Dispatcher
 from services.router.encoding import Source
-from services.router.metrics import RouterMetrics
+from services.router.metrics import CLASS_LABEL, RouterMetrics
 from services.router.models import ModelBook, ServedModel
 from services.router.policy.classify import OutputHistory
 from services.router.preparation import Preparation, Prepared
@@ -138,7 +138,6 @@ class RouterServicer:
         )
         visit.flight = Flight(order, text, outlet, self._resumption.claimable(visit, order))
         visit.shares.charge(len(order.prompt_ids))
-        self._metrics.prompt_tokens.inc(len(order.prompt_ids))
         limits = scheduling.queue_limits(visit.tenant)
         self._dispatcher.launch(visit.flight, limits=limits, on_start=visit.shares.started)
         return outlet
@@ -151,9 +150,7 @@ class RouterServicer:
             order = order.demoted(
                 latency_class, reason, self._preparation.targets(latency_class, visit.tenant)
             )
-        self._metrics.classified.labels(
-            order.latency_class.name.lower(), order.class_reason.value.lower()
-        ).inc()
+        self._metrics.launched(order)
         return order
 
     def _replay(self, visit: Visit, prepared: Prepared) -> Outlet:
@@ -193,7 +190,7 @@ class RouterServicer:
             request=visit.accepted.request_id,
             tenant=visit.tenant.name,
             outcome=outcome,
-            latency_class=visit.latency_class.name.lower(),
+            latency_class=CLASS_LABEL[visit.latency_class],
             prompt_tokens=len(flight.order.prompt_ids) if flight else 0,
             output_tokens=len(flight.ids) if flight else 0,
             attempts=flight.attempt if flight else 0,

@@ -131,6 +131,8 @@ class Gate:
 
     def _account(self, tenant: Tenant) -> _Account:
         quotas = self.quotas.of(tenant)
-        account = self._accounts.setdefault(tenant.name, _Account(quotas))
+        account = self._accounts.get(tenant.name)
+        if account is None:
+            account = self._accounts[tenant.name] = _Account(quotas)
         account.quotas = quotas
         return account

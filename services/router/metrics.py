@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 RATIO_BUCKETS = (0.1, 0.2, 0.33, 0.5, 0.67, 0.8, 0.9, 1.0, 1.11, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
 GRAIN_S = 0.02
+CLASS_LABEL = {each: each.name.lower() for each in LatencyClass}
 
 
 class Gap(NamedTuple):
@@ -54,7 +55,7 @@ class GapHistogram(Collector):
         """The histogram as Prometheus wants it."""
         family = HistogramMetricFamily(self._name, self._text, labels=["class"])
         for each, counts in self._counts.items():
-            family.add_metric([each.name.lower()], _cumulative(counts), self._sums[each])
+            family.add_metric([CLASS_LABEL[each]], _cumulative(counts), self._sums[each])
         yield family
 
 
@@ -189,7 +190,7 @@ class RouterMetrics:
     def observe(self, scheduler: Scheduler, workers: Workers, now: float) -> None:
         """Takes stock of what waits and who is there."""
         for each, count in scheduler.waiting_by_class().items():
-            self.queue_depth.labels(each.name.lower()).set(count)
+            self.queue_depth.labels(CLASS_LABEL[each]).set(count)
         for model in workers.models():
             self._observe_model(scheduler, model)
         self.seats.set(sum(session.seated for session in workers))
@@ -205,16 +206,21 @@ class RouterMetrics:
         self.index_blocks.labels(model).set(len(index))
         self.index_bytes.labels(model).set(index.nbytes)
         for each in LatencyClass:
-            self.headroom.labels(model, each.name.lower()).set(scheduler.headroom(model, each))
+            self.headroom.labels(model, CLASS_LABEL[each]).set(scheduler.headroom(model, each))
+
+    def launched(self, order: Order) -> None:
+        """Counts a request that is to run."""
+        self.classified.labels(CLASS_LABEL[order.latency_class], order.class_reason.value.lower()).inc()
+        self.prompt_tokens.inc(len(order.prompt_ids))
 
     def admitted(self, order: Order, refusal: Refusal | None) -> None:
         """Counts what load said to a request."""
         verdict = "admitted" if refusal is None else refusal.kind.value.lower()
-        self.admissions.labels(order.latency_class.name.lower(), verdict).inc()
+        self.admissions.labels(CLASS_LABEL[order.latency_class], verdict).inc()
 
     def seated(self, flight: Flight, assignment: Assignment, now: float) -> None:
         """Counts a request that was given to a worker."""
-        name, waited_s = flight.order.latency_class.name.lower(), now - flight.waiting_since
+        name, waited_s = CLASS_LABEL[flight.order.latency_class], now - flight.waiting_since
         self.queue_seconds.labels(name).observe(waited_s)
         uncached, tokens = assignment.cost.prefill_tokens, assignment.ticket.prefill_tokens
         self.prompt_placed.labels("no").inc(uncached)
@@ -241,7 +247,7 @@ class RouterMetrics:
 
     def began(self, flight: Flight, now: float) -> None:
         """Counts a first token."""
-        name, actual_s = flight.order.latency_class.name.lower(), now - flight.order.arrival_s
+        name, actual_s = CLASS_LABEL[flight.order.latency_class], now - flight.order.arrival_s
         self.first_token.labels(name).observe(actual_s)
         if flight.predicted is not None:
             self._predicted("first_token", name, actual_s, flight.predicted.ttft_s)

@@ -75,7 +75,7 @@ class Quotas:
     def of(self, tenant: Tenant) -> TenantQuotas:
         """A tenant's quotas; begun anew when they were changed."""
         found = self._tenants.get(tenant.name)
-        if found is None or found.tenant != tenant:
+        if found is None or (found.tenant is not tenant and found.tenant != tenant):
             before = found or TenantQuotas(tenant, None, None, None, None)
             found = self._tenants[tenant.name] = self._made(tenant, before)
         return found

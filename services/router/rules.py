@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -24,6 +23,7 @@ _REQUEST_ID = re.compile(r"[\x20-\x7e]{1,128}")
 _MAX_DEADLINE_S = 315_576_000_000  # what a google.protobuf.Duration may hold: 10,000 years
 _MAX_FLUSH_S = 10.0
 _MAX_FLUSH_TOKENS = 65_536
+_CLASSES = frozenset({types_pb2.LATENCY_CLASS_UNSPECIFIED, *LatencyClass})
 SCOPES = {
     types_pb2.CACHE_SCOPE_UNSPECIFIED: types_pb2.CACHE_SCOPE_TENANT,
     types_pb2.CACHE_SCOPE_TENANT: types_pb2.CACHE_SCOPE_TENANT,
@@ -65,7 +65,7 @@ def violations(request: router_pb2.GenerateRequest, limits: LimitSettings) -> li
         ]
     return [
         *_prompt_faults(request),
-        *_sampling_faults(request.sampling),
+        *(_sampling_faults(request.sampling) if request.HasField("sampling") else ()),
         *_stop_faults(request),
         *_output_faults(request, limits),
         *_handling_faults(request),
@@ -99,11 +99,11 @@ def chat_faults(chat: types_pb2.ChatMessages) -> list[FieldViolation]:
 
 def _sampling_faults(sampling: types_pb2.SamplingParams) -> list[FieldViolation]:
     found = []
-    for name, bounds in SAMPLING.items():
-        value = getattr(sampling, name)
-        fault = bounds.fault(value) if sampling.HasField(name) else None
-        if fault is not None or not math.isfinite(value):
-            found.append(FieldViolation(f"sampling.{name}", fault or "must be a finite number"))
+    for field, value in sampling.ListFields():
+        bounds = SAMPLING.get(field.name)
+        fault = bounds.fault(value) if bounds is not None else None
+        if fault is not None:
+            found.append(FieldViolation(f"sampling.{field.name}", fault))
     if sampling.logprobs > MAX_LOGPROBS:
         found.append(FieldViolation("sampling.logprobs", f"at most {MAX_LOGPROBS}"))
     if len(sampling.stop_token_ids) > MAX_STOP_TOKEN_IDS:
@@ -154,11 +154,11 @@ def _handling_faults(request: router_pb2.GenerateRequest) -> list[FieldViolation
     found += _deadline_faults(request)
     if request.latency_class == types_pb2.LATENCY_CLASS_SYSTEM:
         found.append(FieldViolation("latency_class", "SYSTEM is for the mesh's own probes"))
-    elif request.latency_class not in (0, *LatencyClass):
+    elif request.latency_class not in _CLASSES:
         found.append(FieldViolation("latency_class", f"{request.latency_class} is not known"))
     for name in ("required_labels", "preferred_labels"):
         found += _label_faults(name, getattr(request, name))
-    return [*found, *_flush_faults(request.flush)]
+    return [*found, *_flush_faults(request.flush)] if request.HasField("flush") else found
 
 
 def _id_faults(field: str, request_id: str) -> list[FieldViolation]:
@@ -176,6 +176,8 @@ def _deadline_faults(request: router_pb2.GenerateRequest) -> list[FieldViolation
 
 def _label_faults(name: str, labels: Mapping[str, str]) -> list[FieldViolation]:
     """Labels are kept beside the workers that have them, so they are short."""
+    if not labels:
+        return []
     if len(labels) > MAX_LABELS:
         return [FieldViolation(name, f"at most {MAX_LABELS}")]
     if any(len(text) > MAX_LABEL_CHARACTERS for each in labels.items() for text in each):

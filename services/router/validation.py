@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from services.router.rules import SAMPLING, SCOPES, seconds, violations
 from services.router.settings import LimitSettings
 
 DEFAULT_MAX_TOKENS = 256
+NO_LABELS: frozenset[tuple[str, str]] = frozenset()
 
 
 def _defaults() -> types_pb2.SamplingParams:
@@ -105,7 +106,7 @@ def _accepted(request: router_pb2.GenerateRequest) -> Accepted:
         model=request.model if request.HasField("model") else None,
         text=request.text if kind == "text" else None,
         chat=request.chat if kind == "chat" else None,
-        token_ids=packed(request.token_ids.ids) if kind == "token_ids" else None,
+        token_ids=packed(request.token_ids.ids[:]) if kind == "token_ids" else None,
         sampling=complete(request.sampling),
         max_tokens=request.max_tokens if request.HasField("max_tokens") else DEFAULT_MAX_TOKENS,
         stops=tuple(request.stop),
@@ -117,8 +118,8 @@ def _accepted(request: router_pb2.GenerateRequest) -> Accepted:
         user=request.user if request.HasField("user") else None,
         flush_delay_s=_given_seconds(flush, "max_delay"),
         flush_tokens=flush.max_tokens if flush.HasField("max_tokens") else None,
-        labels=frozenset(request.required_labels.items()),
-        preferred_labels=frozenset(request.preferred_labels.items()),
+        labels=_labels(request.required_labels),
+        preferred_labels=_labels(request.preferred_labels),
         sheddable=request.sheddable if request.HasField("sheddable") else None,
         deterministic=request.deterministic,
     )
@@ -136,6 +137,10 @@ def complete(sampling: types_pb2.SamplingParams) -> types_pb2.SamplingParams:
     found.CopyFrom(_DEFAULTS)
     found.MergeFrom(sampling)
     return found
+
+
+def _labels(told: Mapping[str, str]) -> frozenset[tuple[str, str]]:
+    return frozenset(told.items()) if told else NO_LABELS
 
 
 def _largest(ids: Sequence[int]) -> int:

@@ -14,6 +14,8 @@ class Workers:
     def __init__(self) -> None:
         self._sessions: dict[str, Session] = {}
         self._kinds: dict[str, list[ChainKind]] = {}
+        self._of: dict[str, list[Session]] = {}
+        self._longest: dict[str, int] = {}
 
     def __iter__(self) -> Iterator[Session]:
         return iter(list(self._sessions.values()))
@@ -24,7 +26,7 @@ class Workers:
 
     def add(self, session: Session) -> Session | None:
         """Adds a session and returns the one that it replaces."""
-        self._kinds.clear()
+        self._forget()
         earlier = self._sessions.get(session.worker_id)
         self._sessions[session.worker_id] = session
         return earlier
@@ -34,12 +36,15 @@ class Workers:
         if self._sessions.get(session.worker_id) is not session:
             return False
         del self._sessions[session.worker_id]
-        self._kinds.clear()
+        self._forget()
         return True
 
     def of(self, model: str) -> list[Session]:
         """The sessions that serve a model."""
-        return [each for each in self._sessions.values() if each.model == model]
+        found = self._of.get(model)
+        if found is None:
+            found = self._of[model] = [each for each in self._sessions.values() if each.model == model]
+        return found
 
     def models(self) -> set[str]:
         """The models that are served."""
@@ -60,10 +65,19 @@ class Workers:
 
     def context_length(self, model: str, limit: int) -> int:
         """Most tokens of one sequence that some worker takes, at most `limit`."""
-        longest = max((each.hello.kv_spec.max_tokens for each in self.of(model)), default=limit)
+        longest, sessions = self._longest.get(model), self.of(model)
+        if not sessions:
+            return limit
+        if longest is None:
+            longest = self._longest[model] = max(each.hello.kv_spec.max_tokens for each in sessions)
         return min(longest, limit)
 
     def capabilities(self, model: str) -> frozenset[str]:
         """What all workers of a model can do."""
         found = [each.capabilities for each in self.of(model)]
         return frozenset.intersection(*found) if found else frozenset()
+
+    def _forget(self) -> None:
+        """Drops what is only true of the sessions that there were."""
+        for known in (self._kinds, self._of, self._longest):
+            known.clear()
