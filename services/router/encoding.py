@@ -36,6 +36,21 @@ class Source(NamedTuple):
         return tokenizer_pb2.EncodeItem(text=self.text, chat=self.chat, max_tokens=max_tokens)
 
 
+class _Wanted(NamedTuple):
+    """What one call of `Encoder.encode` wants; `item`: the source as the tokenizer service gets it."""
+
+    source: Source
+    item: tokenizer_pb2.EncodeItem
+    model: ServedModel
+    scope: ScopeKeys | None
+    timeout_s: float
+    tag: bytes
+
+    def allows(self, ids: int) -> bool:
+        """Whether so many ids are within the caller's limit."""
+        return not self.item.HasField("max_tokens") or ids <= self.item.max_tokens
+
+
 class InEncoding:
     """Bytes of each tenant that are being encoded; who has none has no row."""
 
@@ -92,52 +107,36 @@ class Encoder:
             InvalidArgument: it cannot be encoded, the template refuses it, or it has more ids than `limit`.
             DeadlineExceeded, Overloaded, Unavailable, NotFound: as the tokenizer service says.
         """
-        item = source.item(limit)
-        with self._in_encoding.hold(tag, item.ByteSize()):
-            return await self._found_or_made(source, item, model, scope, timeout_s, tag)
+        wanted = _Wanted(source, source.item(limit), model, scope, timeout_s, tag)
+        with self._in_encoding.hold(tag, wanted.item.ByteSize()):
+            return await self._found_or_made(wanted)
 
-    async def _found_or_made(
-        self,
-        source: Source,
-        item: tokenizer_pb2.EncodeItem,
-        model: ServedModel,
-        scope: ScopeKeys | None,
-        timeout_s: float,
-        tag: bytes,
-    ) -> array[int]:
-        limit = item.max_tokens if item.HasField("max_tokens") else None
-        cache = self._cache if scope is not None and item.ByteSize() > self._long_bytes else None
+    async def _found_or_made(self, wanted: _Wanted) -> array[int]:
+        scope = wanted.scope
+        cache = self._cache if wanted.item.ByteSize() > self._long_bytes else None
         if cache is None or scope is None:
-            return await self._ask(source, item, model, scope, timeout_s, tag)
-        key = _key(source, model, scope)
+            return await self._ask(wanted)
+        key = _key(wanted.source, wanted.model, scope)
         found = _ids(await cache.look_up(ENCODING, [key], scope).value())
-        if found is not None and (limit is None or len(found) <= limit):
+        if found is not None and wanted.allows(len(found)):
             return found
-        ids = await self._ask(source, item, model, scope, timeout_s, tag)
-        cache.store(ENCODING, key, _little_endian(ids).tobytes(), scope, tag)
+        ids = await self._ask(wanted)
+        cache.store(ENCODING, key, _little_endian(ids).tobytes(), scope, wanted.tag)
         return ids
 
-    async def _ask(
-        self,
-        source: Source,
-        item: tokenizer_pb2.EncodeItem,
-        model: ServedModel,
-        scope: ScopeKeys | None,
-        timeout_s: float,
-        tag: bytes,
-    ) -> array[int]:
+    async def _ask(self, wanted: _Wanted) -> array[int]:
         request = tokenizer_pb2.EncodeRequest(
-            model=model.name,
-            items=[item],
-            scope_digest=scope.digest() if scope else b"",
-            tenant_tag=tag,
+            model=wanted.model.name,
+            items=[wanted.item],
+            scope_digest=wanted.scope.digest() if wanted.scope else b"",
+            tenant_tag=wanted.tag,
         )
-        reply = await self._pool.encode(request, timeout_s)
-        _check_digests(reply.digests, model)
+        reply = await self._pool.encode(request, wanted.timeout_s)
+        _check_digests(reply.digests, wanted.model)
         if len(reply.items) != 1:
             raise errors.Internal("the tokenizer service answered for another number of texts")
         if reply.items[0].HasField("failure"):
-            raise _failure(reply.items[0].failure, source.field)
+            raise _failure(reply.items[0].failure, wanted.source.field)
         return packed(reply.items[0].ids)
 
 
