@@ -77,6 +77,8 @@ class Outlook(NamedTuple):
     coming: float
     """The same that admitted work is going to use."""
     prediction: Prediction | None
+    queue_s: float
+    """Its wait if the queue goes on as it does; only of a request with a deadline."""
     lone_s: float
     """The least that it takes on an idle pool."""
     lone_first_s: float
@@ -170,11 +172,11 @@ def _infeasible(ticket: Ticket, outlook: Outlook, now: float) -> Refusal | None:
     if ticket.deadline_s is None or outlook.prediction is None:
         return None
     left_s = ticket.deadline_s - now
-    wait_s = 0.0 if outlook.opening else outlook.prediction.wait_s
+    wait_s = 0.0 if outlook.opening else max(outlook.prediction.wait_s, outlook.queue_s)
     needed_s = wait_s + outlook.lone_s
     if needed_s <= left_s:
         return None
-    message = f"it would take at least {needed_s:.2f} s and has {max(left_s, 0.0):.2f} s"
+    message = f"it would take about {needed_s:.2f} s and has {max(left_s, 0.0):.2f} s"
     ever = outlook.lone_s <= ticket.deadline_s - ticket.arrival_s
     return Refusal(RefusalKind.DEADLINE_INFEASIBLE, message, _retry_s(outlook) if ever else None)
 

@@ -154,6 +154,7 @@ class Pool:
             headroom=self.predictor.headroom(ticket.latency_class) if ticket.sheddable else 0.0,
             coming=self.predictor.coming(ticket.latency_class, now) if ticket.sheddable else 0.0,
             prediction=self.predictor.predict(ticket, uncached, now),
+            queue_s=0.0 if ticket.deadline_s is None else self.predictor.queue_s(ticket, uncached, now),
             lone_s=self.predictor.lone_s(ticket, uncached),
             lone_first_s=self.predictor.lone_first_s(ticket, uncached),
             cost_s=self.predictor.estimate(ticket, uncached).total_s,
@@ -257,6 +258,7 @@ class Pool:
             waited_s + predictor.corrected_first_s(ticket, raw_first_s),
         )
         self.queue.take(entry, estimate.total_s, uncached, ticket.prefill_tokens - uncached)
+        self._went(entry, now)
         self._passed.discard(ticket.number)
         if not entry.delayed and entry.queued_s >= self._held_at.get(ticket.tenant, -inf):
             predictor.dispatched(ticket, entry.raw_wait_s, now - entry.queued_s, now)
@@ -275,6 +277,11 @@ class Pool:
         if not ticket.foreground:
             predictor.background.seated(seat, choice.position)
         return Placed(entry, seat, prediction)
+
+    def _went(self, entry: Entry, now: float) -> None:
+        latency_class, late = entry.ticket.latency_class, entry.place is not Place.DUE
+        others_wait = self.queue.held[latency_class].requests > 0
+        self.predictor.drains[latency_class].went(entry.cost_s, now, late=late, others_wait=others_wait)
 
     def _ahead(self, latency_class: LatencyClass) -> bool:
         """Whether a request of the class waits that could go before a new one."""

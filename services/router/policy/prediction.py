@@ -22,6 +22,7 @@ import numpy as np
 from services.router.policy.background import Background
 from services.router.policy.classify import LatencyClass
 from services.router.policy.correction import Correction
+from services.router.policy.drain import Drain
 from services.router.policy.fleet import Fleet
 from services.router.policy.inflow import Inflow
 from services.router.policy.occupancy import PrefillRate
@@ -71,6 +72,9 @@ class Predictor:
     prefilled: PrefillRate = field(default_factory=PrefillRate)
     inflow: Inflow = field(default_factory=Inflow)
     background: Background = field(default_factory=Background)
+    drains: dict[LatencyClass, Drain] = field(
+        default_factory=lambda: {each: Drain() for each in LatencyClass}
+    )
     gap_s: float = 0.0
     """Moving mean of the time between two dispatches while requests wait."""
     _last_dispatch_s: float = -inf
@@ -128,6 +132,17 @@ class Predictor:
         if not self.settings.tenant_fairness:
             ahead_s = held.cost_s
         return self.gap_s + ahead_s / (workers * self._share(ticket.latency_class))
+
+    def queue_s(self, ticket: Ticket, uncached: int, now: float) -> float:
+        """Wait if the queue goes on as it does, and nobody ahead gives up."""
+        latency_class = ticket.latency_class
+        workers = max(1, int(np.count_nonzero(self.fleet.suited(ticket))))
+        target_s = ticket.ttft_target_s or self.settings.classes[latency_class].ttft_s
+        in_time_s = None
+        if target_s is not None and self.settings.relegation:
+            in_time_s = ticket.arrival_s + target_s - now - self.lone_first_s(ticket, uncached)
+        usual = workers * self._share(latency_class)
+        return self.drains[latency_class].wait_s(ticket, self.queue, usual, in_time_s)
 
     def raw_first_s(self, ticket: Ticket, uncached: int) -> float:
         """From the dispatch to the first token, before the correction, on the least busy worker."""

@@ -32,6 +32,7 @@ CALM = Outlook(
     headroom=0.0,
     coming=0.0,
     prediction=Prediction(0.1, 0.2),
+    queue_s=0.0,
     lone_s=0.1,
     lone_first_s=0.05,
     cost_s=0.2,

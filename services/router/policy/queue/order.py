@@ -71,9 +71,11 @@ class Entry:
 class TenantOrder:
     """One tenant's requests in one lane."""
 
-    __slots__ = ("_entries", "_ranks", "_restored_s", "_restored_share", "_restores", "_work_s")
+    __slots__ = ("_entries", "_ranks", "_restored_s", "_restored_share", "_restores", "_work_s", "in_time_s")
 
     def __init__(self, restored_share: float = 1.0) -> None:
+        self.in_time_s = 0.0
+        """GPU seconds of those that can still meet their targets, as far as the last look shows."""
         self._restored_share = restored_share
         self._restored_s = 0.0  # GPU seconds of what has gone since the first of the restored ones waits
         self._work_s = 0.0  # the same of all requests
@@ -88,12 +90,15 @@ class TenantOrder:
         """Puts a request in its place."""
         self._entries[entry.ticket.number] = entry
         entry.place = Place.DUE
+        self.in_time_s += entry.cost_s
         self._ranks[Place.DUE].add((entry.due_s, entry.ticket.number))
 
     def remove(self, entry: Entry) -> None:
         """Takes a request out."""
         del self._entries[entry.ticket.number]
         self._ranks[entry.place].remove(self._key(entry))
+        if entry.place is Place.DUE:
+            self.in_time_s = max(0.0, self.in_time_s - entry.cost_s)
         if self._ranks[Place.OLD].first is None:
             self._restored_s = self._work_s = 0.0
         else:
@@ -145,6 +150,8 @@ class TenantOrder:
 
     def _move(self, entry: Entry, place: Place) -> None:
         self._ranks[entry.place].remove(self._key(entry))
+        if entry.place is Place.DUE:
+            self.in_time_s = max(0.0, self.in_time_s - entry.cost_s)
         entry.place = place
         self._ranks[place].add(self._key(entry))
 

@@ -151,6 +151,11 @@ class ModelQueue:
         name = tenant if self._settings.tenant_fairness else ALL_TENANTS
         return self._lanes[latency_class].counters.counter(name)
 
+    def in_time_s(self, ticket: Ticket) -> float:
+        """GPU seconds of its tenant's requests in its class that can still meet their targets."""
+        order = self._lanes[ticket.latency_class].orders.get(self._tenant(ticket))
+        return order.in_time_s if isinstance(order, TenantOrder) else 0.0
+
     def alone(self, entry: Entry) -> bool:
         """Whether no other tenant waits in its lane, or nothing there can be warm."""
         lane = self._lanes[entry.lane]

@@ -1,0 +1,80 @@
+"""Whether a deadline can be met follows from the work that waits and how fast it goes."""
+
+from __future__ import annotations
+
+import pytest
+
+from services.router.policy import Cost, LatencyClass, PolicySettings, RefusalKind, Scheduler
+from services.router.policy.drain import Drain, Rate
+from services.router.policy.queue import ModelQueue
+from tests.support.policy_values import make_ticket, make_worker
+
+I, S, B = LatencyClass  # noqa: E741
+
+
+def queue_of(count: int, *, late: int = 0, tenant: str = "t") -> ModelQueue:
+    """Requests of one GPU second each, the first of which have missed their targets."""
+    queue = ModelQueue(PolicySettings())
+    for number in range(count):
+        ticket = make_ticket(number, I, tenant=tenant, arrival_s=-10.0 if number < late else 0.0)
+        queue.add(ticket, 0.01, 1.0, 0.0)
+    list(queue.candidates(0.0))
+    return queue
+
+
+def test_a_rate_is_work_over_the_time_in_which_others_waited() -> None:
+    rate = Rate()
+    for turn in range(100):
+        rate.went(0.5, turn * 0.25, others_wait=True)
+    assert rate.value() == pytest.approx(2.0)
+    rate.went(0.5, 25.0, others_wait=False)
+    rate.went(0.5, 9_000.0, others_wait=True)
+    assert rate.value() == pytest.approx(2.0, rel=0.01), "nobody waited in that pause"
+
+
+def test_no_rate_is_told_of_a_few() -> None:
+    rate = Rate()
+    for turn in range(10):
+        rate.went(0.5, float(turn), others_wait=True)
+    assert rate.value() is None
+
+
+def test_who_is_in_time_waits_for_those_in_time_alone() -> None:
+    queue, drain = queue_of(60, late=50), Drain()
+    ticket = make_ticket(99, I, tenant="t")
+    assert drain.wait_s(ticket, queue, usual=100.0, in_time_s=0.45) == pytest.approx(0.1)
+
+
+def test_who_will_be_late_waits_for_all_at_the_rate_of_the_late() -> None:
+    queue, drain = queue_of(60, late=50), Drain()
+    ticket = make_ticket(99, I, tenant="t")
+    for turn in range(400):
+        drain.went(1.0, turn * 0.1, late=turn % 10 == 0, others_wait=True)
+    assert drain.wait_s(ticket, queue, usual=1.0, in_time_s=0.1) == pytest.approx(60.0, rel=0.05)
+    assert drain.wait_s(ticket, queue, usual=1.0, in_time_s=None) == pytest.approx(6.0, rel=0.05)
+
+
+def test_a_tenant_waits_for_its_own_requests_as_often_as_others_have_a_turn() -> None:
+    queue, drain = queue_of(50, tenant="busy"), Drain()
+    queue.add(make_ticket(100, I, tenant="light"), 0.01, 1.0, 0.0)
+    assert drain.wait_s(make_ticket(101, I, tenant="light"), queue, usual=1.0, in_time_s=None) == 2.0
+    assert drain.wait_s(make_ticket(102, I, tenant="new"), queue, usual=1.0, in_time_s=None) == 0.0
+
+
+def test_what_cannot_be_met_is_refused_at_once_though_those_that_went_had_not_waited() -> None:
+    """Twice as much is asked for as is served: fresh requests go, late ones wait until they are ended."""
+    scheduler = Scheduler(PolicySettings())
+    kinds = []
+    for number in range(4000):
+        now = number * 0.01
+        scheduler.worker_changed(make_worker("w", credit=Cost(8000, number % 2, 1000)))
+        ticket = make_ticket(number, I, arrival_s=now, deadline_s=now + 4.0)
+        refusal = scheduler.admit(ticket, now)
+        if refusal is None:
+            scheduler.submit(ticket, now)
+        else:
+            kinds.append(refusal.kind)
+        while (assignment := scheduler.next(now)) is not None:
+            scheduler.ended(assignment.ticket.number)
+        scheduler.ended(number - 400)
+    assert kinds.count(RefusalKind.DEADLINE_INFEASIBLE) > 1000
