@@ -21,7 +21,7 @@ from bench.relay.trial import Contender, Cost, Load, measure
 from bench.results_contract import Row, record
 from services.common.models import resolve
 
-DRY = Load(streams=4, tokens=12, rounds=1, window_s=0.2, calls=8, at_once=2)
+DRY = Load(streams=4, tokens=12, rounds=1, window_s=0.2, calls=8, at_once=2, settle_s=0.1, quiet_s=0.0)
 PACKAGES = ("grpcio", "protobuf", "uvloop")
 
 
@@ -30,7 +30,7 @@ async def in_turns(contenders: Sequence[Contender], load: Load, repeats: int) ->
     runs: dict[str, list[Cost]] = {each.name: [] for each in contenders}
     for repeat in range(repeats):
         for each in contenders:
-            wait_for_quiet(1.0)
+            wait_for_quiet(load.quiet_s)
             runs[each.name].append(await measure(each, load))
             print(f"{repeat} {each.name}: {runs[each.name][-1]}", file=sys.stderr, flush=True)
     return runs

@@ -34,7 +34,7 @@ async def measure_all(site: Site, load: Load, repeats: int) -> dict[str, list[Co
     runs: dict[str, list[Cost]] = {name: [] for name in asked}
     for _ in range(repeats):
         for name, contender in asked.items():
-            wait_for_quiet(1.0)
+            wait_for_quiet(load.quiet_s)
             streams = load.streams * SHAPES[name][0]
             runs[name].append(
                 await measure(contender, load._replace(streams=streams, step_s=STEP_S, rounds=1))

@@ -12,7 +12,6 @@ from bench.relay.clients import Seen, Ways, in_turn
 from bench.relay.processes import Child
 from services.cli.bench.stats import quantile
 
-_SETTLE_S = 0.2
 _POLL_S = 0.01
 
 
@@ -26,6 +25,8 @@ class Load(NamedTuple):
     step_s: float = 0.01
     calls: int = 600  # for one token
     at_once: int = 32  # of these calls
+    settle_s: float = 0.2  # before what is measured
+    quiet_s: float = 1.0  # longest wait for a quiet machine before each contender
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ async def measure(contender: Contender, load: Load) -> Cost:
     """One run: whole requests, then flow alone, then calls for one token."""
     async with contender.connect() as ways:
         await ways.stream(2, Seen())  # connected
-        await asyncio.sleep(_SETTLE_S)
+        await asyncio.sleep(load.settle_s)
         seen, spent_s = await _whole(contender, ways, load)
         flow_us = await _flow(contender, ways, load)
         call_us = await _calls(contender, ways, load) if ways.once is not None else None
@@ -89,12 +90,12 @@ async def _whole(contender: Contender, ways: Ways, load: Load) -> tuple[Seen, fl
 async def _flow(contender: Contender, ways: Ways, load: Load) -> float:
     """CPU-µs a token in the middle of streams that all run."""
     seen = Seen()
-    tokens = int((load.window_s + 6 * _SETTLE_S) / load.step_s)
+    tokens = int((load.window_s + 6 * load.settle_s) / load.step_s)
     running = [asyncio.create_task(ways.stream(tokens, seen)) for _ in range(load.streams)]
     try:
         while seen.begun < load.streams and not any(each.done() for each in running):  # noqa: ASYNC110
             await asyncio.sleep(_POLL_S)
-        await asyncio.sleep(_SETTLE_S)
+        await asyncio.sleep(load.settle_s)
         before_s, had = contender.cpu_s(), seen.tokens
         await asyncio.sleep(load.window_s)
         spent_s, flowed = contender.cpu_s() - before_s, seen.tokens - had
