@@ -1,10 +1,14 @@
 """How much interactive work one tenant may have, in GPU seconds, while others want some.
 
-Streaming alone makes a request INTERACTIVE, so without a bound everybody would be. The class has its share
-of the pool; while its head-room is used up, that share is divided by weight, what one does not use going to
-the others (max-min). Who had more lately gets STANDARD for what is beyond it. Without contention nobody is
-held to anything, but to a share of its own that was set: neither on an idle mesh, nor where lately nobody
-else asked for anything, nor anybody for another class.
+Streaming alone makes a request INTERACTIVE, so without a bound everybody would be. While the head-room of the
+class is used up, who had more than its part lately gets STANDARD for what is beyond it. Parts are by weight,
+what one does not use going to the others (max-min), and two of them hold:
+
+    of the class's share of the pool      among those that had interactive work
+    of that and STANDARD's together       among those that asked for either: who asks plainly counts as well
+
+Without contention nobody is held to anything, but to a share of its own that was set: neither on an idle
+mesh, nor where lately nobody else asked for anything, nor anybody for another class.
 """
 
 from __future__ import annotations
@@ -18,25 +22,29 @@ from services.router.policy.ticket import Ticket
 
 
 class InteractiveBudget:
-    """The interactive use of all tenants of one model."""
+    """The interactive use of all tenants of one model, and what they asked for of foreground work."""
 
     def __init__(self, settings: PolicySettings) -> None:
         self._settings = settings
-        self._share = settings.shares[LatencyClass.INTERACTIVE]
+        shares = settings.shares
+        self._share = shares[LatencyClass.INTERACTIVE]
+        self._foreground_share = self._share + shares[LatencyClass.STANDARD]
         self._granted = Demand(settings.budget_window_s)
+        self._asked = Demand(settings.budget_window_s)
         self._kind: tuple[str, LatencyClass] | None = None  # of the request before
         self._mixed_s = -inf
 
-    def asked(self, ticket: Ticket, now: float) -> None:
-        """Notes that somebody wants something, of whatever class."""
+    def asked(self, ticket: Ticket, cost_s: float, now: float) -> None:
+        """Notes that somebody wants something, of whatever class; to be told once of every request."""
         kind = (ticket.tenant, ticket.latency_class)
         if self._kind not in (None, kind):
             self._mixed_s = now
         self._kind = kind
+        if ticket.foreground:
+            self._asked.of(ticket.tenant, ticket.weight, now).seconds += cost_s
 
     def allows(self, ticket: Ticket, cost_s: float, headroom_used: float, workers: int, now: float) -> bool:
-        """Whether a request of so many GPU seconds may be INTERACTIVE; counts it if so."""
-        self.asked(ticket, now)
+        """Whether a request of so many GPU seconds, that was `asked`, may be INTERACTIVE; counts it if so."""
         if not self._settings.interactive_budget:
             return True
         use = self._granted.of(ticket.tenant, ticket.weight, now)
@@ -45,8 +53,11 @@ class InteractiveBudget:
         if share is not None and use.seconds + cost_s > share * whole_s:
             return False
         if headroom_used > self._settings.budget_pressure and self.contended(now):
-            capacity_s = self._share * whole_s
-            if use.seconds + cost_s > self._granted.level(capacity_s, now) * use.weight:
+            level = min(
+                self._granted.level(self._share * whole_s, now),
+                self._asked.level(self._foreground_share * whole_s, now),
+            )
+            if use.seconds + cost_s > level * use.weight:
                 return False
         use.seconds += cost_s
         return True

@@ -100,11 +100,10 @@ class Scheduler:
         pool = self._pools.get(ticket.model)
         if pool is None:
             return True
+        cost_s = pool.predictor.estimate(ticket, pool.uncached(ticket)).total_s if ticket.foreground else 0.0
+        pool.budget.asked(ticket, cost_s, now)
         if ticket.latency_class is not LatencyClass.INTERACTIVE:
-            pool.budget.asked(ticket, now)
             return True
-        cost_s = pool.predictor.estimate(ticket, pool.uncached(ticket)).total_s
-        pool.budget.asked(ticket, now)
         used = pool.predictor.headroom(LatencyClass.INTERACTIVE, now) if pool.budget.contended(now) else 0.0
         return pool.budget.allows(ticket, cost_s, used, len(pool.fleet), now)
 

@@ -273,6 +273,7 @@ def contended(tenants: dict[str, float], seconds: float, headroom: float, **more
         now += step
         for tenant, rate in tenants.items():
             its = make_ticket(1, I, tenant, weight=4.0 if tenant == "heavier" else 1.0)
+            budget.asked(its, rate * step, now)
             if budget.allows(its, rate * step, headroom, 1, now) and now > seconds / 2:
                 got[tenant] += rate * step
     return {tenant: value / (seconds / 2) for tenant, value in got.items()}
@@ -285,10 +286,26 @@ def test_a_lone_tenant_on_an_idle_mesh_may_have_everything() -> None:
 def test_a_lone_tenant_on_a_busy_mesh_competes_with_nobody_until_somebody_asks_for_something() -> None:
     budget = InteractiveBudget(PolicySettings())
     lone, other = make_ticket(1, I, "lone"), make_ticket(2, LatencyClass.STANDARD, "other")
-    assert all(budget.allows(lone, 5.0, 0.9, 1, float(second)) for second in range(200))
-    budget.asked(other, 200.0)
+    for second in range(200):
+        budget.asked(lone, 5.0, float(second))
+        assert budget.allows(lone, 5.0, 0.9, 1, float(second))
+    budget.asked(other, 0.1, 200.0)
     assert not budget.allows(lone, 5.0, 0.9, 1, 200.0)
     assert not budget.allows(lone, 5.0, 0.9, 1, 230.0)
+
+
+def test_who_streams_everything_leaves_their_parts_to_those_that_ask_plainly() -> None:
+    budget, got, step = InteractiveBudget(PolicySettings()), 0.0, 0.02
+    for turn in range(30_000):
+        now = turn * step
+        for light in range(5):
+            budget.asked(make_ticket(1, LatencyClass.STANDARD, f"light{light}"), 0.08 * step, now)
+        its = make_ticket(2, I, "streams")
+        budget.asked(its, 2.0 * step, now)
+        got += budget.allows(its, 2.0 * step, 0.9, 1, now) * 2.0 * step * (turn >= 15_000)
+    shares = PolicySettings().shares
+    left = shares[I] + shares[LatencyClass.STANDARD] - 5 * 0.08
+    assert got / 300.0 == pytest.approx(left, rel=0.1)
 
 
 def test_under_contention_nobody_gets_more_than_its_part_and_the_rest_is_shared() -> None:
