@@ -11,6 +11,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import NamedTuple
 
+from services.router.policy.columns import some
 from services.router.policy.fleet import Fleet
 from services.router.policy.queue import ModelQueue
 from services.router.policy.ticket import Ticket
@@ -42,17 +43,17 @@ class Aside:
         Of very many that wait so many at a time, in turns: nothing else goes on meanwhile.
         """
         longest: dict[_Kind, float] = {}
-        some = bool(self._fleet.ready.any())
+        there = some(self._fleet.ready)
         entries = list(islice(self._queue.entries(), self._surveyed, self._surveyed + SURVEYED))
         self._surveyed = self._surveyed + SURVEYED if len(entries) == SURVEYED else 0
         for entry in entries:
             alone = not self._has_taker(entry.ticket, longest)
-            self._queue.put_aside(entry, some and alone)
+            self._queue.put_aside(entry, there and alone)
             yield Surveyed(entry.ticket, alone)
 
     def nobody_for(self, ticket: Ticket) -> bool:
         """Whether workers are there, but none for this request."""
-        return bool(self._fleet.ready.any()) and not self._fleet.suited(ticket).any()
+        return some(self._fleet.ready) and not some(self._fleet.suited(ticket))
 
     def bring_back(self) -> None:
         """Requests that stood aside are in their places again where a worker is there for them now."""

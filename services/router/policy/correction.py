@@ -45,14 +45,11 @@ class Correction:
 
     def _observe(self, predicted_s: float, actual_s: float) -> None:
         weight = 1.0 / (actual_s + _GRAIN_S) ** 2
-        for name, value in (
-            ("_squares", predicted_s * predicted_s),
-            ("_offsets", predicted_s),
-            ("_weights", 1.0),
-            ("_products", predicted_s * actual_s),
-            ("_targets", actual_s),
-        ):
-            setattr(self, name, FORGETTING * getattr(self, name) + weight * value)
+        self._squares = FORGETTING * self._squares + weight * (predicted_s * predicted_s)
+        self._offsets = FORGETTING * self._offsets + weight * predicted_s
+        self._weights = FORGETTING * self._weights + weight
+        self._products = FORGETTING * self._products + weight * (predicted_s * actual_s)
+        self._targets = FORGETTING * self._targets + weight * actual_s
 
     def _solve(self) -> None:
         """Least squares of both; where one leaves its bounds, of the other alone."""

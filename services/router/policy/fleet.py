@@ -164,8 +164,7 @@ class Fleet(Columns):
             able = able & self.labelled(ticket.labels, ticket.capabilities)
         if ticket.total_tokens > self.least[1]:
             able = able & (self.max_tokens >= ticket.total_tokens)
-        barred = self._positions(ticket.barred)
-        if barred:
+        if ticket.barred and (barred := self._positions(ticket.barred)):
             able = able.copy()
             able[barred] = False
         return able

@@ -13,6 +13,7 @@ from services.router.policy.admission import Outlook, Thinning
 from services.router.policy.aside import Aside, Surveyed, may_suit_others
 from services.router.policy.budget import InteractiveBudget
 from services.router.policy.classify import LatencyClass
+from services.router.policy.columns import some
 from services.router.policy.fleet import Fleet
 from services.router.policy.overdrafts import Overdrafts
 from services.router.policy.pace import Pace
@@ -127,7 +128,7 @@ class Pool:
             entry.ticket
             for entry in self.queue.heads(Lane.INTERACTIVE, most)
             if now - entry.queued_s >= after_s
-            and not (self.fleet.suited(entry.ticket) & self.fleet.affordable(entry.ticket.cost, True)).any()
+            and not some(self.fleet.suited(entry.ticket) & self.fleet.affordable(entry.ticket.cost, True))
         ]
 
     def news(self) -> None:
@@ -147,9 +148,9 @@ class Pool:
         self.predictor.look(now)
         suited = fleet.suited(ticket)
         uncached = self.uncached(ticket)
-        opening = bool((suited & fleet.affordable(ticket.cost, ticket.foreground)).any())
+        opening = some(suited & fleet.affordable(ticket.cost, ticket.foreground))
         return Outlook(
-            workers=bool(suited.any()),
+            workers=some(suited),
             opening=opening and not self._ahead(ticket.latency_class),
             headroom=self.predictor.headroom(ticket.latency_class) if ticket.sheddable else 0.0,
             coming=self.predictor.coming(ticket.latency_class, now) if ticket.sheddable else 0.0,
@@ -213,7 +214,7 @@ class Pool:
         if choice.wait_until_s is not None:
             share = self.settings.placement.warm_share
             warm = hits * BLOCK_TOKENS >= share * entry.ticket.prefill_tokens
-            entry.warm = warm if warm.any() else None
+            entry.warm = warm if some(warm) else None
             entry.hold_until_s = choice.wait_until_s
 
     def _hits(self, entry: Entry) -> Hits:
@@ -232,7 +233,7 @@ class Pool:
         if entry.hold_until_s <= now or entry.warm is None:
             return False
         open_now = self.fleet.foreground_open if entry.ticket.foreground else self.fleet.open
-        return len(entry.warm) == len(open_now) and not bool((entry.warm & open_now).any())
+        return len(entry.warm) == len(open_now) and not some(entry.warm & open_now)
 
     def _local(self, entry: Entry, choice: Choice, head: Entry, now: float) -> tuple[Entry, Choice]:
         """A warm request of a tenant that is not too far ahead goes before a cold one."""

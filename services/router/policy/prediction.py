@@ -21,6 +21,7 @@ import numpy as np
 
 from services.router.policy.background import Background
 from services.router.policy.classify import LatencyClass
+from services.router.policy.columns import some
 from services.router.policy.correction import Correction
 from services.router.policy.drain import Drain
 from services.router.policy.fleet import Fleet
@@ -108,7 +109,7 @@ class Predictor:
     def predict(self, ticket: Ticket, uncached: int, now: float) -> Prediction | None:
         """Of a request that would be queued now; None when no worker could run it."""
         suited = self.fleet.suited(ticket)
-        if not suited.any():
+        if not some(suited):
             return None
         wait_s = self.corrected_wait_s(ticket, self.raw_wait_s(ticket))
         waited_s = max(0.0, now - ticket.arrival_s)
@@ -118,14 +119,13 @@ class Predictor:
     def raw_wait_s(self, ticket: Ticket) -> float:
         """Wait before the correction: what is ahead in its class, at its class's share of the pool."""
         takers = self.fleet.suited(ticket)
-        workers = int(takers.sum())
+        workers = int(np.count_nonzero(takers))
         held = self.queue.held[ticket.latency_class]
         if not workers:
             return inf
         if not held.requests:
-            return (
-                0.0 if (takers & self.fleet.affordable(ticket.cost, ticket.foreground)).any() else self.gap_s
-            )
+            affordable = self.fleet.affordable(ticket.cost, ticket.foreground)
+            return 0.0 if some(takers & affordable) else self.gap_s
         tenants = self.queue.tenants[ticket.latency_class]
         own = tenants.get(ticket.tenant)
         ahead_s = min(held.cost_s, own.cost_s * len(tenants)) if own else 0.0
@@ -191,7 +191,7 @@ class Predictor:
             self.look(now)
         fleet, policy = self.fleet, self.settings.classes[latency_class]
         ready = fleet.ready
-        if not ready.any():
+        if not some(ready):
             return 0.0
         used = self._kv_used()
         if policy.ttft_s is not None:
@@ -206,7 +206,7 @@ class Predictor:
         """The head-room for a class's target of steps that admitted work is going to use."""
         self.look(now)
         tpot_s, ready = self.settings.classes[latency_class].tpot_s, self.fleet.ready
-        if tpot_s is None or not ready.any():
+        if tpot_s is None or not some(ready):
             return 0.0
         lone_s = self._steps_s(lone=True)
         room = 1.0 - lone_s / np.maximum(tpot_s, 2 * lone_s)
