@@ -10,12 +10,16 @@ import signal
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 import pytest_asyncio
-from headrace.client import Delta, Headrace, HeadraceError
+from headrace.client import Delta, Headrace, build_request
+from headrace.v1.router_pb2_grpc import RouterServiceStub
 
 from services.cli.up.ports import free_ports
+from services.common import transport
 from tests.support.children import alive
 from tests.support.commands import headrace
 from tests.support.up import READY, Up, running
@@ -111,15 +115,21 @@ async def test_ctrl_c_lets_a_running_answer_end_and_stops_in_order(up_model: Pat
 async def test_a_second_ctrl_c_does_not_wait(up_model: Path, tmp_path: Path) -> None:
     async with running(up_model, tmp_path, "--no-prompt") as mesh:
         await mesh.until(READY)
-        async with Headrace(mesh.address, timeout_s=60) as client:
-            answer = client.generate("x", max_tokens=1900, ignore_eos=True)
-            await anext(answer)
+        async with transport.channel(mesh.address, transport.Tls()) as channel:  # whom no other router helps
+            wanted = build_request("x", max_tokens=1900, ignore_eos=True)
+            replies = RouterServiceStub(channel).Generate(wanted)
+            assert (await replies.read()).HasField("delta")
             mesh.process.send_signal(signal.SIGINT)
             await mesh.until("Stopping")
             mesh.process.send_signal(signal.SIGINT)
-            with pytest.raises(HeadraceError):
-                await answer.finished()
+            with pytest.raises(grpc.aio.AioRpcError):
+                await until_finished(replies)
         assert await mesh.ended() == 0
+
+
+async def until_finished(replies: Any) -> None:
+    while not (await replies.read()).HasField("finished"):
+        pass
 
 
 async def test_the_mesh_ends_when_up_is_killed(up_model: Path, tmp_path: Path) -> None:
