@@ -75,7 +75,7 @@ def same(expected: bytes, given: bytes) -> bool:
 
 def frame(*fields: bytes) -> bytes:
     """Joins fields so that no two different lists of fields give the same bytes."""
-    return b"".join(len(field).to_bytes(8, "little") + field for field in fields)
+    return b"".join([len(field).to_bytes(8, "little") + field for field in fields])
 
 
 def read_secret(path: Path) -> bytes:

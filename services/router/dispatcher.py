@@ -64,7 +64,7 @@ class Dispatcher:
 
     def within_budget(self, order: Order) -> bool:
         """Whether its tenant may have an interactive request more; counts it if so."""
-        return self.scheduler.within_budget(order.ticket(0, frozenset()), time.monotonic())
+        return self.scheduler.within_budget(order.first_ticket, time.monotonic())
 
     def launch(
         self, flight: Flight, *, limits: QueueLimits | None = None, on_start: Callable[[], None]

@@ -73,6 +73,8 @@ class Fleet(Columns):
         if position >= len(self._views):
             self._make_room()
         earlier, self._views[position] = self._views[position], view
+        if view == earlier:
+            return position
         self._set(position, view)
         if earlier is None or not alike(self._told.get(position), view.step_model):
             self._told[position] = view.step_model

@@ -115,6 +115,8 @@ class Flight:
     def ticket(self, kinds: Iterable[ChainKind]) -> Ticket:
         """What the scheduler needs to know of it now; its output is part of what is to be computed."""
         order, chains = self.order, None
+        if not (self.ids or self.barred):
+            return order.first_ticket
         if len(self.ids) >= BLOCK_TOKENS and order.chains:
             chains = chains_at_once(order.scope, kinds, order.prompt_ids + packed(self.ids))
         alike = numerics_label(self._last_numerics) if self.ids else frozenset()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from headrace.v1 import types_pb2
 
@@ -23,7 +24,7 @@ WIRE_CLASS = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Order:
     """A request that is ready to run. Times are seconds of the monotonic clock."""
 
@@ -78,6 +79,11 @@ class Order:
             ttft_target_s=ttft_s,
             tpot_target_s=tpot_s,
         )
+
+    @cached_property
+    def first_ticket(self) -> Ticket:
+        """What the scheduler needs to know while it has not begun anywhere."""
+        return self.ticket(0, frozenset())
 
     def ticket(
         self,
