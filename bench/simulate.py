@@ -1,6 +1,6 @@
 """Our policies and those of others over public traces and synthetic loads, in virtual time.
 
-    python -m bench.simulate routing|overload|fairness|hetero|scale|ablation|all
+    python -m bench.simulate routing|overload|fairness|hetero|scale|ablation|purposes|all
         [--seeds 5] [--trace AZURE.csv] [--mooncake TRACE.jsonl] [--size 1.0] [--jobs 2] [--kept FOLDER]
 
 The router's policy, the worker's scheduler and its credit book are the production objects; devices, network

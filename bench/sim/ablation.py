@@ -15,8 +15,9 @@ from bench.results_contract import Row, row
 from bench.sim.contenders import OURS, Contender
 from bench.sim.experiments import HETERO, ROUTING, Experiment, Options
 from bench.sim.play import ALL, Match, Table
+from bench.sim.purposes import BOOKS, PURPOSES, SHORT, split_by_purpose
 from bench.sim.router import Variant
-from bench.sim.suites import FAIRNESS, LIGHT, OVERLOAD, split_all
+from bench.sim.suites import FAIRNESS, LIGHT, OVERLOAD, WITH_TARGETS, split_all
 from services.router.policy import PolicySettings
 from services.router.policy.placement_settings import PlacementSettings
 
@@ -25,6 +26,7 @@ Settings = TypeVar("Settings", PolicySettings, PlacementSettings)
 OFF_AT_ZERO = ("locality_credit_tokens", "tie_share", "short_slice", "replicate_share")
 EXPERIMENTS: tuple[Experiment, ...] = (*ROUTING, *HETERO, OVERLOAD[2], FAIRNESS[1], FAIRNESS[2])
 NOTABLE = 0.05
+PARTS = (LIGHT, *WITH_TARGETS, BOOKS, SHORT)
 
 
 def without() -> Iterator[Contender]:
@@ -43,6 +45,12 @@ def make(options: Options) -> Match:
     return Match(EXPERIMENTS, list(without()), options, split_all)
 
 
+def make_purposes(options: Options) -> Match:
+    """The match of those parts that the other suites' loads say little of, on loads that ask for them."""
+    contenders = [each for each in without() if each.name == OURS or each.name in _WITH_A_PURPOSE]
+    return Match(PURPOSES, contenders, options, split_by_purpose)
+
+
 def rows(table: Table, match: Match) -> Iterator[Row]:
     """What each part's absence does to each load, against the whole policy, by seed."""
     for experiment in match.experiments:
@@ -54,12 +62,31 @@ def rows(table: Table, match: Match) -> Iterator[Row]:
                     yield row(case, _label(metric, part), unit, values)
 
 
+_WITH_A_PURPOSE = {
+    f"without {part}"
+    for part in (
+        "class_shares",
+        "aging",
+        "relegation",
+        "preemption",
+        "interactive_budget",
+        "lift",
+        "locality_credit_tokens",
+        "fair_thinning",
+        "refuse_infeasible",
+        "long_prompts",
+        "clear_for_starving",
+        "short_slice",
+        "replicate_share",
+        "cold_turns",
+    )
+}
 METRICS = (
     ("ttft_mean", ALL, "×"),
     ("ttft_p99", ALL, "×"),
     ("e2e_mean", ALL, "×"),
     ("goodput", ALL, "points"),
-    ("ttft_p99", LIGHT, "×"),
+    *((metric, part, unit) for part in PARTS for metric, unit in (("ttft_p99", "×"), ("goodput", "points"))),
 )
 
 

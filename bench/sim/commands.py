@@ -22,6 +22,7 @@ from bench.sim.suites import (
     hetero_rows,
     overload_rows,
     routing_rows,
+    split_classes,
     split_sheddable,
 )
 from bench.sim.tables import COLUMNS, Column
@@ -58,7 +59,7 @@ def _ours_alone() -> list[Contender]:
 SUITES = {
     each.name: each
     for each in (
-        Suite("routing", partial(_match, ROUTING, everybody, None, None), routing_rows),
+        Suite("routing", partial(_match, ROUTING, everybody, split_classes, None), routing_rows),
         Suite("hetero", partial(_match, HETERO, everybody, None, None), hetero_rows, "goodput"),
         Suite(
             "overload",
@@ -89,5 +90,6 @@ SUITES = {
         ),
         Suite("scale", partial(_match, SCALE, _ours_alone, None, None), scale_rows, None),
         Suite("ablation", ablation.make, ablation.rows, None, lines=ablation.lines),
+        Suite("purposes", ablation.make_purposes, ablation.rows, None, lines=ablation.lines),
     )
 }

@@ -12,9 +12,10 @@ from bench.sim.contenders import OURS, Contender, published
 from bench.sim.experiments import Experiment, Options, azure, h100
 from bench.sim.fairness import split_neighbours
 from bench.sim.loads import Load
-from bench.sim.play import Match, Table
+from bench.sim.play import ALL, Match, Table
 from bench.sim.request import Story
 from bench.sim.tables import COLUMNS, Column
+from services.worker.scheduler.request import LatencyClass
 
 TTFT_MEAN, TTFT_P99 = 1.1, 1.2  # of the best published policy, below the knee
 KNEE_P99_S = 0.4
@@ -55,7 +56,7 @@ def _described(table: Table, experiment: Experiment, contender: str) -> Iterator
         yield row(case, metric, unit, table.values(experiment.name, contender, metric))
 
 
-def _best(table: Table, experiment: str, metric: str, *, highest: bool = False) -> str:
+def _best(table: Table, experiment: str, metric: str, *, highest: bool = False, part: str = ALL) -> str:
     """Of those that serve as good as all: who loses requests with a worker has fewer left to serve."""
     names = [
         name
@@ -63,7 +64,7 @@ def _best(table: Table, experiment: str, metric: str, *, highest: bool = False) 
         if name != OURS and min(_served(table, experiment, name)) >= SERVED
     ]
     pick = max if highest else min
-    return pick(names, key=lambda name: statistics.median(table.values(experiment, name, metric)))
+    return pick(names, key=lambda name: statistics.median(table.values(experiment, name, metric, part)))
 
 
 def _served(table: Table, experiment: str, name: str) -> list[float]:
@@ -74,20 +75,35 @@ def _served(table: Table, experiment: str, name: str) -> list[float]:
     return [(done + no) / total for done, no, total in zip(finished, refused, requests, strict=True)]
 
 
+def split_classes(stories: Sequence[Story]) -> dict[str, list[Story]]:
+    """By latency class, where there are several."""
+    parts = {
+        each.name.lower(): [story for story in stories if story.request.latency_class is each]
+        for each in LatencyClass
+    }
+    return {name: part for name, part in parts.items() if _ended(part) and len(part) < len(stories)}
+
+
+def _ended(stories: Sequence[Story]) -> bool:
+    return any(each.end_s is not None for each in stories)
+
+
 def _ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
     return [mine / max(other, 1e-9) for mine, other in zip(ours, theirs, strict=True)]
 
 
-def _against(table: Table, experiment: str, metric: str, limit: float, *, highest: bool = False) -> Row:
+def _against(
+    table: Table, experiment: str, metric: str, limit: float, *, highest: bool = False, part: str = ALL
+) -> Row:
     """Ours over the best of the others, by seed."""
-    best = _best(table, experiment, metric, highest=highest)
-    ours, theirs = (table.values(experiment, name, metric) for name in (OURS, best))
+    best = _best(table, experiment, metric, highest=highest, part=part)
+    ours, theirs = (table.values(experiment, name, metric, part) for name in (OURS, best))
     ratios = _ratios(ours, theirs)
     met = statistics.median(ratios) >= limit if highest else statistics.median(ratios) <= limit
     sign = ">=" if highest else "<="
     return row(
         experiment,
-        f"{metric} / best",
+        f"{metric} / best" if part == ALL else f"{part} {metric} / best",
         "×",
         ratios,
         aim=f"{sign} {limit:g}",
@@ -104,6 +120,10 @@ def routing_rows(table: Table, match: Match) -> Iterator[Row]:
         if experiment.regime == "below":
             yield _against(table, name, "ttft_mean", TTFT_MEAN)
             yield _against(table, name, "ttft_p99", TTFT_P99)
+            for part in WITH_TARGETS:
+                if table.values(name, OURS, "ttft_p99", part):
+                    yield _against(table, name, "ttft_mean", TTFT_MEAN, part=part)
+                    yield _against(table, name, "ttft_p99", TTFT_P99, part=part)
         elif experiment.regime == "at":
             p99 = table.values(name, OURS, "ttft_p99")
             met = statistics.median(p99) <= KNEE_P99_S
@@ -139,6 +159,8 @@ def _overload(speed: int) -> Experiment:
 OVERLOAD = tuple(_overload(speed) for speed in (9, 11, 13, 16))
 CRITICAL, SHEDDABLE = "critical", "sheddable"
 LIGHT = "light"
+WITH_TARGETS = tuple(each.name.lower() for each in (LatencyClass.INTERACTIVE, LatencyClass.STANDARD))
+"""Parts that are to have their first tokens soon; BATCH work gives way to them."""
 
 
 def split_sheddable(stories: Sequence[Story]) -> dict[str, list[Story]]:
@@ -152,7 +174,7 @@ def split_sheddable(stories: Sequence[Story]) -> dict[str, list[Story]]:
 def split_all(stories: Sequence[Story]) -> dict[str, list[Story]]:
     """By what may be shed and by neighbours, whichever there are."""
     parts = {**split_sheddable(stories), **split_neighbours(stories)}
-    return {name: part for name, part in parts.items() if any(each.end_s is not None for each in part)}
+    return {name: part for name, part in parts.items() if _ended(part)}
 
 
 def overload_rows(table: Table, match: Match) -> Iterator[Row]:
