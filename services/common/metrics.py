@@ -6,23 +6,22 @@ import asyncio
 from collections import Counter as Counts
 from collections.abc import Callable, Iterator
 from threading import Thread
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
-    Histogram,
     disable_created_metrics,
     start_http_server,
 )
 from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from services.common.seldom import Seldom
+from services.common.tallies import Spreads, Tallies
 
 LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
@@ -75,44 +74,19 @@ def serve(registry: CollectorRegistry, host: str, port: int) -> Endpoint:
     return Endpoint(server.server_port, close)
 
 
-M = TypeVar("M", bound=MetricWrapperBase)
-
-
-class Few(Generic[M]):
-    """A metric whose labels have few values: what counts them is found as fast as in a dictionary."""
-
-    def __init__(self, metric: M) -> None:
-        self._metric = metric
-        self._children: dict[tuple[str, ...], M] = {}
-
-    def labels(self, *values: str) -> M:
-        """What counts these."""
-        child = self._children.get(values)
-        if child is None:
-            child = self._children[values] = self._metric.labels(*values)
-        return child
-
-
 class RpcMetrics:
     """Counts and times RPCs of one process."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.calls = Few(
-            Counter(
-                "headrace_rpc_calls",
-                "RPCs that ended, by method and status",
-                ["method", "code"],
-                registry=registry,
-            )
+        self.calls = Tallies(
+            "headrace_rpc_calls", "RPCs that ended, by method and status", ["method", "code"], registry
         )
-        self.seconds = Few(
-            Histogram(
-                "headrace_rpc_seconds",
-                "Duration of RPCs, streams until their end",
-                ["method"],
-                buckets=LATENCY_BUCKETS_S,
-                registry=registry,
-            )
+        self.seconds = Spreads(
+            "headrace_rpc_seconds",
+            "Duration of RPCs, streams until their end",
+            ["method"],
+            registry,
+            buckets=LATENCY_BUCKETS_S,
         )
         self.seldom = Seldom()
         """For reports of what these count."""

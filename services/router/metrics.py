@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from math import isfinite
 from typing import TYPE_CHECKING, NamedTuple
 
 from headrace.v1 import admin_pb2
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from services.common.metrics import LATENCY_BUCKETS_S, Few, RpcMetrics
+from services.common.metrics import LATENCY_BUCKETS_S, RpcMetrics
+from services.common.tallies import Spreads, Tallies
 from services.router.policy import Assignment, LatencyClass, Refusal, Scheduler
 
 if TYPE_CHECKING:
@@ -36,68 +34,31 @@ class Gap(NamedTuple):
     """That came together."""
 
 
-class GapHistogram(Collector):
-    """Times between output tokens, by class."""
-
-    def __init__(self, name: str, text: str) -> None:
-        self._name, self._text = name, text
-        self._counts = {each: [0] * (len(LATENCY_BUCKETS_S) + 1) for each in LatencyClass}
-        self._sums = dict.fromkeys(LatencyClass, 0.0)
-
-    def observe(self, gap: Gap, now: float, times: int) -> None:
-        """Counts the tokens of so many requests; those of one share the time since the one before them."""
-        seconds = now - gap.before_s
-        bucket = bisect_left(LATENCY_BUCKETS_S, seconds / gap.tokens)
-        self._counts[gap.latency_class][bucket] += gap.tokens * times
-        self._sums[gap.latency_class] += seconds * times
-
-    def collect(self) -> Iterator[Metric]:
-        """The histogram as Prometheus wants it."""
-        family = HistogramMetricFamily(self._name, self._text, labels=["class"])
-        for each, counts in self._counts.items():
-            family.add_metric([CLASS_LABEL[each]], _cumulative(counts), self._sums[each])
-        yield family
-
-
 class RouterMetrics:
     """All metrics of one router process."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.rpc = RpcMetrics(registry)
         self.queue_depth = Gauge("headrace_queue_depth", "Requests that wait", ["class"], registry=registry)
-        self.queue_seconds = Few(
-            Histogram(
-                "headrace_queue_seconds",
-                "Wait in the router for a worker",
-                ["class"],
-                buckets=LATENCY_BUCKETS_S,
-                registry=registry,
-            )
+        self.queue_seconds = Spreads(
+            "headrace_queue_seconds",
+            "Wait in the router for a worker",
+            ["class"],
+            registry,
+            buckets=LATENCY_BUCKETS_S,
         )
-        self.prediction = Few(
-            Histogram(
-                "headrace_prediction_ratio",
-                "Actual over predicted time, of the wait in the router and of the first token",
-                ["what", "class"],
-                buckets=RATIO_BUCKETS,
-                registry=registry,
-            )
+        self.prediction = Spreads(
+            "headrace_prediction_ratio",
+            "Actual over predicted time, of the wait in the router and of the first token",
+            ["what", "class"],
+            registry,
+            buckets=RATIO_BUCKETS,
         )
-        self.admissions = Few(
-            Counter(
-                "headrace_admissions",
-                "Requests let in or refused by load",
-                ["class", "verdict"],
-                registry=registry,
-            )
+        self.admissions = Tallies(
+            "headrace_admissions", "Requests let in or refused by load", ["class", "verdict"], registry
         )
-        self.classified = Few(
-            Counter(
-                "headrace_requests_classified",
-                "Why requests ran in their class",
-                ["class", "reason"],
-                registry=registry,
-            )
+        self.classified = Tallies(
+            "headrace_requests_classified", "Why requests ran in their class", ["class", "reason"], registry
         )
         self.displaced = Counter(
             "headrace_requests_displaced", "Batch requests that gave way", ["how"], registry=registry
@@ -117,13 +78,11 @@ class RouterMetrics:
         self.index_bytes = Gauge(
             "headrace_prefix_index_bytes", "Memory of the index", ["model"], registry=registry
         )
-        self.prompt_placed = Few(
-            Counter(
-                "headrace_prompt_tokens_placed",
-                "Prompt tokens given to workers, by whether they were thought to be cached there",
-                ["cached"],
-                registry=registry,
-            )
+        self.prompt_placed = Tallies(
+            "headrace_prompt_tokens_placed",
+            "Prompt tokens given to workers, by whether they were thought to be cached there",
+            ["cached"],
+            registry,
         )
         self.running = Gauge("headrace_requests_running", "Requests in the router", registry=registry)
         self.flights = Gauge(
@@ -136,17 +95,20 @@ class RouterMetrics:
             "Slots of workers that are taken, by cancelled requests until the worker has ended them",
             registry=registry,
         )
-        self.first_token = Few(
-            Histogram(
-                "headrace_time_to_first_token_seconds",
-                "From arrival to first token",
-                ["class"],
-                buckets=LATENCY_BUCKETS_S,
-                registry=registry,
-            )
+        self.first_token = Spreads(
+            "headrace_time_to_first_token_seconds",
+            "From arrival to first token",
+            ["class"],
+            registry,
+            buckets=LATENCY_BUCKETS_S,
         )
-        self.token_gaps = GapHistogram("headrace_inter_token_seconds", "Time between output tokens")
-        registry.register(self.token_gaps)
+        self.token_gaps = Spreads(
+            "headrace_inter_token_seconds",
+            "Time between output tokens",
+            ["class"],
+            registry,
+            buckets=LATENCY_BUCKETS_S,
+        )
         self.output_tokens = Counter("headrace_output_tokens", "Output tokens relayed", registry=registry)
         self.prompt_tokens = Counter("headrace_prompt_tokens", "Prompt tokens accepted", registry=registry)
         self.cache = Counter(
@@ -161,7 +123,7 @@ class RouterMetrics:
         self.leases = Counter(
             "headrace_quota_claims", "Shares of quotas asked for", ["outcome"], registry=registry
         )
-        self.ended = Few(Counter("headrace_requests", "Requests that ended", ["outcome"], registry=registry))
+        self.ended = Tallies("headrace_requests", "Requests that ended", ["outcome"], registry)
         self.returned = Counter(
             "headrace_requests_returned", "Requests given back by workers", ["reason"], registry=registry
         )
@@ -243,7 +205,8 @@ class RouterMetrics:
         """Counts the output of one frame; by each gap, how many requests had it."""
         self.output_tokens.inc(tokens)
         for gap, times in gaps.items():
-            self.token_gaps.observe(gap, now, times)
+            seconds, row = now - gap.before_s, self.token_gaps.labels(CLASS_LABEL[gap.latency_class])
+            row.add(seconds / gap.tokens, seconds * times, gap.tokens * times)
 
     def began(self, flight: Flight, now: float) -> None:
         """Counts a first token."""
@@ -251,12 +214,3 @@ class RouterMetrics:
         self.first_token.labels(name).observe(actual_s)
         if flight.predicted is not None:
             self._predicted("first_token", name, actual_s, flight.predicted.ttft_s)
-
-
-def _cumulative(counts: list[int]) -> list[tuple[str, float]]:
-    bounds = [*(str(float(bound)) for bound in LATENCY_BUCKETS_S), "+Inf"]
-    total, found = 0, []
-    for bound, count in zip(bounds, counts, strict=True):
-        total += count
-        found.append((bound, float(total)))
-    return found
