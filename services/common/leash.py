@@ -20,14 +20,19 @@ def leashed(command: Sequence[str]) -> tuple[str, ...]:
     return (sys.executable, "-I", "-S", __file__, str(os.getpid()), *command)
 
 
-def main(parent: int, command: list[str]) -> None:
-    """Replaces this process by the command."""
+def die_with(parent: int, signal_number: int) -> None:
+    """Has the kernel send this process a signal when its parent ends; on Linux alone."""
     if sys.platform == "linux":
         import ctypes
 
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal_number)
         if os.getppid() != parent:  # it died before the leash was on
-            raise SystemExit(1)
+            os._exit(1)
+
+
+def main(parent: int, command: list[str]) -> None:
+    """Replaces this process by the command."""
+    die_with(parent, signal.SIGTERM)
     os.execvp(command[0], command)
 
 

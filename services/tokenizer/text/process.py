@@ -1,12 +1,12 @@
 """`python -m services.tokenizer.text.process FD`: one process of the pool.
 
 It encodes what comes over the inherited socket until the socket closes. It imports no gRPC, cannot outgrow
-its memory limit, writes no core dump (prompts would be in it), and ends itself when its pool is gone and
-a job does not end.
+its memory limit, writes no core dump (prompts would be in it), and ends with its pool whatever it does.
 """
 
 from __future__ import annotations
 
+import os
 import pickle
 import resource
 import signal
@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+from services.common.leash import die_with
 from services.tokenizer.text.errors import TextError
 from services.tokenizer.text.items import ItemEncoder, TextSpec
 from services.tokenizer.text.wire import LENGTH, Refusal, Reply, Request, pack_reply
@@ -29,6 +30,7 @@ class ProcessSpec(NamedTuple):
 
 def main(descriptor: int) -> int:
     """Serve the socket until the other end closes it."""
+    die_with(os.getppid(), signal.SIGKILL)  # one that died before closes the socket
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the pool decides
     with socket.socket(fileno=descriptor) as pool:
         spec: ProcessSpec = _receive(pool)

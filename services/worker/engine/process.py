@@ -7,12 +7,10 @@ case its end of the pipe closes, which is all that the client has to notice.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import traceback
 from functools import partial
@@ -21,13 +19,12 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Protocol
 
+from services.common.leash import die_with
 from services.worker.engine.base import LoadedEngine
 from services.worker.engine.errors import EngineDied, EngineLoadError
 from services.worker.engine.load import EngineLoader
 from services.worker.engine.loop import EngineLoop
 from services.worker.engine.settings import EngineSettings
-
-_PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 class EngineHost(Protocol):
@@ -91,7 +88,7 @@ def run_engine(connection: Connection, settings: EngineSettings, loader: EngineL
 def _process_main(
     connection: Connection, settings: EngineSettings, loader: EngineLoader, parent: int
 ) -> None:
-    _die_with(parent)
+    die_with(parent, signal.SIGKILL)  # a step that hangs never sees its pipe break
     # With fewer threads than were set, torch's products leave parts of what they return unwritten.
     for variable in ("OMP_DYNAMIC", "OMP_THREAD_LIMIT"):
         os.environ.pop(variable, None)
@@ -102,17 +99,6 @@ def _process_main(
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent drains us
     run_engine(connection, settings, partial(_load_for_good, loader))
-
-
-def _die_with(parent: int) -> None:
-    """The kernel kills this process when its parent ends: a step that hangs never sees its pipe break.
-
-    Linux only; elsewhere such an engine stays until it is killed.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it ended before that
-            os._exit(1)
 
 
 def _load_for_good(loader: EngineLoader, settings: EngineSettings) -> LoadedEngine:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import uvloop
@@ -233,23 +234,32 @@ ORPHAN = """
 import asyncio
 from services.tokenizer.text.bounds import PoolLimits
 from services.tokenizer.text.pool import TextPool
-from tests.support.pools import saying, tiny_spec
+from tests.support.pools import LOOP, saying, tiny_spec
 
 async def main():
-    pool = TextPool(tiny_spec(), PoolLimits(processes=2))
+    pool = TextPool(tiny_spec(LOOP), PoolLimits(processes=2))
     await pool.start()
     print(*pool.pids(), flush=True)
-    await asyncio.Event().wait()
+    await pool.run([saying("loop")], 600.0)
 
 asyncio.run(main())
 """
 
 
-def test_processes_end_when_their_pool_is_killed() -> None:
+def cpu_ticks(pid: int) -> int:
+    """Of user time, a hundred a second."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11])
+
+
+def test_processes_end_when_their_pool_is_killed_whatever_they_do() -> None:
     owner = subprocess.Popen([sys.executable, "-c", ORPHAN], stdout=subprocess.PIPE)
     assert owner.stdout is not None
     pids = [int(word) for word in owner.stdout.readline().split()]
     assert len(pids) == 2
+    before = [cpu_ticks(pid) for pid in pids]
+    eventually_sync(
+        lambda: any(cpu_ticks(pid) > ticks + 10 for pid, ticks in zip(pids, before, strict=True)), "one loops"
+    )
     owner.kill()
     owner.wait()
     eventually_sync(lambda: not any(is_alive(pid) for pid in pids), "the orphans are gone")
