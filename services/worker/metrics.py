@@ -5,9 +5,14 @@ from __future__ import annotations
 from headrace.v1 import session_pb2
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from services.common.tallies import Tallies
 from services.worker.engine.report import Progress, StepReport, Work
 from services.worker.engine_state import EngineState
 from services.worker.gpu.collector import FRESH_S, GpuCollector
+
+_REASONS = {
+    number: name.removeprefix("END_REASON_").lower() for name, number in session_pb2.EndReason.items()
+}
 
 
 class WorkerMetrics:
@@ -27,9 +32,7 @@ class WorkerMetrics:
         self.returned = Counter(
             "headrace_worker_returned", "Requests given back, by reason", ["reason"], registry=registry
         )
-        self.ends = Counter(
-            "headrace_worker_ends", "Requests that ended, by reason", ["reason"], registry=registry
-        )
+        self.ends = Tallies("headrace_worker_ends", "Requests that ended, by reason", ["reason"], registry)
         self.abandoned = Counter(
             "headrace_worker_abandoned", "Requests whose router did not come back for them", registry=registry
         )
@@ -62,5 +65,5 @@ class WorkerMetrics:
 
     def ended(self, end: session_pb2.SequenceEnd) -> None:
         """A request ended."""
-        self.ends.labels(session_pb2.EndReason.Name(end.reason).removeprefix("END_REASON_").lower()).inc()
+        self.ends.labels(_REASONS[end.reason]).inc()
         self._state.cached_tokens += end.usage.cached_tokens

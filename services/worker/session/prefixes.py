@@ -36,8 +36,7 @@ class Prefixes:
         """Tokens of the prompt that are likely found: an estimate, the engine decides."""
         if not self._names or not (submit.kv_key or submit.public_kv_key):
             return 0
-        ids = to_ids(submit.prompt_ids).astype("<u4").tobytes()
-        size = 4 * self._block_tokens
+        ids, size = submit.prompt_ids, self._block_tokens
         public = submit.public_prefix_tokens // self._block_tokens if submit.public_kv_key else 0
         parent, found = b"", 0
         while (found + 1) * size < len(ids):  # the last token is always computed
@@ -45,7 +44,8 @@ class Prefixes:
             if not key:
                 break
             parent = parent or chain_root(key, self._numerics_id, self._block_tokens)
-            parent = extend_chain(key, parent, ids[found * size : (found + 1) * size])
+            block = to_ids(ids[found * size : (found + 1) * size])
+            parent = extend_chain(key, parent, block.astype("<u4").tobytes())
             if parent[:NAME_BYTES] not in self._names:
                 break
             found += 1
