@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -16,6 +17,12 @@ os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported, as 
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a background shell's children would ignore Ctrl-C too
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """What modules made stays until the end: Python need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,7 @@ def pythons_own() -> Iterator[None]:
     yield
     gc.set_threshold(*before)
     gc.unfreeze()
+    gc.freeze()  # as it was: see tests/conftest.py
 
 
 def test_a_cycle_is_gone_after_the_next_turn() -> None:
