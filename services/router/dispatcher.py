@@ -56,6 +56,8 @@ class Dispatcher:
         self._metrics = metrics
         self.flights = Flights(self._deadline_passed)
         self._changed: set[Session] = set()
+        self._told_demand = False
+        """Whether workers think that something waits."""
         self.housekeeping = Housekeeping(self, self._failover, self._attendance, self._kv_shares, metrics)
         metrics.flights.set_function(self.__len__)
 
@@ -236,6 +238,9 @@ class Dispatcher:
         self._tell_demand()
 
     def _tell_demand(self) -> None:
+        if not (len(self.scheduler) or self._told_demand):
+            return
+        self._told_demand = bool(len(self.scheduler))
         waiting = {model: self.scheduler.waiting(model) for model in self.workers.models()}
         for session in self.workers:
             session.tell_demand(waiting[session.model])

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from services.common.metrics import LATENCY_BUCKETS_S, RpcMetrics
 from services.common.tallies import Spreads, Tallies
 from services.router.policy import Assignment, LatencyClass, Refusal, Scheduler
+from services.router.policy.classify import ClassReason
 
 if TYPE_CHECKING:
     from services.router.relay.flight import Flight
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 RATIO_BUCKETS = (0.1, 0.2, 0.33, 0.5, 0.67, 0.8, 0.9, 1.0, 1.11, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
 GRAIN_S = 0.02
 CLASS_LABEL = {each: each.name.lower() for each in LatencyClass}
+REASON_LABEL = {each: each.value.lower() for each in ClassReason}
 
 
 class Gap(NamedTuple):
@@ -172,7 +174,7 @@ class RouterMetrics:
 
     def launched(self, order: Order) -> None:
         """Counts a request that is to run."""
-        self.classified.labels(CLASS_LABEL[order.latency_class], order.class_reason.value.lower()).inc()
+        self.classified.labels(CLASS_LABEL[order.latency_class], REASON_LABEL[order.class_reason]).inc()
         self.prompt_tokens.inc(len(order.prompt_ids))
 
     def admitted(self, order: Order, refusal: Refusal | None) -> None:

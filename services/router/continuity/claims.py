@@ -28,16 +28,14 @@ def claim_key(keys: TenantKeys, request_id: str) -> bytes:
 
 def sealed(request: router_pb2.GenerateRequest, order: Order, keys: TenantKeys) -> Claimable:
     """What the Submit carries of an order that is about to run."""
-    kept = router_pb2.GenerateRequest()
-    kept.CopyFrom(request)
-    for name in _IN_SUBMIT:
-        kept.ClearField(name)
     state = session_pb2.RouterState(
-        request=kept,
         model=order.model,
         class_reason=wire_reason(order.class_reason),
         encode_us=int(order.encode_s * 1e6),
     )
+    state.request.CopyFrom(request)
+    for name in _IN_SUBMIT:
+        state.request.ClearField(name)
     key = claim_key(keys, order.request_id)
     found = keys.scope().seal(key, state.SerializeToString())
     return Claimable(key, found) if len(found) <= MOST_STATE_BYTES else NOT_CLAIMABLE
