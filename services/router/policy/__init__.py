@@ -12,6 +12,7 @@ preemption    which batch request gives way
 rates         token buckets of tenants
 ticket        what the scheduler knows of a request
 worker        what the scheduler knows of a worker
+turn          which request goes next, and to which worker
 pool          these joined for one model
 scheduler     the one object that the dispatcher asks
 """

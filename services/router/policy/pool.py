@@ -23,12 +23,9 @@ from services.router.policy.preemption import Seat
 from services.router.policy.queue import Lane, ModelQueue
 from services.router.policy.queue.order import Entry, Place
 from services.router.policy.settings import PolicySettings
-from services.router.policy.spread import Hits
 from services.router.policy.ticket import Ticket
+from services.router.policy.turn import Parts, Turn
 from services.router.policy.worker import BLOCK_TOKENS, WorkerView
-
-_LOCALITY_TENANTS = 4
-"""Tenants looked at for a warm prompt before the one whose turn it is goes cold."""
 
 
 class Placed(NamedTuple):
@@ -53,9 +50,9 @@ class Pool:
         self.budget = InteractiveBudget(settings)
         self.pace = Pace()
         self.thinning = Thinning(settings)
-        self._passed: set[int] = set()
-        self._passed_at = float("nan")
         self._overdrafts = Overdrafts(settings, self.fleet, self.placement)
+        parts = Parts(self.fleet, self.queue, self.placement, self._overdrafts, self.pace)
+        self._turn = Turn(settings, parts, held_back)
         self._held_at: dict[str, float] = {}
         self._aside = Aside(self.fleet, self.queue)
 
@@ -133,7 +130,7 @@ class Pool:
 
     def news(self) -> None:
         """Workers or their credit changed: who was passed over is looked at again."""
-        self._passed.clear()
+        self._turn.news()
 
     def uncached(self, ticket: Ticket) -> int:
         """Prompt tokens to compute on the worker that keeps most of it."""
@@ -170,16 +167,8 @@ class Pool:
         self._look(now)
         if not len(self.queue) or not self.fleet.any_open:
             return None
-        if now != self._passed_at:
-            self._passed.clear()
-            self._passed_at = now
-        head: Entry | None = None
-        for entry in self.queue.candidates(now, self._held_back):
-            head = head or entry
-            choice = self._choice(entry, head, now)
-            if choice is not None and choice.worker is not None:
-                return self._book(*self._local(entry, choice, head, now), now)
-        return None
+        found = self._turn.next(now)
+        return None if found is None else self._book(*found, now)
 
     def _look(self, now: float) -> None:
         """Whether so much is asked for that workers take no more than fits their targets."""
@@ -190,62 +179,6 @@ class Pool:
         sequences = float(fleet.busy(foreground=True).sequences.sum())
         workers = int(np.count_nonzero(fleet.ready))
         self.pace.look(now, target_s, self.predictor.reference, workers, sequences)
-
-    def _choice(self, entry: Entry, head: Entry, now: float) -> Choice | None:
-        """Where a request can go now; None when it was found just now that it cannot."""
-        if entry.ticket.number in self._passed or self._closed(entry) or self._holds(entry, now):
-            return None
-        if entry.ticket.tenant in self._held_back:
-            return None
-        head_wait_s = None if entry is head else max(0.0, now - head.ticket.arrival_s)
-        if self.pace.target_s is not None and entry.place is not Place.DUE:
-            head_wait_s = inf
-        hits = self._hits(entry)
-        choice = self.placement.choose(entry.ticket, self.fleet, hits, now, head_wait_s)
-        if choice.worker is None and choice.wait_until_s is None and self._overdrafts.due(entry, now):
-            choice = self._overdrafts.choose(entry.ticket, hits, now)
-        if choice.worker is None:
-            self._passed.add(entry.ticket.number)
-            self._hold(entry, choice, hits)
-        return choice
-
-    def _hold(self, entry: Entry, choice: Choice, hits: Hits) -> None:
-        entry.warm = None
-        if choice.wait_until_s is not None:
-            share = self.settings.placement.warm_share
-            warm = hits * BLOCK_TOKENS >= share * entry.ticket.prefill_tokens
-            entry.warm = warm if some(warm) else None
-            entry.hold_until_s = choice.wait_until_s
-
-    def _hits(self, entry: Entry) -> Hits:
-        if not entry.ticket.chains:
-            return self.fleet.index.no_hits()
-        return self.fleet.hits(entry.ticket.chains)
-
-    def _closed(self, entry: Entry) -> bool:
-        """Whether no worker takes anything of its kind."""
-        return not np.count_nonzero(
-            self.fleet.foreground_open if entry.ticket.foreground else self.fleet.open
-        )
-
-    def _holds(self, entry: Entry, now: float) -> bool:
-        """Whether it still waits for a closed warm worker."""
-        if entry.hold_until_s <= now or entry.warm is None:
-            return False
-        open_now = self.fleet.foreground_open if entry.ticket.foreground else self.fleet.open
-        return len(entry.warm) == len(open_now) and not some(entry.warm & open_now)
-
-    def _local(self, entry: Entry, choice: Choice, head: Entry, now: float) -> tuple[Entry, Choice]:
-        """A warm request of a tenant that is not too far ahead goes before a cold one."""
-        credit = self.settings.locality_credit_tokens
-        if not choice.cold or not credit or self.queue.alone(entry):
-            return entry, choice
-        for other in self.queue.heads(entry.lane, _LOCALITY_TENANTS):
-            if other is not entry and other.ticket.chains and self.queue.gap(other, entry) < credit:
-                found = self._choice(other, head, now)
-                if found is not None and found.worker is not None and not found.cold:
-                    return other, found
-        return entry, choice
 
     def _book(self, entry: Entry, choice: Choice, now: float) -> Placed:
         ticket, predictor = entry.ticket, self.predictor
@@ -260,7 +193,6 @@ class Pool:
         )
         self.queue.take(entry, estimate.total_s, uncached, ticket.prefill_tokens - uncached)
         self._went(entry, now)
-        self._passed.discard(ticket.number)
         if not entry.delayed and entry.queued_s >= self._held_at.get(ticket.tenant, -inf):
             predictor.dispatched(ticket, entry.raw_wait_s, now - entry.queued_s, now)
         seat = Seat(
