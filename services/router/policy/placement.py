@@ -148,7 +148,7 @@ class Placement:
         """Whether even the fastest worker computes the whole prompt for so long that others notice."""
         if fleet.speeds is not self._speeds:
             self._speeds, self._fastest_s = fleet.speeds, float(fleet.speeds.token_s.min(initial=inf))
-        return ticket.prefill_tokens * self._fastest_s > _LENGTHY_S
+        return ticket.prefill_tokens * self._fastest_s > _lengthy_s(ticket)
 
     def _sharers(self, warm: Mask, hits: Hits, ticket: Ticket, fleet: Fleet) -> Mask:
         """Warm workers with credit for what the prompt does not share there."""
@@ -302,8 +302,13 @@ def _quiet_enough(hits: Hits, ticket: Ticket, fleet: Fleet) -> Mask:
     """
     own_s = own_tokens(hits, ticket) * fleet.speeds.token_s
     queue_s = fleet.busy(ticket.foreground).queue_s
-    found: Mask = (own_s <= _LENGTHY_S) | (queue_s <= _QUIET_SHARE * own_s)
+    found: Mask = (own_s <= _lengthy_s(ticket)) | (queue_s <= _QUIET_SHARE * own_s)
     return found
+
+
+def _lengthy_s(ticket: Ticket) -> float:
+    """As workers have it: twice the time of a first token, where its caller allows more than usual."""
+    return max(_LENGTHY_S, 2.0 * (ticket.ttft_target_s or 0.0))
 
 
 def _spacious(fleet: Fleet, ticket: Ticket) -> Mask:

@@ -71,6 +71,8 @@ class PolicySettings:
 
     effective_deadline: bool = True
     """Off: first come, first served within a tenant."""
+    short_first: bool = True
+    """Whether short requests go before long ones that are in time anyway."""
     relegation: bool = True
     restore_after: float = 2.0
     """A relegated request is back in its place at so many times its target."""

@@ -317,11 +317,12 @@ def test_a_prompt_that_was_less_cached_than_thought_is_not_counted_twice() -> No
 # the order within a tenant
 
 
-def test_a_long_prompt_starts_sooner_than_a_short_one_of_the_same_arrival() -> None:
+def test_a_long_prompt_that_is_soon_due_starts_before_a_short_one() -> None:
     queue = ModelQueue(PolicySettings())
     queue.add(ticket(1, I), 0.01, 0.1, 0.0)
     queue.add(ticket(2, I), 0.40, 0.5, 0.0)
-    assert order_of(queue, 0.0) == [2, 1]
+    queue.add(ticket(3, I, arrival_s=0.06), 0.01, 0.1, 0.06)
+    assert order_of(queue, 0.07) == [1, 2, 3]
 
 
 def test_a_late_request_gives_way_until_it_has_waited_twice_its_target() -> None:
@@ -400,7 +401,7 @@ def test_a_large_ranking_splits_and_stays_sorted() -> None:
 
 def test_an_order_forgets_what_was_removed_from_every_place() -> None:
     order = TenantOrder()
-    entries = [Entry(ticket(n), 0.0, 1.0, float(n), 1e9, restore_s=5.0 + n) for n in range(4)]
+    entries = [Entry(ticket(n), 0.0, 1.0, float(n), float(n), 1e9, restore_s=5.0 + n) for n in range(4)]
     for entry in entries:
         order.add(entry)
     assert [each.ticket.number for each in order.in_order(1.5)] == [2, 3, 0, 1]
@@ -408,6 +409,31 @@ def test_an_order_forgets_what_was_removed_from_every_place() -> None:
     for entry in entries:
         order.remove(entry)
     assert list(order.in_order(100.0)) == []
+
+
+def test_short_requests_go_before_a_long_one_until_that_is_due() -> None:
+    queue = ModelQueue(PolicySettings())
+    queue.add(ticket(0, I, arrival_s=0.0, ttft_target_s=5.0), 2.0, 3.0, 0.0)
+    for number, arrival_s in enumerate((0.1, 2.9), 1):
+        queue.add(ticket(number, I, arrival_s=arrival_s, ttft_target_s=5.0), 0.01, 0.1, arrival_s)
+    assert [each.ticket.number for each in queue.candidates(2.95)] == [1, 2, 0]
+    queue.add(ticket(3, I, arrival_s=2.99, ttft_target_s=5.0), 0.01, 0.1, 2.99)
+    assert [each.ticket.number for each in queue.candidates(2.995)] == [1, 2, 0, 3]
+
+
+def test_who_is_not_late_is_not_relegated_because_it_is_wanted_soon() -> None:
+    queue = ModelQueue(PolicySettings())
+    queue.add(ticket(0, I, arrival_s=0.0, ttft_target_s=5.0), 0.01, 0.1, 0.0)
+    queue.add(ticket(1, I, arrival_s=3.0, ttft_target_s=5.0), 0.01, 0.1, 3.0)
+    assert [each.ticket.number for each in queue.candidates(4.9)] == [0, 1]
+    assert [each.ticket.number for each in queue.candidates(5.1)] == [1, 0]
+
+
+def test_without_the_part_deadlines_alone_count() -> None:
+    queue = ModelQueue(PolicySettings(short_first=False))
+    queue.add(ticket(0, I, ttft_target_s=5.0), 2.0, 3.0, 0.0)
+    queue.add(ticket(1, I, ttft_target_s=5.0), 0.01, 0.1, 0.0)
+    assert [each.ticket.number for each in queue.candidates(0.1)] == [0, 1]
 
 
 def test_the_look_ahead_is_bounded_for_each_lane_and_tenant() -> None:

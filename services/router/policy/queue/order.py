@@ -1,6 +1,8 @@
 """The order of one tenant's requests in one lane.
 
-Earliest effective deadline first: arrival + target - predicted prefill, so that a long prompt starts sooner.
+Effective deadline: arrival + target - predicted prefill, so that a long prompt starts in time. Of those that
+are in time each has its place a tenth of its class's target and four times its own prefill after it came,
+never later than its effective deadline: a moment's work waits behind no long prompt that is not due.
 A request that can no longer meet its target gives way to those that can (relegated: shortest work first),
 and is back in its place once it has waited `restore_after` targets: then those that are late by so much have
 `restored_share` of their tenant's work while others wait, and all that these leave. So lateness is not
@@ -9,7 +11,7 @@ infectious, and never for ever.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from heapq import heappop, heappush
@@ -45,6 +47,8 @@ class Entry:
     """GPU seconds of all of it."""
     due_s: float
     """Effective deadline: when it should start at the latest."""
+    soon_s: float
+    """When it is wanted to start: its place among those that are in time; never after `due_s`."""
     overdue_s: float
     """When it gets a place among the overdue ones."""
     restore_s: float | None = None
@@ -66,6 +70,13 @@ class Entry:
     """It waits for one of its warm workers until then."""
     warm: npt.NDArray[np.bool_] | None = None
     """These. [positions]"""
+
+
+_KEYS: dict[Place, Callable[[Entry], float]] = {
+    Place.OLD: lambda entry: entry.due_s,
+    Place.DUE: lambda entry: entry.soon_s,
+    Place.LATE: lambda entry: entry.cost_s,
+}
 
 
 class TenantOrder:
@@ -91,7 +102,7 @@ class TenantOrder:
         self._entries[entry.ticket.number] = entry
         entry.place = Place.DUE
         self.in_time_s += entry.cost_s
-        self._ranks[Place.DUE].add((entry.due_s, entry.ticket.number))
+        self._ranks[Place.DUE].add(self._key(entry))
 
     def remove(self, entry: Entry) -> None:
         """Takes a request out."""
@@ -126,14 +137,16 @@ class TenantOrder:
 
     @staticmethod
     def _key(entry: Entry) -> tuple[float, int]:
-        return (entry.cost_s if entry.place is Place.LATE else entry.due_s, entry.ticket.number)
+        return (_KEYS[entry.place](entry), entry.ticket.number)
 
     def _relegate(self, now: float) -> None:
         due = self._ranks[Place.DUE]
         for _ in range(_MOVES):
-            if due.first is None or due.first[0] >= now:
+            if due.first is None:
                 return
             entry = self._entries[due.first[1]]
+            if entry.due_s >= now:
+                return  # it goes next, so who is late behind it is looked at soon
             if entry.restore_s is None or now >= entry.restore_s:
                 self._move(entry, Place.OLD)
             else:

@@ -26,6 +26,7 @@ from services.router.policy.ticket import Ticket
 
 _MOVES = 256
 """Requests that become overdue in one look at most: a jump of the clock must not stop the router."""
+_SOON_TARGETS, _SOON_PREFILLS = 0.1, 4.0
 ALL_TENANTS = ""
 
 
@@ -237,11 +238,13 @@ class ModelQueue:
     def _entry(self, ticket: Ticket, prefill_s: float, cost_s: float) -> Entry:
         overdue_s = self._overdue_s(ticket)
         target_s = self._target_s(ticket)
+        due_s = self._due_s(ticket, prefill_s, cost_s, overdue_s)
         return Entry(
             ticket=ticket,
             prefill_s=prefill_s,
             cost_s=cost_s,
-            due_s=self._due_s(ticket, prefill_s, cost_s, overdue_s),
+            due_s=due_s,
+            soon_s=min(due_s, self._soon_s(ticket, prefill_s)),
             overdue_s=overdue_s,
             restore_s=self._restore_s(ticket, target_s),
             lane=Lane(ticket.latency_class),
@@ -258,6 +261,12 @@ class ModelQueue:
         last_s = ticket.deadline_s - cost_s if ticket.deadline_s is not None else inf
         due_s = min(first_s, last_s, overdue_s)
         return due_s if due_s < inf else ticket.arrival_s
+
+    def _soon_s(self, ticket: Ticket, prefill_s: float) -> float:
+        promised_s = self._settings.classes[ticket.latency_class].ttft_s
+        if promised_s is None or not (self._settings.effective_deadline and self._settings.short_first):
+            return inf
+        return ticket.arrival_s + _SOON_TARGETS * promised_s + _SOON_PREFILLS * prefill_s
 
     def _restore_s(self, ticket: Ticket, target_s: float | None) -> float | None:
         relegates = self._settings.relegation and self._settings.effective_deadline
