@@ -25,7 +25,8 @@ from services.router.kv_shares import KvShares
 from services.router.metrics import RouterMetrics
 from services.router.policy import Assignment, QueueLimits, Scheduler, Ticket
 from services.router.quotas import Quotas
-from services.router.relay.flight import Blame, Flight
+from services.router.relay.attempt import Blame
+from services.router.relay.flight import Flight
 from services.router.relay.order import Order
 from services.router.sessions.found import Found
 from services.router.sessions.session import Session

@@ -8,7 +8,8 @@ from headrace.v1 import session_pb2, types_pb2
 
 from services.common.text import TokenTable
 from services.router.policy import LatencyClass
-from services.router.relay.flight import Flight, Seat
+from services.router.relay.attempt import Seat
+from services.router.relay.flight import Flight
 from services.router.relay.order import Order
 from services.router.relay.outlet import Flush, Outlet, Patience
 from services.router.relay.text import TextReader

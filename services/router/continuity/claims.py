@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 from headrace.v1 import router_pb2, session_pb2
 
 from services.common.scope import TenantKeys
-from services.router.relay.flight import NOT_CLAIMABLE, Claimable
+from services.router.relay.attempt import NOT_CLAIMABLE, Claimable
 from services.router.relay.order import Order
 from services.router.relay.report import wire_reason
 

@@ -35,7 +35,8 @@ from services.router.policy.moving import (
     slow_workers,
 )
 from services.router.policy.speed import Floats
-from services.router.relay.flight import Flight, numerics_label
+from services.router.relay.attempt import numerics_label
+from services.router.relay.flight import Flight
 from services.router.sessions.resume import hand_over, same_process
 from services.router.sessions.session import Session
 from services.router.sessions.workers import Workers

@@ -30,7 +30,8 @@ from services.router.policy import LatencyClass
 from services.router.policy.classify import Verdict
 from services.router.preparation import Preparation, needed, next_number, scope_of
 from services.router.reception import Visit
-from services.router.relay.flight import Claimable, Flight, Seat
+from services.router.relay.attempt import Claimable, Seat
+from services.router.relay.flight import Flight
 from services.router.relay.order import Order
 from services.router.relay.outlet import Patience
 from services.router.relay.report import read_reason

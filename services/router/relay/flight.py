@@ -8,8 +8,6 @@ prefix of one undisturbed run, whatever workers die and whatever frames come lat
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from enum import Enum, auto
-from typing import NamedTuple
 
 from headrace.v1 import router_pb2, session_pb2, types_pb2
 
@@ -17,6 +15,7 @@ from services.common import errors
 from services.router.chains import ChainKind, chains_at_once, packed
 from services.router.policy import Prediction, Ticket
 from services.router.relay import report
+from services.router.relay.attempt import NOT_CLAIMABLE, Blame, Claimable, Progress, Seat, numerics_label
 from services.router.relay.order import BLOCK_TOKENS, Order
 from services.router.relay.outlet import Outlet
 from services.router.relay.text import TextReader
@@ -24,52 +23,6 @@ from services.router.relay.text import TextReader
 STOP = types_pb2.FINISH_REASON_STOP
 LENGTH = types_pb2.FINISH_REASON_LENGTH
 CANCELLED = session_pb2.END_REASON_CANCELLED
-
-
-class Blame(Enum):
-    """What a request may have to do with the death of its worker."""
-
-    NONE = auto()
-    SUSPECTED = auto()
-    CONVICTED = auto()
-    """It killed two."""
-
-
-class Progress(Enum):
-    """What an update led to, for the session that brought it."""
-
-    ONGOING = auto()
-    ENDED = auto()
-    """Over, and the worker knows."""
-    CUT = auto()
-    """Over for the client; the worker must be told."""
-    GAP = auto()
-    """The attempt lost tokens: it must be cancelled and tried again."""
-    LOST = auto()
-    """The worker ended it without being asked: it must be tried again."""
-
-
-class Claimable(NamedTuple):
-    """What its Submits carry, so that another router can go on with a request; empty: none can."""
-
-    key: bytes = b""
-    state: bytes = b""
-
-
-NOT_CLAIMABLE = Claimable()
-
-
-class Seat(NamedTuple):
-    """Where a flight runs: its slot in a worker's session."""
-
-    worker_id: str
-    slot: int
-    numerics: bytes
-
-
-def numerics_label(numerics: bytes) -> frozenset[tuple[str, str]]:
-    """A label of workers that compute alike bit by bit: what has begun prefers them."""
-    return frozenset({("headrace/numerics", numerics.hex())})
 
 
 class Flight:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from headrace.v1 import session_pb2
 
-from services.router.relay.flight import Blame, Flight
+from services.router.relay.attempt import Blame
+from services.router.relay.flight import Flight
 
 if TYPE_CHECKING:
     from services.router.sessions.session import Session

@@ -12,7 +12,8 @@ from headrace.v1 import session_pb2
 
 from services.common import logs
 from services.router.metrics import RouterMetrics
-from services.router.relay.flight import Flight, Progress
+from services.router.relay.attempt import Progress
+from services.router.relay.flight import Flight
 from services.router.sessions.floor import Floor
 from services.router.sessions.kv import hear
 from services.router.sessions.seats import Occupied, Seats

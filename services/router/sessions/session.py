@@ -14,7 +14,8 @@ from services.common import errors
 from services.router.metrics import RouterMetrics
 from services.router.policy import Cost, LatencyClass, Waiting, WorkerView
 from services.router.policy.kv_feed import KvFeed
-from services.router.relay.flight import Flight, Seat, numerics_label
+from services.router.relay.attempt import Seat, numerics_label
+from services.router.relay.flight import Flight
 from services.router.sessions import submit
 from services.router.sessions.account import Account
 from services.router.sessions.faults import Faults

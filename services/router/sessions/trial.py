@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from math import inf
 from typing import NamedTuple
 
-from services.router.relay.flight import Blame, Flight
+from services.router.relay.attempt import Blame
+from services.router.relay.flight import Flight
 
 
 class Verdict(NamedTuple):

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.common import errors
-from services.router.relay.flight import Blame, Flight, Progress
+from services.router.relay.attempt import Blame, Progress
+from services.router.relay.flight import Flight
 from services.router.relay.outlet import Patience
 from tests.support.flights import IDS, LENGTH, TEXT, TOKENIZER, flight, news, seated
 from tests.support.readers import Reader

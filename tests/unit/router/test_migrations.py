@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from services.router.continuity.migrations import PASSING_S, Migrations, Room
 from services.router.policy import LatencyClass
-from services.router.relay.flight import Blame, Flight
+from services.router.relay.attempt import Blame
+from services.router.relay.flight import Flight
 from tests.support.flights import flight
 
 INTERACTIVE, BATCH = LatencyClass.INTERACTIVE, LatencyClass.BATCH

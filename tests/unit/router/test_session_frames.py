@@ -14,7 +14,8 @@ from services.common.conduct import BURST
 from services.common.errors import FailedPrecondition
 from services.router.metrics import RouterMetrics
 from services.router.policy import Cost, LatencyClass
-from services.router.relay.flight import Blame, Flight
+from services.router.relay.attempt import Blame
+from services.router.relay.flight import Flight
 from services.router.sessions.seats import ANSWER_S
 from services.router.sessions.session import Session
 from services.router.sessions.times import SessionTimes

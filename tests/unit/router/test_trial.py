@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from services.router.relay.flight import Blame, Flight
+from services.router.relay.attempt import Blame
+from services.router.relay.flight import Flight
 from services.router.sessions.trial import trial
 from tests.support.flights import IDS, flight, news, seated
 
