@@ -30,8 +30,18 @@ lint: $(VENV)/dev  ## Code style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# These run two at a time; then all others one at a time, since a busy machine looks like a frozen worker.
+UNITS := $(filter-out %/bench %/__pycache__,$(wildcard tests/unit/*))
+
 pytest: $(VENV)/dev
+ifdef TESTS
 	$(BIN)/python -m pytest $(TESTS)
+else
+	failed=0; \
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(UNITS) || failed=1; \
+	$(BIN)/python -m pytest $(addprefix --ignore=,$(UNITS)) || failed=1; \
+	exit $$failed
+endif
 
 format: $(VENV)/dev  ## Put code and protos in shape
 	$(BIN)/ruff check --fix .
