@@ -41,12 +41,13 @@ def without() -> Iterator[Contender]:
 
 
 def make(options: Options) -> Match:
-    """The match of all of them."""
-    return Match(EXPERIMENTS, list(without()), options, split_all)
+    """The match of those that all loads ask something of, on all loads."""
+    contenders = [each for each in without() if each.name not in _WITH_A_PURPOSE]
+    return Match(EXPERIMENTS, contenders, options, split_all)
 
 
 def make_purposes(options: Options) -> Match:
-    """The match of those parts that the other suites' loads say little of, on loads that ask for them."""
+    """The match of those that few loads ask anything of, on loads that do."""
     contenders = [each for each in without() if each.name == OURS or each.name in _WITH_A_PURPOSE]
     return Match(PURPOSES, contenders, options, split_by_purpose)
 
