@@ -23,7 +23,7 @@ from services.router.policy.placement_settings import PlacementSettings
 
 Settings = TypeVar("Settings", PolicySettings, PlacementSettings)
 
-OFF_AT_ZERO = ("locality_credit_tokens", "tie_share", "short_slice", "replicate_share")
+OFF_AT_ZERO = ("locality_credit_tokens", "tie_share", "short_slice")
 EXPERIMENTS: tuple[Experiment, ...] = (*ROUTING, *HETERO, OVERLOAD[2], FAIRNESS[1], FAIRNESS[2])
 NOTABLE = 0.05
 PARTS = (LIGHT, *WITH_TARGETS, BOOKS, SHORT)
@@ -78,7 +78,6 @@ _WITH_A_PURPOSE = {
         "long_prompts",
         "clear_for_starving",
         "short_slice",
-        "replicate_share",
         "cold_turns",
     )
 }

@@ -10,7 +10,7 @@ refusal of infeasible deadlines                deadlines of seconds, far beyond 
 long prompts                                   books among chats, on devices of which some are small
 cleared workers                                the same where all are small
 short slice, preemption                        answers of thousands of tokens in all sequence slots
-replicas                                       one prefix that half of all requests share
+turns of cold requests                         one prefix that half of all requests share
 """
 
 from __future__ import annotations

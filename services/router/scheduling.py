@@ -86,9 +86,7 @@ def _class_policy(name: LatencyClass, told: ClassSettings) -> ClassPolicy:
 
 
 def _placement(told: SchedulingSettings) -> PlacementSettings:
-    return PlacementSettings(
-        warm_share=told.warm_share, short_slice=told.short_slice, replicate_share=told.replicate_share
-    )
+    return PlacementSettings(warm_share=told.warm_share, short_slice=told.short_slice)
 
 
 def _setting(settings: RouterSettings, fault: str) -> str:

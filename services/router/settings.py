@@ -45,9 +45,6 @@ class SchedulingSettings(SettingsGroup):
     )
     warm_share: float = Field(default=0.8, description="of a prompt, cached: such workers come first")
     short_slice: float = Field(default=0.125, description="of sequence slots, kept for short requests")
-    replicate_share: float = Field(
-        default=0.01, description="of requests with a hot prefix, run where it is not yet cached"
-    )
 
     @field_validator("sheddable_ramp", mode="before")
     @classmethod

@@ -19,7 +19,6 @@ import numpy as np
 
 from services.router.policy.classify import LatencyClass
 from services.router.policy.fleet import Fleet
-from services.router.policy.hot import HotPrefixes
 from services.router.policy.kinds import MOST, Limits
 from services.router.policy.placement_settings import PlacementSettings
 from services.router.policy.scores import Scores, cached_tokens, own_tokens
@@ -70,7 +69,6 @@ class Placement:
         self._speeds: Speeds | None = None
         self._fastest_s = inf  # of a prompt token, at these speeds
         self._limits = Limits(self.settings.short_slice, self.settings.warm_queue_s)
-        self._hot = HotPrefixes(self.settings.replicate_share, self.settings.replicate_after)
 
     def choose(
         self, ticket: Ticket, fleet: Fleet, hits: Hits, now: float, head_wait_s: float | None = None
@@ -84,7 +82,7 @@ class Placement:
         """
         able = self._able(ticket, fleet)
         takers = self._takers(able, hits, ticket, fleet)
-        if self.settings.preferred_labels and ticket.preferred_labels:
+        if ticket.preferred_labels:
             takers = _preferring(takers, fleet.labelled(ticket.preferred_labels, frozenset()))
             able = able & takers if np.count_nonzero(takers) else able
         keepers = self._keepers(able, hits, ticket)
@@ -193,7 +191,7 @@ class Placement:
         if not np.count_nonzero(warm_takers):
             warm_takers = self._sharers(warm, hits, ticket, fleet)
         if np.count_nonzero(warm_takers):
-            return self._among(self._or_replica(ticket, warm_takers, takers, now), hits, ticket, fleet)
+            return self._among(warm_takers, hits, ticket, fleet)
         if not np.count_nonzero(takers):
             return self._waits(ticket, fleet, now, head_wait_s, 0.0)
         own_s = self._scores.own_s(own_tokens(hits, ticket), ticket.prefill_tokens, fleet)
@@ -259,13 +257,6 @@ class Placement:
             start_by = ticket.arrival_s + ticket.ttft_target_s - alone_s
             until = min(until, start_by if now <= start_by else ticket.arrival_s + min(worth_s, most))
         return min(until, now + most, start_by_s)
-
-    def _or_replica(self, ticket: Ticket, warm: Mask, takers: Mask, now: float) -> Mask:
-        """Now and then the workers without a hot prefix, so that one more comes to keep it."""
-        if not self._hot.replicates(ticket, now):
-            return warm
-        others = takers & ~warm
-        return others if np.count_nonzero(others) else warm
 
     def _among(self, takers: Mask, hits: Hits, ticket: Ticket, fleet: Fleet) -> Choice:
         position, several = int(takers.argmax()), np.count_nonzero(takers)

@@ -52,22 +52,14 @@ class PlacementSettings:
     short_prompt_tokens: int = 512
     short_output_tokens: int = 64
 
-    replicate_share: float = 0.01
-    """Of requests with a hot prefix that go to a worker without it; 0: none."""
-    replicate_after: int = 3
-    """Repeats within a minute that make a prefix hot."""
-
-    preferred_labels: bool = True
-
     def validate(self) -> list[str]:
         """What cannot hold, one line each; empty when all is well."""
-        shares = ("warm_share", "tie_share", "short_slice", "replicate_share", "long_prompt_share")
+        shares = ("warm_share", "tie_share", "short_slice", "long_prompt_share")
         amounts = (
             "warm_load_factor",
             "warm_load_slack",
             "warm_queue_s",
             "patience_factor",
-            "replicate_after",
         )
         faults = [
             f"{name}: must be from 0 to 1, not {getattr(self, name):g}"

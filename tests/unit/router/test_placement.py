@@ -357,12 +357,6 @@ def test_required_labels_filter_and_preferred_ones_prefer() -> None:
     placement = Placement()
     assert chosen(placement, ticket(labels=EU), fleet).worker == "eu"
     assert chosen(placement, ticket(preferred_labels=EU), fleet).worker == "eu"
-    assert (
-        chosen(
-            Placement(PlacementSettings(preferred_labels=False)), ticket(preferred_labels=EU), fleet
-        ).worker
-        == "us"
-    )
     fleet.put(closed("eu", labels=EU))
     assert chosen(placement, ticket(labels=EU), fleet).worker is None
     assert chosen(placement, ticket(preferred_labels=EU), fleet).worker == "us"
@@ -375,17 +369,6 @@ def test_workers_that_can_never_run_it_are_not_asked() -> None:
     it = ticket(barred=frozenset({"barred", "gone"}))
     assert chosen(Placement(), it, fleet).worker == "plain"
     assert chosen(Placement(), replace(it, capabilities=frozenset({"grammar"})), fleet).worker is None
-
-
-def test_a_hot_prefix_gets_a_second_copy_now_and_then() -> None:
-    fleet = fleet_of(worker("warm", credit=Cost(1 << 30, 1 << 30, 1 << 30)), worker("other"))
-    digests = chain(50)
-    fleet.index.stored("warm", digests)
-    placement = Placement(PlacementSettings(replicate_share=0.125))
-    taken = [chosen(placement, ticket(3200, digests), fleet, now / 10).worker for now in range(35)]
-    assert taken.count("other") == 4
-    never = Placement(PlacementSettings(replicate_share=0.0))
-    assert {chosen(never, ticket(3200, digests), fleet, 0.0).worker for _ in range(400)} == {"warm"}
 
 
 claims = st.one_of(

@@ -17,7 +17,7 @@ from services.router.policy.speed import StepModel
 from services.router.policy.ticket import Cost, Digests, Ticket
 from services.router.policy.worker import BLOCK_TOKENS, WorkerView
 
-RULE = PlacementSettings(patience=False, replicate_share=0.0)
+RULE = PlacementSettings(patience=False)
 FAST, SLOW = StepModel(2e-3, 1e-4, 1e-9, 1e-8, 1e-5), StepModel(1e-2, 4e-4, 5e-9, 1e-7, 1e-5)
 EU = frozenset({("region", "eu")})
 
