@@ -10,6 +10,7 @@ from pathlib import Path
 from bench.results_contract import RESULTS, ContractError, Result, Row, aim, peer, quantity, read, spread
 
 PAGE = Path(__file__).parent.parent / "docs" / "results.md"
+LONG = 500  # rows: nobody reads so many that nothing is asked of
 HEAD = """# Results
 
 Collected by `make results` from `bench/results/*.json`; nothing here is written by hand. A value is the
@@ -43,6 +44,9 @@ def _section(result: Result) -> Iterator[str]:
     yield f"## {result.name}\n\n`{result.command}`, {result.when}, commit {result.commit}  "
     yield f"{machine.cpu}, {machine.cores} cores, {machine.gpu or 'no GPU'}, "
     yield f"Python {machine.python}{versions}\n"
+    if len(result.rows) > LONG and not any(row.aim for row in result.rows):
+        yield f"{len(result.rows)} rows, held against no aim: `bench/results/{result.name}.json`.\n"
+        return
     yield "| case | metric | value | spread | peer | aim |\n|---|---|---:|---|---|---|"
     yield from map(_row, result.rows)
     yield ""
