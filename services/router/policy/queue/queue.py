@@ -27,6 +27,7 @@ from services.router.policy.ticket import Ticket
 _MOVES = 256
 """Requests that become overdue in one look at most: a jump of the clock must not stop the router."""
 _SOON_TARGETS, _SOON_PREFILLS = 0.1, 4.0
+"""Of its class's target, and of its own prefill, after which a request is wanted to start."""
 ALL_TENANTS = ""
 
 
