@@ -82,7 +82,7 @@ def accept(request: router_pb2.GenerateRequest, limits: LimitSettings) -> Accept
     found = violations(request, limits)
     if found:
         raise InvalidArgument(*found)
-    return _accepted(request)
+    return _accepted(_resuming(request) if request.HasField("resume") else request)
 
 
 def revived(request: router_pb2.GenerateRequest) -> Accepted:
@@ -122,6 +122,15 @@ def _accepted(request: router_pb2.GenerateRequest) -> Accepted:
         preferred_labels=_labels(request.preferred_labels),
         sheddable=request.sheddable if request.HasField("sheddable") else None,
         deterministic=request.deterministic,
+    )
+
+
+def _resuming(request: router_pb2.GenerateRequest) -> router_pb2.GenerateRequest:
+    """What counts of a resumption: the other fields may hold anything."""
+    return router_pb2.GenerateRequest(
+        resume=request.resume,
+        flush=request.flush if request.HasField("flush") else None,
+        completion_deadline=request.completion_deadline if request.HasField("completion_deadline") else None,
     )
 
 

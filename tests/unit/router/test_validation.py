@@ -115,6 +115,15 @@ def test_a_request_beyond_the_size_limit_is_refused() -> None:
 def test_what_resumes_needs_a_name_and_no_prompt_and_its_other_fields_are_ignored() -> None:
     resume = {"request_id": "a", "next_index": 3}
     assert accept(router_pb2.GenerateRequest(resume=resume, max_tokens=0), LIMITS).request_id == "a"
+    unknown = router_pb2.GenerateRequest(
+        resume=resume,
+        latency_class=99,
+        cache_scope=77,
+        flush={"max_tokens": 5},
+        completion_deadline={"seconds": 3},
+    )
+    accepted = accept(unknown, LIMITS)
+    assert (accepted.latency_class, accepted.flush_tokens, accepted.completion_s) == (None, 5, 3.0)
     with pytest.raises(InvalidArgument, match=r"resume\.request_id"):
         accept(router_pb2.GenerateRequest(resume={"next_index": 3}), LIMITS)
 
