@@ -117,8 +117,8 @@ def test_what_resumes_needs_a_name_and_no_prompt_and_its_other_fields_are_ignore
     assert accept(router_pb2.GenerateRequest(resume=resume, max_tokens=0), LIMITS).request_id == "a"
     unknown = router_pb2.GenerateRequest(
         resume=resume,
-        latency_class=99,
-        cache_scope=77,
+        latency_class=99,  # type: ignore[arg-type]
+        cache_scope=77,  # type: ignore[arg-type]
         flush={"max_tokens": 5},
         completion_deadline={"seconds": 3},
     )
