@@ -33,9 +33,16 @@ def configure(service: str, level: LogLevel = "info", form: LogFormat = "auto") 
     )
     structlog.contextvars.bind_contextvars(service=service)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(name)s: %(message)s", force=True)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_worth_telling)
 
 
 def get(name: str) -> structlog.stdlib.BoundLogger:
     """The logger of one module."""
     logger: structlog.stdlib.BoundLogger = structlog.get_logger(module=name)
     return logger
+
+
+def _worth_telling(record: logging.LogRecord) -> bool:
+    """Not that a caller was gone when its answer was ready: gRPC tells it with a traceback each time."""
+    error = record.exc_info[1] if record.exc_info else None
+    return type(error).__name__ != "ExecuteBatchError"
