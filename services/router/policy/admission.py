@@ -177,8 +177,9 @@ def _infeasible(ticket: Ticket, outlook: Outlook, now: float) -> Refusal | None:
     if needed_s <= left_s:
         return None
     message = f"it would take about {needed_s:.2f} s and has {max(left_s, 0.0):.2f} s"
-    ever = outlook.lone_s <= ticket.deadline_s - ticket.arrival_s
-    return Refusal(RefusalKind.DEADLINE_INFEASIBLE, message, _retry_s(outlook) if ever else None)
+    allowed_s = ticket.deadline_s - ticket.arrival_s
+    retry_s = _in_bounds(needed_s - allowed_s) if outlook.lone_s <= allowed_s else None
+    return Refusal(RefusalKind.DEADLINE_INFEASIBLE, message, retry_s)
 
 
 def _busy(
@@ -217,6 +218,9 @@ def _overload(ticket: Ticket, outlook: Outlook) -> str:
 
 def _retry_s(outlook: Outlook) -> float:
     """When what waits now will have been served."""
+    return _in_bounds(outlook.prediction.wait_s if outlook.prediction is not None else NO_WORKER_RETRY_S)
+
+
+def _in_bounds(retry_s: float) -> float:
     least, most = _RETRY_S
-    wait_s = outlook.prediction.wait_s if outlook.prediction is not None else NO_WORKER_RETRY_S
-    return min(max(wait_s, least), most)
+    return min(max(retry_s, least), most)

@@ -140,6 +140,13 @@ def test_a_deadline_that_no_idle_mesh_would_meet_is_not_to_be_tried_again() -> N
         assert (refusal.retry_s is not None) is again
 
 
+def test_a_deadline_that_the_queue_cannot_meet_is_to_be_tried_when_so_much_of_it_has_gone() -> None:
+    outlook = CALM._replace(queue_s=29.9, lone_s=0.1)
+    refusal = admit(make_ticket(1, S, deadline_s=8.0), outlook, PolicySettings(), LIMITS, 0.0)
+    assert refusal is not None
+    assert refusal.retry_s == pytest.approx(22.0)
+
+
 def test_what_would_wait_is_refused_when_it_was_not_to() -> None:
     its = make_ticket(1, I, do_not_queue=True)
     kinds = {
