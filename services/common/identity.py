@@ -6,8 +6,8 @@ the SHA-256 of the whole key (random enough to need no slow hash) and never the 
     keys.toml       [[keys]] id, sha256, tenant, created         written by `headrace keys create`
     tenants.toml    [tenants.NAME] weight, max_class, quotas     written by the operator
 
-Both are read again when they change. A file that became unreadable or wrong leaves the last good one in
-force, and says so in the log.
+Each is read again when it changes. One that became unreadable or wrong is said so in the log; what it said
+before stays in force, and the other file is followed.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from services.common.errors import Unauthenticated
 from services.common.scope import check_tenant_name
@@ -215,7 +216,12 @@ def _replace(path: Path, text: str) -> None:
 
 
 def _section(path: Path | None, name: str, kind: type[Section]) -> Section:
-    found = _read(path).get(name, kind())
+    tables = _read(path)
+    if strange := sorted(tables.keys() - {name}):
+        raise ValueError(
+            f"{path}: {strange[0]}: only {'[[keys]]' if kind is list else '[tenants.NAME]'} may stand there"
+        )
+    found = tables.get(name, kind())
     if not isinstance(found, kind):
         raise ValueError(f"{path}: {name}: must be {'[[keys]] tables' if kind is list else 'tables'}")
     return found
@@ -248,5 +254,13 @@ def _parse(kind: type[Entry], table: object, path: Path | None) -> Entry:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "entry"
         owner = (table.get("name") or table.get("id")) if isinstance(table, dict) else "?"
-        given = "" if isinstance(first["input"], dict) else f", not {first['input']!r}"
-        raise ValueError(f"{path}: {owner}: {place}: {first['msg']}{given}") from None
+        raise ValueError(f"{path}: {owner}: {place}: {_what(kind, first)}") from None
+
+
+def _what(kind: type[BaseModel], error: ErrorDetails) -> str:
+    """What is wrong with one entry, in words that say what is allowed."""
+    if error["type"] == "extra_forbidden":
+        known = kind.model_fields if len(error["loc"]) == 1 else Targets.model_fields
+        return f"no such setting; there are {', '.join(name for name in known if name != 'name')}"
+    given = "" if isinstance(error["input"], dict) else f", not {error['input']!r}"
+    return error["msg"].removeprefix("Value error, ") + given

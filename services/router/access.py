@@ -1,8 +1,9 @@
-"""Who may call the public port: the keys and tenants files, read again when they change."""
+"""Who may call the public port: the keys and tenants files, each read again when it changes."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from services.common import identity, logs, rpc
@@ -11,7 +12,7 @@ from services.common.identity import Tenant
 
 CHECK_S = 0.2
 log = logs.get(__name__)
-_Stamp = tuple[tuple[int, int] | None, ...]
+_Stamp = tuple[int, int] | None
 
 
 class Access:
@@ -20,7 +21,7 @@ class Access:
     def __init__(self, keys_file: Path | None, tenants_file: Path | None) -> None:
         """Raises ValueError when a file is wrong."""
         self._files = (keys_file, tenants_file)
-        self._stamp = self._stamps()
+        self._stamps = self._seen()
         self._directory = identity.load(keys_file, tenants_file)
         self._guarded = self._directory.guarded
         self._checked_s = time.monotonic()
@@ -44,25 +45,38 @@ class Access:
         if now - self._checked_s < CHECK_S:
             return
         self._checked_s = now
-        stamp = self._stamps()
-        if stamp == self._stamp:
+        stamps = self._seen()
+        if stamps == self._stamps:
             return
-        self._stamp = stamp
+        before, self._stamps = self._stamps, stamps
+        keys, tenants = self._files
+        if stamps[0] != before[0]:
+            self._take(keys, None)
+        if stamps[1] != before[1]:
+            self._take(None, tenants)
+
+    def _take(self, keys_file: Path | None, tenants_file: Path | None) -> None:
+        """Takes what one file says now; a wrong one leaves in force what it said before."""
         try:
-            self._directory = identity.load(*self._files)
+            found = identity.load(keys_file, tenants_file)
         except (ValueError, OSError) as error:
             log.error("identity_not_reread", error=str(error))
             return
+        if keys_file is not None:
+            self._directory = replace(self._directory, keys=found.keys, guarded=found.guarded)
+        else:
+            self._directory = replace(self._directory, tenants=found.tenants)
         self._guarded = self._guarded or self._directory.guarded
         log.info("identity_reread", keys=len(self._directory.keys), tenants=len(self._directory.tenants))
 
-    def _stamps(self) -> _Stamp:
-        return tuple(None if path is None else _modified(path) for path in self._files)
+    def _seen(self) -> tuple[_Stamp, _Stamp]:
+        keys, tenants = self._files
+        return _modified(keys), _modified(tenants)
 
 
-def _modified(path: Path) -> tuple[int, int] | None:
+def _modified(path: Path | None) -> _Stamp:
     try:
-        found = path.stat()
+        found = path.stat() if path is not None else None
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size
+    return (found.st_mtime_ns, found.st_size) if found is not None else None

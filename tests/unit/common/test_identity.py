@@ -85,7 +85,10 @@ def test_the_tenants_file_sets_what_a_tenant_may_do(tmp_path: Path, keys: Path) 
     ("content", "named"),
     [
         ("[tenants.acme]\nweight = -1\n", "weight"),
-        ("[tenants.acme]\nwieght = 1\n", "wieght"),
+        ("[tenants.acme]\nwieght = 1\n", "wieght: no such setting; there are weight, max_class"),
+        ("[tenants.acme.standard]\nttft = 1\n", "ttft: no such setting; there are ttft_s, tpot_s"),
+        ("[tenants.acme.standard]\nttft_s = 1\ntpot_s = 2\n", "standard: tpot_s 2 is longer"),
+        ("[tenant.acme]\nweight = 1\n", r"tenant: only \[tenants.NAME\]"),
         ('[tenants.acme]\nmax_class = "urgent"\n', "max_class"),
         ("[tenants.acme\n", "not TOML"),
         ("tenants = 3\n", "tenants"),
