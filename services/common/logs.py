@@ -10,6 +10,7 @@ import structlog
 
 LogFormat = Literal["auto", "console", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+_FIRST = ("timestamp", "level", "service", "event")
 
 
 def configure(service: str, level: LogLevel = "info", form: LogFormat = "auto") -> None:
@@ -24,7 +25,7 @@ def configure(service: str, level: LogLevel = "info", form: LogFormat = "auto") 
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     if not console:
-        shared.append(structlog.processors.format_exc_info)
+        shared += [structlog.processors.format_exc_info, _in_reading_order]
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
@@ -34,6 +35,12 @@ def configure(service: str, level: LogLevel = "info", form: LogFormat = "auto") 
     structlog.contextvars.bind_contextvars(service=service)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(name)s: %(message)s", force=True)
     logging.getLogger("grpc._cython.cygrpc").addFilter(_worth_telling)
+
+
+def _in_reading_order(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """When, how bad, who and what, then the rest."""
+    first = {name: event.pop(name) for name in _FIRST if name in event}
+    return {**first, **event}
 
 
 def get(name: str) -> structlog.stdlib.BoundLogger:

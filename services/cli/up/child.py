@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from services.cli.up.last_words import last_words, reason
@@ -16,6 +17,8 @@ from services.common import leash
 
 _POLL_S = 0.05
 _LAST_BYTES = 8192
+_RECENT_S = 10.0
+"""Age beyond which an event in the log had nothing to do with the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,13 +128,19 @@ class Child:
         """How it ended, in words."""
         return describe(self._process.returncode if self._process else None)
 
+    @property
+    def ended_well(self) -> bool:
+        """Whether it ended because it was asked to, and said so."""
+        return self._process is not None and self._process.returncode == 0
+
     def reason(self) -> str:
         """Why it ended, where its log says so; else empty."""
         return reason(self._last_lines())
 
     def last_words(self, count: int) -> list[str]:
         """The last lines of its log that are worth telling."""
-        return last_words(self._last_lines(), count)
+        since = datetime.now(UTC) - timedelta(seconds=_RECENT_S)
+        return last_words(self._last_lines(), count, since.isoformat())
 
     def _last_lines(self) -> list[str]:
         """Of its log, since it was started last."""

@@ -10,9 +10,9 @@ _NOT_TOLD = ("event", "level", "service", "module", "timestamp")
 _MOST_CHARACTERS = 200
 
 
-def last_words(lines: Iterable[str], count: int) -> list[str]:
-    """The last `count` lines worth telling."""
-    told = [words for line in lines if (words := _told(line.strip()))]
+def last_words(lines: Iterable[str], count: int, since: str = "") -> list[str]:
+    """The last `count` lines worth telling; of structured events those with a timestamp from `since` on."""
+    told = [words for line in lines if (words := _told(line.strip(), since))]
     return told[-count:]
 
 
@@ -25,11 +25,11 @@ def reason(lines: Iterable[str]) -> str:
     return because[-1][:_MOST_CHARACTERS] if because else ""
 
 
-def _told(line: str) -> str:
+def _told(line: str, since: str) -> str:
     event = _event(line)
     if event is None:
         return line[:_MOST_CHARACTERS]
-    if event.get("level") in ROUTINE:
+    if event.get("level") in ROUTINE or str(event.get("timestamp", since)) < since:
         return ""
     fields = " ".join(f"{name}={value}" for name, value in event.items() if name not in _NOT_TOLD)
     return f"{event.get('level', 'log')}: {event['event']} {fields}"[:_MOST_CHARACTERS].strip()

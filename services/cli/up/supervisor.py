@@ -59,7 +59,7 @@ class Supervisor:
             why = f" ({reason})" if (reason := child.reason()) else ""
             end = f"{child.spec.name} (pid {child.pid}) {child.end()}{why}"
             self._say(f"{end}; starting again in {delay_s:g} s")
-            for line in child.last_words(LAST_LINES):
+            for line in () if child.ended_well else child.last_words(LAST_LINES):
                 self._say(f"  {line}")
             await asyncio.sleep(delay_s)
             await self._revive(child)

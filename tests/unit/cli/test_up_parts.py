@@ -181,6 +181,16 @@ def test_last_words_leave_out_what_is_routine() -> None:
     assert last_words(lines[:1], 3) == []
 
 
+def test_last_words_leave_out_what_was_long_before_the_end() -> None:
+    lines = [
+        '{"event": "no_api_keys", "level": "warning", "timestamp": "2026-11-22T02:05:09.806380Z"}',
+        '{"event": "bad_frame", "level": "warning", "timestamp": "2026-11-22T02:15:09.806380Z"}',
+        '{"event": "undated", "level": "error"}',
+    ]
+    told = last_words(lines, 3, "2026-11-22T02:15:00.000001+00:00")
+    assert told == ["warning: bad_frame", "error: undated"]
+
+
 def test_the_reason_is_that_of_the_last_event_which_gives_one() -> None:
     died = '{"event": "engine_died", "level": "error", "reason": "the engine ended (exit code 86)"}'
     failed = '{"event": "task_failed", "level": "error", "task": "engine-reports"}'
