@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from google.protobuf import duration_pb2
 
@@ -15,7 +15,14 @@ from headrace.v1 import router_pb2, types_pb2
 
 Message: TypeAlias = Mapping[str, str] | tuple[str, str]
 """A turn of a chat: {"role": …, "content": …} or (role, content)."""
+Value = TypeVar("Value")
 LatencyClass = Literal["interactive", "standard", "batch"]
+CacheScope = Literal["tenant", "user", "none"]
+CACHE_SCOPES = {
+    "tenant": types_pb2.CACHE_SCOPE_TENANT,
+    "user": types_pb2.CACHE_SCOPE_USER,
+    "none": types_pb2.CACHE_SCOPE_NONE,
+}
 LATENCY_CLASSES = {
     "interactive": types_pb2.LATENCY_CLASS_INTERACTIVE,
     "standard": types_pb2.LATENCY_CLASS_STANDARD,
@@ -49,6 +56,7 @@ class Options:
     request_id: str | None = None
     completion_deadline_s: float | None = None
     do_not_queue: bool | None = None
+    cache_scope: CacheScope | None = None
     user: str | None = None
     json_schema: str | Mapping[str, Any] | None = None
     regex: str | None = None
@@ -124,12 +132,20 @@ def _turn(message: Message) -> types_pb2.ChatMessage:
 
 def _put_limits(request: router_pb2.GenerateRequest, options: Options) -> None:
     if options.latency_class is not None:
-        request.latency_class = LATENCY_CLASSES[options.latency_class]
+        request.latency_class = _one_of("latency_class", LATENCY_CLASSES, options.latency_class)
+    if options.cache_scope is not None:
+        request.cache_scope = _one_of("cache_scope", CACHE_SCOPES, options.cache_scope)
     if options.completion_deadline_s is not None:
         with _named("completion_deadline_s"):
             request.completion_deadline.CopyFrom(_duration(options.completion_deadline_s))
     if (grammar := _grammar(options)) is not None:
         request.grammar.CopyFrom(grammar)
+
+
+def _one_of(name: str, values: Mapping[str, Value], given: str) -> Value:
+    if given not in values:
+        raise ValueError(f"{name}: {given!r} is not one of {', '.join(values)}")
+    return values[given]
 
 
 def _duration(seconds: float) -> duration_pb2.Duration:

@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         line = one_line(error)
         if line is None:
             raise
-        print(f"headrace: {line}", file=sys.stderr)
+        print(line if line.startswith("Usage:") else f"headrace: {line}", file=sys.stderr)
         return exit_code(error)
 
 
@@ -37,7 +37,7 @@ def _run(arguments: list[str]) -> int:
         return health(arguments[1:])
     from services.cli.app import build
 
-    result = build()(args=arguments, standalone_mode=False)
+    result = build()(args=arguments, standalone_mode=False, prog_name="headrace")
     return result if isinstance(result, int) else 0
 
 

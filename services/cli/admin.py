@@ -49,7 +49,9 @@ def ask(
     running = read_running(state)
     target = address or (running.admin_address if running else None)
     if target is None:
-        raise UsageError(f"no mesh runs from {state.path}: give --admin-address")
+        raise UsageError(
+            f"no mesh runs from {state.path}: `headrace up` starts one, --admin-address names another"
+        )
     try:
         secret = MeshSecret.read(secret_file or state.mesh_secret)
     except (OSError, ValueError) as error:

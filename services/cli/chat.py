@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from services.cli import options, output
-from services.cli.errors import UsageError
+from services.cli.errors import UsageError, one_line
 from services.cli.generate import begin, print_text
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def chat(
     api_key: options.ApiKey = None,
     model: options.Model = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Most tokens of one answer.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Most tokens of one answer; unset: 256.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
     tls: options.UseTls = False,
     tls_authority: options.Authority = None,
@@ -59,9 +59,8 @@ def _talk(runner: asyncio.Runner, mesh: Headrace, system: str | None, asked: dic
             turns = list(first)
         elif line.startswith("/"):
             output.note(HELP)
-        elif line:
-            turns.append(("user", line))
-            turns.append(("assistant", _answer(runner, mesh, turns, asked)))
+        elif line and (said := _answer(runner, mesh, [*turns, ("user", line)], asked)):
+            turns += [("user", line), ("assistant", said)]
 
 
 def _read() -> str | None:
@@ -78,7 +77,7 @@ def _read() -> str | None:
 def _answer(
     runner: asyncio.Runner, mesh: Headrace, turns: list[tuple[str, str]], asked: dict[str, Any]
 ) -> str:
-    """Streams one answer; what came of it until Ctrl-C or an error is the answer."""
+    """Streams one answer; what came of it until Ctrl-C or an error is the answer, be it nothing."""
     from headrace.client import HeadraceError
 
     said: list[str] = []
@@ -86,10 +85,8 @@ def _answer(
         runner.run(_stream(mesh, turns, asked, said))
     except KeyboardInterrupt:
         output.note(" (stopped)", dim=True)
-    except HeadraceError as error:
-        output.note(f"headrace: {error.code.name}: {error}")
-    except UsageError as error:
-        output.note(f"headrace: {error}")
+    except (HeadraceError, UsageError) as error:
+        output.note(f"headrace: {one_line(error)}")
     return "".join(said)
 
 

@@ -24,13 +24,21 @@ def one_line(error: Exception) -> str | None:
     if isinstance(error, CliError):
         return str(error)
     if (describe := getattr(error, "format_message", None)) is not None:  # typer's own
-        return str(describe())
+        return _with_help(error, str(describe()).replace("Value error, ", ""))
     kinds = {kind.__name__ for kind in type(error).__mro__}
     if "HeadraceError" in kinds:
         return _with_reason(error)
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
     if kinds & {"ModelError", "SettingsError", "BindError"} or isinstance(error, OSError):
         return str(error)
     return None
+
+
+def _with_help(error: Exception, text: str) -> str:
+    """What typer says of a wrong call, and where the right ones are told."""
+    path = getattr(getattr(error, "ctx", None), "command_path", "")
+    return f"{text.rstrip('.')}; `{path} --help` says what there is" if path else text
 
 
 def exit_code(error: Exception) -> int:
@@ -42,8 +50,11 @@ def _with_reason(error: Exception) -> str:
     code = getattr(getattr(error, "code", None), "name", "UNKNOWN")
     text = " ".join(str(error).split())
     if code == "UNAVAILABLE" and not getattr(error, "reason", ""):
-        return f"nobody answers there: {text.rpartition('last error: ')[2]}"
+        why = text.rpartition("last error: ")[2].removeprefix("UNKNOWN: ")
+        return f"nobody answers there: {why} (`headrace up` starts a mesh on this machine)"
     if getattr(error, "reason", "") == "NO_KEY":
         return f"{code}: this mesh needs an API key: give --api-key, or set HEADRACE_API_KEY"
+    if code == "NOT_FOUND" and text.startswith("the model "):
+        return f"{code}: {text}; `headrace models` lists those that are"
     retry_s = getattr(error, "retry_s", None)
     return f"{code}: {text}" + (f" (try again in {retry_s:g} s)" if retry_s else "")

@@ -37,7 +37,7 @@ def generate(
     model: options.Model = None,
     chat: Annotated[bool, typer.Option(help="Ask as a chat turn, or continue the text as it is.")] = True,
     system: Annotated[str | None, typer.Option(help="System message before the prompt.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Most output tokens.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Most output tokens; unset: 256.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Nucleus, in (0, 1].")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the randomness.")] = None,
@@ -63,6 +63,9 @@ def generate(
     deterministic: Annotated[
         bool,
         typer.Option("--deterministic", help="Only where the same seed gives the same ids in any batch."),
+    ] = False,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Reuse no earlier work or answer, and keep none.")
     ] = False,
     label: Annotated[
         list[str] | None, typer.Option(help="KEY=VALUE that the worker must have; repeatable.")
@@ -91,6 +94,7 @@ def generate(
         "do_not_queue": no_queue or None,
         "sheddable": sheddable,
         "deterministic": deterministic or None,
+        "cache_scope": "none" if no_cache else None,
         "required_labels": as_labels("--label", label),
         "preferred_labels": as_labels("--prefer", prefer),
         "timeout_s": timeout,
@@ -121,7 +125,8 @@ def as_grammar(json_schema: Path | None, regex: str | None) -> dict[str, str]:
     try:
         return {} if json_schema is None else {"json_schema": json_schema.read_text(encoding="utf-8")}
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--json-schema: {json_schema} cannot be read ({error})") from None
+        why = getattr(error, "strerror", None) or error
+        raise UsageError(f"--json-schema: {json_schema} cannot be read ({why})") from None
 
 
 def as_prompt(text: str, system: str | None, chat: bool) -> dict[str, Any]:
@@ -194,6 +199,14 @@ def speed(finished: Finished, first_s: float, rest_s: float) -> str:
     """
     tokens = finished.usage.output_tokens
     if finished.cached_response:
-        return f"[{tokens} tokens, from the response cache]"
+        return f"[{tokens} tokens, from the response cache{_cut(finished)}]"
     rate = f", then {(tokens - 1) / rest_s:.0f} a second" if tokens > 1 and rest_s > 0 else ""
-    return f"[{tokens} tokens, the first after {first_s:.2f} s{rate}]"
+    return f"[{tokens} tokens, the first after {first_s:.2f} s{rate}{_cut(finished)}]"
+
+
+def _cut(finished: Finished) -> str:
+    """What to know of an answer that its bound ended."""
+    from headrace.v1.types_pb2 import FINISH_REASON_LENGTH
+
+    cut = finished.finish_reason == FINISH_REASON_LENGTH
+    return "; cut off there by --max-tokens or the context" if cut else ""

@@ -47,13 +47,16 @@ def list_keys(
     from services.common.identity import load
 
     try:
-        found = load(_file(keys_file, state_dir), None).keys.values()
+        directory = load(_file(keys_file, state_dir), None)
     except ValueError as error:
         raise CliError(str(error)) from None
-    rows = [(key.id, key.tenant, key.created) for key in found]
+    rows = [(key.id, key.tenant, key.created) for key in directory.keys.values()]
     if as_json:
         return output.json_line([dict(zip(("id", "tenant", "created"), row, strict=True)) for row in rows])
     output.table(("Id", "Tenant", "Created"), rows)
+    if not rows:
+        who = "nobody is let in" if directory.guarded else "everybody on this machine is let in"
+        output.note(f"No keys: {who}. `headrace keys create TENANT` makes one.")
 
 
 @app.command()

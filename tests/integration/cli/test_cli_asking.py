@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from headrace.v1 import types_pb2
 
 from services.common import errors
 from tests.support.commands import headrace, start
@@ -104,6 +105,20 @@ async def test_chat_keeps_what_was_said_until_reset() -> None:
     assert said == [["hello"], ["hello", "Hi!", "how?"], ["again"]]
 
 
+async def test_a_question_of_a_chat_that_failed_is_not_kept() -> None:
+    async def refuse(request: Any, context: Any) -> Events:
+        raise errors.NotFound("the model 'x' is not served", kind="model", name="x")
+        yield
+
+    router = ScriptedRouter(refuse, say("Now."))
+    async with serving(router) as address:
+        found = await headrace("chat", "--address", address, stdin="first\nsecond\n")
+    assert (found.code, found.out) == (0, "Now.\n")
+    told = "the model 'x' is not served; `headrace models` lists those that are"
+    assert found.err == f"headrace: NOT_FOUND: {told}\n"
+    assert [turn.content for turn in router.requests[-1].chat.messages] == ["second"]
+
+
 async def test_ctrl_c_stops_the_running_answer_of_a_chat_only() -> None:
     router = ScriptedRouter(hang, say("Yes."))
     async with serving(router) as address:
@@ -189,7 +204,7 @@ async def test_two_grammars_or_a_missing_schema_are_refused_in_a_line(tmp_path: 
 
 async def test_generate_says_how_the_request_is_to_be_handled() -> None:
     router = ScriptedRouter(say("a"), say("b"))
-    handling = ("--deadline", "2.5", "--no-queue", "--no-sheddable", "--deterministic")
+    handling = ("--deadline", "2.5", "--no-queue", "--no-sheddable", "--deterministic", "--no-cache")
     labels = ("--label", "region=eu", "--label", "disk=", "--prefer", "hardware=h200")
     async with serving(router) as address:
         found = await headrace("generate", "Why?", "--address", address, *handling, *labels)
@@ -199,10 +214,11 @@ async def test_generate_says_how_the_request_is_to_be_handled() -> None:
     assert asked.completion_deadline.ToMilliseconds() == 2500
     assert (asked.do_not_queue, asked.sheddable, asked.deterministic) == (True, False, True)
     assert asked.HasField("sheddable")
+    assert asked.cache_scope == types_pb2.CACHE_SCOPE_NONE
     assert dict(asked.required_labels) == {"region": "eu", "disk": ""}
     assert dict(asked.preferred_labels) == {"hardware": "h200"}
     handled = {"completion_deadline", "do_not_queue", "sheddable", "deterministic", "required_labels"}
-    assert not handled & {field.name for field, _ in unsaid.ListFields()}
+    assert not (handled | {"cache_scope"}) & {field.name for field, _ in unsaid.ListFields()}
 
 
 async def test_labels_and_deadlines_that_are_none_are_refused_in_a_line() -> None:
