@@ -7,7 +7,6 @@ time. What it says is what the loop last said, without the news: `progress` stan
 from __future__ import annotations
 
 import contextlib
-import pickle
 import threading
 import time
 from dataclasses import replace
@@ -15,6 +14,7 @@ from multiprocessing.connection import Connection
 from typing import Self
 
 from services.worker.engine.report import Progress, StepReport, TokenReport
+from services.worker.engine.wire import packed
 
 HEARTBEAT_S = 0.2
 
@@ -78,4 +78,4 @@ class Outbox:
 
     def _write(self, report: StepReport | TokenReport) -> None:
         self._sent_s = time.monotonic()
-        self._connection.send_bytes(pickle.dumps(report, pickle.HIGHEST_PROTOCOL))  # read by `recv`
+        self._connection.send_bytes(packed(report))

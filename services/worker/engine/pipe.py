@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import pickle
 import socket
 import struct
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, Self, cast
+
+from services.worker.engine.wire import packed, unpacked
 
 _LENGTH = struct.Struct("!i")
 _LONG_LENGTH = struct.Struct("!Q")  # follows a length of -1
@@ -43,7 +44,7 @@ class EnginePipe(asyncio.Protocol):
         assert self._transport is not None, "connected"
         if self._transport.is_closing():
             return
-        body = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+        body = packed(message)
         self._transport.write(_LENGTH.pack(len(body)) + body)
 
     def close(self) -> None:
@@ -57,27 +58,35 @@ class EnginePipe(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Some bytes came: all messages that are whole are heard."""
+        if not self._buffer:
+            self._buffer += data[self._hear_all(data) :]
+            return
         self._buffer += data
-        begin = 0
-        while (frame := self._frame(begin)) is not None:
-            body, begin = frame
-            self._hear(pickle.loads(body))
-        del self._buffer[:begin]
+        del self._buffer[: self._hear_all(self._buffer)]
 
     def connection_lost(self, error: Exception | None) -> None:
         """The other end is closed, or this one."""
         self._lost()
 
-    def _frame(self, begin: int) -> tuple[bytes, int] | None:
-        """The message that begins there, and where the next one does; None: it is not whole."""
-        start = begin + _LENGTH.size
-        if len(self._buffer) < start:
+    def _hear_all(self, data: bytes | bytearray) -> int:
+        """Hears the messages that are whole; where the first that is not begins."""
+        begin = 0
+        while (frame := _frame(data, begin)) is not None:
+            body, begin = frame
+            self._hear(unpacked(body))
+        return begin
+
+
+def _frame(data: bytes | bytearray, begin: int) -> tuple[bytes, int] | None:
+    """The message that begins there, and where the next one does; None: it is not whole."""
+    start = begin + _LENGTH.size
+    if len(data) < start:
+        return None
+    (length,) = _LENGTH.unpack_from(data, begin)
+    if length == -1:
+        start += _LONG_LENGTH.size
+        if len(data) < start:
             return None
-        (length,) = _LENGTH.unpack_from(self._buffer, begin)
-        if length == -1:
-            start += _LONG_LENGTH.size
-            if len(self._buffer) < start:
-                return None
-            (length,) = _LONG_LENGTH.unpack_from(self._buffer, begin + _LENGTH.size)
-        end = start + length
-        return (bytes(self._buffer[start:end]), end) if len(self._buffer) >= end else None
+        (length,) = _LONG_LENGTH.unpack_from(data, begin + _LENGTH.size)
+    end = start + length
+    return (bytes(data[start:end]), end) if len(data) >= end else None

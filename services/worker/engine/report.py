@@ -132,20 +132,11 @@ class TokenReport(NamedTuple):
     """Engine outbox after a step that brought only tokens; a tenth of a StepReport.
 
     What else such a step changed is told with the next StepReport, 50 ms after the one before at the latest,
-    or with the first step after that.
+    or with the first step after that. It has a form of its own on the way: see `wire`.
     """
 
     outputs: Outputs
     progress: Progress  # without its work
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        outputs = self.outputs
-        columns = outputs.handles.tobytes(), outputs.indices.tobytes(), outputs.tokens.tobytes()
-        return _tokens, (columns, self.progress[:-1])
-
-
-def _tokens(columns: tuple[bytes, bytes, bytes], progress: _Plain) -> TokenReport:
-    return TokenReport(_outputs(columns, ()), Progress(*progress))
 
 
 _NO_REST = ((), NO_TERMINALS, NO_KV_EVENTS, None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import fields, replace
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 
 from services.worker.engine.report import Commands, Progress, StepReport, TokenReport, Work
+from services.worker.engine.wire import packed, unpacked
 from services.worker.scheduler.budget import PRIOR
 from services.worker.scheduler.events import (
     NO_KV_EVENTS,
@@ -96,13 +96,14 @@ def same(one: Any, other: Any) -> bool:
         REPORT,
         REPORT.without_news(),
         replace(REPORT, outputs=Outputs(OUTPUTS.handles, OUTPUTS.indices, OUTPUTS.tokens)),
-        TokenReport(replace(OUTPUTS, logprobs=()), Progress(10, True, 1.75, 2, 2, 0.25)),
+        TokenReport(replace(OUTPUTS, logprobs=()), Progress(2**40, True, 1.75, 2, 3, 0.25)),
+        TokenReport(NO_OUTPUTS, Progress(10, False, 1.75, 2, 2, 0.25)),
         Commands(last_number=3, submits=[REQUEST, REQUEST], aborts=[1], drain=True),
     ],
     ids=lambda message: type(message).__name__,
 )
 def test_a_message_comes_out_as_it_went_in(message: Any) -> None:
-    assert same(message, pickle.loads(pickle.dumps(message, pickle.HIGHEST_PROTOCOL)))
+    assert same(message, unpacked(packed(message)))
 
 
 def test_each_token_has_the_log_probabilities_that_its_request_asked_for() -> None:
@@ -119,7 +120,8 @@ def test_each_token_has_the_log_probabilities_that_its_request_asked_for() -> No
 
 
 def test_what_a_report_lacks_is_nothing_after_the_journey() -> None:
-    bare = pickle.loads(pickle.dumps(REPORT.without_news(), pickle.HIGHEST_PROTOCOL))
+    bare = unpacked(packed(REPORT.without_news()))
+    assert isinstance(bare, StepReport)
     assert (bare.outputs, bare.terminals, bare.kv) == (NO_OUTPUTS, NO_TERMINALS, NO_KV_EVENTS)
     assert (bare.kv_snapshot, bare.served) == (None, {})
     assert type(bare.progress.work) is Work
