@@ -56,6 +56,7 @@ class Attendance:
         session.feed = before.feed if before is not None else self._feed(session)
         if earlier is not None:
             earlier.feed = None
+            session.displaced = (earlier.displaced | {earlier.incarnation}) - {session.incarnation}
             earlier.close(errors.Aborted("another session of this worker began", reason="REPLACED"))
         log.info("worker_joined", worker=session.worker_id, model=session.model, engine=session.hello.engine)
         return earlier

@@ -56,6 +56,7 @@ class SessionServicer:
             yield handshake.challenge(await self._soon(anext(frames)))
             hello = handshake.admit(await self._soon(anext(frames)))
             await self._check_model(hello)
+            self._check_name(hello)
         except errors.Unauthenticated:
             note_stranger(self._metrics.rpc, METHOD, context)
             raise
@@ -106,6 +107,18 @@ class SessionServicer:
             raise errors.FailedPrecondition(
                 f"no tokenizer service knows the model {hello.model!r}", reason="MODEL_UNKNOWN"
             ) from None
+
+    def _check_name(self, hello: session_pb2.Hello) -> None:
+        """A process that another of its name has replaced stays out while that one is there.
+
+        Else two of one name would take each other's place, and requests, again and again.
+        """
+        there = self._dispatcher.workers.get(hello.worker_id)
+        if there is not None and hello.incarnation in there.displaced:
+            raise errors.FailedPrecondition(
+                f"another process is the worker {hello.worker_id!r} now: each needs a worker_id of its own",
+                reason="WORKER_ID_IN_USE",
+            )
 
     def _open(self, hello: session_pb2.Hello) -> WorkerSession:
         return WorkerSession(

@@ -54,6 +54,7 @@ class Session:
         self.hello = hello
         self.worker_id = hello.worker_id
         self.model = hello.model
+        self.incarnation = hello.incarnation
         self.session_id = session_id
         self.labels = frozenset(hello.labels.items()) | numerics_label(hello.digests.numerics)
         self.capabilities = frozenset(hello.capabilities)
@@ -71,6 +72,8 @@ class Session:
         self.close_error: errors.HeadraceError | None = None
         self.resumed: list[session_pb2.ResumeRequest] = []
         """Requests of the session before that go on in this one, for its Welcome."""
+        self.displaced: frozenset[int] = frozenset()
+        """Incarnations of other processes that had this worker's name and were there when this one came."""
         self._times = times
         self._floor = floor
         self._frames_received = frames_received

@@ -144,6 +144,25 @@ async def test_a_restarted_worker_replaces_its_earlier_session(house: House, ids
     assert await earlier.ended() is grpc.StatusCode.ABORTED
 
 
+async def test_of_two_processes_of_one_name_the_later_stays_until_it_leaves(
+    house: House, ids: list[int]
+) -> None:
+    earlier = await house.worker(worker_id="same").connect()
+    later = await house.worker(worker_id="same").connect()
+    assert await earlier.ended() is grpc.StatusCode.ABORTED
+    call = house.stub.Generate(Request(text=PROMPT))
+    submit = await later.submitted()
+    with pytest.raises(grpc.aio.AioRpcError, match="needs a worker_id of its own"):
+        await house.worker(worker_id="same", incarnation=earlier.incarnation).connect()
+    later.say(update(submit, 0, ids, end()))
+    answer = await read(call)
+    assert (answer.error, answer.ids) == (None, ids)
+    await later.leave()
+    await eventually(lambda: not list(house.router._dispatcher.workers), "it has left")
+    back = await house.worker(worker_id="same", incarnation=earlier.incarnation).connect()
+    assert back.welcome is not None
+
+
 async def test_an_engine_fault_fails_one_request_and_no_other(house: House, ids: list[int]) -> None:
     worker = await house.worker().connect()
     calls = [house.stub.Generate(Request(text=PROMPT)) for _ in range(2)]
