@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ def test_messages_are_heard_in_order_wherever_their_bytes_are_cut(cuts: set[int]
     pipe = EnginePipe(heard.append, lambda: None)
     data = b"".join([framed("first"), framed(tokens(2), long=long), framed("x" * 300), framed(tokens(4))])
     edges = [0, *sorted(cut for cut in cuts if cut < len(data)), len(data)]
-    for begin, end in zip(edges, edges[1:], strict=False):
+    for begin, end in pairwise(edges):
         pipe.data_received(data[begin:end])
     assert [each if isinstance(each, str) else each.progress.finished_steps for each in heard] == [
         "first",
