@@ -46,7 +46,7 @@ class CacheService:
         self.port = transport.listen(self._server, settings.listen, settings.mesh_tls, settings.insecure)
         self._store.start(self.tasks)
         await self._server.start()
-        log.info("listening", port=self.port, valkey=self._valkey is not None)
+        log.info("listening", listen=settings.listen, port=self.port, valkey=self._valkey is not None)
 
     async def drain(self) -> None:
         """Lets the calls under way end."""

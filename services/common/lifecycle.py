@@ -130,7 +130,7 @@ def run(factory: ServiceFactory, settings: ServiceSettings) -> int:
         print(f"headrace: {settings.service}: {error}", file=sys.stderr)
         return FAILURE
     except (SettingsError, BindError) as error:
-        fail(f"{settings.service}: {error}")
+        fail("\n".join(f"{settings.service}: {line}" for line in str(error).splitlines()))
 
 
 async def _run(factory: ServiceFactory, settings: ServiceSettings) -> int:

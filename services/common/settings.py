@@ -95,12 +95,13 @@ class ServiceSettings(BaseSettings):
         """The mesh secret. Raises SettingsError when it is missing or cannot be used."""
         if self.mesh_secret_file is None:
             raise SettingsError(
-                f"{variable(self, 'mesh_secret_file')} is not set: the file with the mesh secret"
+                f"{variable(self, 'mesh_secret_file')} is not set: the file with the mesh secret, as "
+                "`headrace init` writes it"
             )
         try:
             return MeshSecret.read(self.mesh_secret_file)
         except (OSError, ValueError) as error:
-            raise SettingsError(f"{variable(self, 'mesh_secret_file')}: {error}") from None
+            raise SettingsError(f"{variable(self, 'mesh_secret_file')}: {of_file(error)}") from None
 
     @classmethod
     def settings_customise_sources(
@@ -184,11 +185,20 @@ def _read_section(section: str) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
             found = tomllib.load(file).get(section, {})
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except OSError as error:
+        raise SettingsError(f"HEADRACE_CONFIG: {of_file(error)}") from None
+    except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"HEADRACE_CONFIG: {path}: {error}") from None
     if not isinstance(found, dict):
         raise SettingsError(f"HEADRACE_CONFIG: {path}: [{section}] is not a table")
     return found
+
+
+def of_file(error: Exception) -> str:
+    """What is wrong with a file, named once."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def _take_config(arguments: list[str]) -> list[str]:
@@ -232,5 +242,5 @@ def _lines(kind: type[ServiceSettings], error: Any) -> Iterator[str]:
         return
     shown = "" if isinstance(error["input"], dict | BaseModel) else f" = {error['input']!r}"
     flag = f"--{dotted.replace('_', '-')}"
-    for line in error["msg"].splitlines():
+    for line in error["msg"].removeprefix("Value error, ").splitlines():
         yield f"{variable(kind, name)} ({flag}){shown}: {line}"

@@ -16,7 +16,7 @@ from services.common.loop import let_the_loop_go_first
 from services.common.members import read_secret
 from services.common.rpc import Registrar
 from services.common.scope import KEY_BYTES, Keyring
-from services.common.settings import SettingsError, variable
+from services.common.settings import SettingsError, of_file, variable
 from services.router.access import Access
 from services.router.admin import AdminServicer
 from services.router.caching import CacheClient
@@ -207,7 +207,7 @@ class RouterService:
         try:
             return Keyring(read_secret(settings.master_secret_file), settings.salts_directory)
         except (OSError, ValueError) as error:
-            raise SettingsError(f"{variable(settings, 'master_secret_file')}: {error}") from None
+            raise SettingsError(f"{variable(settings, 'master_secret_file')}: {of_file(error)}") from None
 
 
 def _access(settings: RouterSettings) -> Access:
