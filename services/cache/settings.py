@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pydantic import Field, field_validator
 
-from services.common.settings import ListenAddress, ServiceSettings, SettingsError, variable
+from services.common.settings import ListenAddress, ServiceSettings, SettingsError, of_file, variable
 
 SCHEMES = ("redis", "rediss", "valkey", "valkeys", "unix")
 
@@ -65,4 +65,4 @@ class CacheSettings(ServiceSettings):
         try:
             return self.valkey_password_file.read_text().strip()
         except (OSError, ValueError) as error:
-            raise SettingsError(f"{variable(self, 'valkey_password_file')}: {error}") from None
+            raise SettingsError(f"{variable(self, 'valkey_password_file')}: {of_file(error)}") from None

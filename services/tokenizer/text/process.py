@@ -31,7 +31,8 @@ class ProcessSpec(NamedTuple):
 def main(descriptor: int) -> int:
     """Serve the socket until the other end closes it."""
     die_with(os.getppid(), signal.SIGKILL)  # one that died before closes the socket
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the pool decides
+    for asked in (signal.SIGINT, signal.SIGTERM):  # may reach the whole group; the pool decides
+        signal.signal(asked, signal.SIG_IGN)
     with socket.socket(fileno=descriptor) as pool:
         spec: ProcessSpec = _receive(pool)
         encoder = _loaded(spec.text)

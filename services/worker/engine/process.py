@@ -6,6 +6,7 @@ case its end of the pipe closes, which is all that the client has to notice.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import multiprocessing
@@ -97,7 +98,8 @@ def _process_main(
     # while a neighbour holds one of them.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent drains us
+    for asked in (signal.SIGINT, signal.SIGTERM):  # may reach the whole group; the parent drains us
+        signal.signal(asked, signal.SIG_IGN)
     run_engine(connection, settings, partial(_load_for_good, loader))
 
 
@@ -125,6 +127,7 @@ def _brief(error: Exception) -> str:
 class _ProcessHost:
     def __init__(self, process: BaseProcess) -> None:
         self._process = process
+        atexit.register(process.kill)  # before multiprocessing asks a daemon to end and waits for it
 
     def join(self, timeout_s: float) -> None:
         self._process.join(timeout_s)
@@ -132,6 +135,7 @@ class _ProcessHost:
     def kill(self) -> None:
         self._process.kill()
         self._process.join()
+        atexit.unregister(self._process.kill)
 
     def epitaph(self) -> str:
         self._process.join(1.0)

@@ -137,11 +137,14 @@ async def test_a_dead_engine_ends_the_worker_with_the_reason(
     assert not record.over
 
 
+@pytest.mark.parametrize("whole_group", [False, True], ids=["the worker", "the engine, too"])
 async def test_a_stop_signal_gives_back_what_runs_and_ends_well(
-    process: WorkerProcess, served: RouterSession
+    process: WorkerProcess, served: RouterSession, whole_group: bool
 ) -> None:
     record = served.submit(PROMPT, max_tokens=1900, sampling=ENDLESS)
     await record.has(3)
+    if whole_group:
+        os.kill(process.engine_pid(), signal.SIGTERM)
     process.popen.send_signal(signal.SIGTERM)
     await record.ended()
     assert await process.ended() == 0

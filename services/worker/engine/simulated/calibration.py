@@ -58,7 +58,9 @@ def read_calibration(path: Path) -> Calibration:
     try:
         raw = tomllib.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise EngineLoadError(f"cannot read simulated_calibration {path}: {error}") from error
+        raise EngineLoadError(
+            f"cannot read simulated_calibration {path}: {getattr(error, 'strerror', error)}"
+        ) from error
     try:
         step = _fields(StepTime, raw.pop("step", {}), "step.")
         return Calibration(step=StepTime(**step), **_fields(Calibration, raw, ""))
