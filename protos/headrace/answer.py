@@ -140,6 +140,7 @@ class Answer:
             if self._call is None:
                 self._line = self._lines.take()
                 self._line = await self._lines.reach(self._line, self._remaining_s())
+                self._recovery.asked(time.monotonic())
                 self._call = self._start(self._line, self._asked, self._remaining_s())
             message = await self._call.read()
         except grpc.aio.AioRpcError as error:

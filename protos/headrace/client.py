@@ -204,6 +204,7 @@ class Headrace:
             line = self._lines.take()
             try:
                 line = await self._lines.reach(line, _until(deadline_s))
+                recovery.asked(time.monotonic())
                 return await self._call_once(line, method, asked, _until(deadline_s))
             except HeadraceError as error:
                 step = recovery.step(error, 0, time.monotonic())

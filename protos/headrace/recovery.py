@@ -18,6 +18,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from enum import Enum, auto
+from math import inf
 from typing import NamedTuple
 
 import grpc
@@ -26,6 +27,9 @@ from headrace import errors
 
 WINDOW_S = 10.0
 """Workers go on for 5 s with what a lost router left, and keep it for 5 s more: then nothing is left."""
+ALIVE_S = 8.0
+"""A call that lasted longer was with a router that lived and had the request: one that is silent is noticed
+within 4 s, and no search takes as long. So what broke before is mended, though a wait brings no token."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 0.5
 STOPS = "ROUTER_STOPS"
 DRAINING = "DRAINING"
@@ -78,6 +82,7 @@ class Recovery:
         self._jitter = jitter
         self._break: errors.HeadraceError | None = None
         self._broke_s = 0.0
+        self._asked_s = inf
         self._pause_s = FIRST_PAUSE_S
 
     @property
@@ -89,12 +94,17 @@ class Recovery:
         """There is output: what broke is mended."""
         self._break = None
 
+    def asked(self, now: float) -> None:
+        """A call begins on a connection that is there."""
+        self._asked_s = now
+
     def step(self, error: errors.HeadraceError, arrived_tokens: int, now: float) -> Step:
         """What follows a failure when so much had arrived. Raises HeadraceError where nothing does."""
-        if self._break is None:
-            return self._first(error, arrived_tokens, now)
-        if isinstance(error, errors.NotFound):
+        lasted_s, self._asked_s = now - self._asked_s, inf
+        if self._break is not None and isinstance(error, errors.NotFound):
             return self._nothing_left(arrived_tokens, now)
+        if self._break is None or lasted_s > ALIVE_S:
+            return self._first(error, arrived_tokens, now)
         if not _passing(error) or now >= self._broke_s + WINDOW_S:
             raise self._break from error
         return self._rest(error)

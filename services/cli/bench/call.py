@@ -50,6 +50,7 @@ class Caller:
         """Sends the job and returns what became of it; only cancelling it raises."""
         record = Record(job.number, job.latency_class, intended_s, sent_s=clock())
         asked, recovery, had = job.request, Recovery(), 0
+        recovery.asked(clock())
         while (error := await self._attempt(asked, record)) is not None:
             if record.output_tokens > had:
                 had = record.output_tokens
@@ -60,6 +61,7 @@ class Caller:
                 break
             asked = job.request if step.ask is Ask.AGAIN else _rest(job.request, record)
             await asyncio.sleep(step.pause_s)
+            recovery.asked(clock())
         record.end_s = clock()
         return record
 

@@ -11,7 +11,7 @@ import grpc
 import pytest
 from headrace import errors as client_errors
 from headrace.client import Headrace, build_request
-from headrace.recovery import WINDOW_S, Ask, Recovery
+from headrace.recovery import ALIVE_S, WINDOW_S, Ask, Recovery
 from headrace.v1 import router_pb2
 
 from services.common import errors
@@ -177,6 +177,39 @@ def test_output_begins_the_window_anew() -> None:
     recovery.step(unavailable(), 3, now=0.0)
     recovery.arrived()
     assert recovery.step(unavailable(), 4, now=100.0).ask is Ask.REST
+
+
+def test_a_call_that_waited_long_has_mended_what_broke_before() -> None:
+    """One router after the other is replaced, under a request that waits and has no token yet."""
+    recovery, now = Recovery(), 0.0
+    for _ in range(5):
+        recovery.asked(now)
+        now += 2 * WINDOW_S
+        assert recovery.step(unavailable(), 0, now=now).ask is Ask.REST
+    late = client_errors.DeadlineExceeded("it waited", code=grpc.StatusCode.DEADLINE_EXCEEDED)
+    recovery.asked(now)
+    with pytest.raises(client_errors.DeadlineExceeded):
+        recovery.step(late, 0, now=now + 2 * WINDOW_S)
+
+
+def test_calls_that_break_soon_have_mended_nothing() -> None:
+    recovery = Recovery()
+    for now in (0.0, ALIVE_S / 2, ALIVE_S):
+        recovery.asked(now)
+        assert recovery.step(unavailable(), 0, now=now + ALIVE_S / 2).ask is Ask.REST
+    recovery.asked(WINDOW_S)
+    with pytest.raises(client_errors.Unavailable):
+        recovery.step(unavailable(), 0, now=WINDOW_S + ALIVE_S)
+
+
+def test_that_nothing_is_left_is_believed_however_long_it_was_looked_for() -> None:
+    recovery = Recovery()
+    recovery.step(unavailable(), 0, now=0.0)
+    recovery.asked(1.0)
+    assert (
+        recovery.step(client_errors.from_status(grpc.StatusCode.NOT_FOUND, "gone", ()), 0, now=30.0).ask
+        is Ask.AGAIN
+    )
 
 
 def test_pauses_grow_and_differ() -> None:
