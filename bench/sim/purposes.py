@@ -4,7 +4,7 @@ class shares                                   plain work without end beside cha
 ageing, relegation                             mixed classes far beyond the fleet
 interactive budget                             a tenant that streams everything
 lift                                           a tenant that comes back after a while
-locality credit                                tenants with prefixes of their own, beyond the knee
+locality credit                                tenants with long prefixes that do not all fit, beyond the knee
 fair thinning                                  sheddable work beside a heavy neighbour
 refusal of infeasible deadlines                deadlines of seconds, far beyond the fleet
 long prompts                                   books among chats, on devices of which some are small
@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from bench.sim import loads
-from bench.sim.experiments import REASONABLE, Experiment, LoadMaker, azure, h100
+from bench.sim.experiments import REASONABLE, Experiment, LoadMaker, Options, azure, h100
 from bench.sim.fleet import Fleet
 from bench.sim.loads import Load
 from bench.sim.request import Part, SimRequest, Story
@@ -105,14 +105,20 @@ def _returning(make: LoadMaker) -> LoadMaker:
     return load
 
 
-def _own_prefixes(rate: float, requests: int) -> LoadMaker:
-    """Every group of users is one of four tenants'."""
+def _long_prefixes(rate: float, requests: int, tenants: int = 20) -> LoadMaker:
+    """Each tenant has a long prefix of its own: together more than the worker's KV holds."""
 
-    def own(each: SimRequest, _: random.Random) -> SimRequest:
-        tenant = f"t{each.parts[0].content % 4}"
-        return replace(each, tenant=tenant, kv_key=loads.key_of(tenant))
+    def own(each: SimRequest, draw: random.Random) -> SimRequest:
+        tenant = f"t{each.parts[0].content}"
+        return replace(each, tenant=tenant, kv_key=loads.key_of(tenant), output_tokens=draw.randint(50, 150))
 
-    return _with(_prefixes(rate, requests), own)
+    def load(options: Options, seed: int) -> Load:
+        count = options.count(requests)
+        return loads.shared_prefix(
+            rate=rate, count=count, seed=seed, groups=tenants, users=50, system=30_000, own=500
+        )
+
+    return _with(load, own)
 
 
 def _prefixes(rate: float, requests: int) -> LoadMaker:
@@ -142,7 +148,7 @@ PURPOSES = (
     Experiment(
         name="a tenant comes back, Azure x18, 4 H100", fleet=h100(4), load=_returning(azure(18, 4000))
     ),
-    Experiment(name="four tenants' prefixes 22/s, 8 H100", fleet=h100(8), load=_own_prefixes(22, 2500)),
+    Experiment(name="20 tenants' long prefixes 3/s, 1 H100", fleet=h100(1), load=_long_prefixes(3, 600)),
     Experiment(
         name="30 % sheddable beside a heavy one, Azure x16, 4 H100",
         fleet=h100(4),

@@ -67,7 +67,7 @@ class Placement:
         else patient."""
         self._scores = Scores(self.settings)
         self._speeds: Speeds | None = None
-        self._fastest_s = inf  # of a prompt token, at these speeds
+        self._fastest_s = (inf, inf)  # of a prompt token, and of attention to one before it, at these speeds
         self._limits = Limits(self.settings.short_slice, self.settings.warm_queue_s)
 
     def choose(
@@ -139,14 +139,30 @@ class Placement:
         reserve = settings.short_slice > 0 and not short
         takers = fleet.affordable(ticket.cost, ticket.foreground, reserve)
         if not short and self._may_be_lengthy(ticket, fleet):
-            takers = takers & _quiet_enough(hits, ticket, fleet)
+            takers = takers & self._quiet_enough(hits, ticket, fleet)
         return takers if able is fleet.ready else takers & able
 
     def _may_be_lengthy(self, ticket: Ticket, fleet: Fleet) -> bool:
         """Whether even the fastest worker computes the whole prompt for so long that others notice."""
-        if fleet.speeds is not self._speeds:
-            self._speeds, self._fastest_s = fleet.speeds, float(fleet.speeds.token_s.min(initial=inf))
-        return ticket.prefill_tokens * self._fastest_s > _lengthy_s(ticket)
+        speeds, prompt = fleet.speeds, ticket.prefill_tokens
+        if speeds is not self._speeds:
+            self._speeds = speeds
+            self._fastest_s = (
+                float(speeds.token_s.min(initial=inf)),
+                float(speeds.attention_s.min(initial=inf)) / 2,
+            )
+        token_s, attention_s = self._fastest_s
+        return prompt * (token_s + attention_s * prompt) > _lengthy_s(ticket)
+
+    def _quiet_enough(self, hits: Hits, ticket: Ticket, fleet: Fleet) -> Mask:
+        """Workers for which the prompt is not lengthy, or where little prefill waits against it.
+
+        Their credit stays open beside such a prompt, for others; the next one of its kind is to wait here.
+        """
+        own_s = self._scores.own_s(own_tokens(hits, ticket), ticket.prefill_tokens, fleet)
+        queue_s = fleet.busy(ticket.foreground).queue_s
+        found: Mask = (own_s <= _lengthy_s(ticket)) | (queue_s <= _QUIET_SHARE * own_s)
+        return found
 
     def _sharers(self, warm: Mask, hits: Hits, ticket: Ticket, fleet: Fleet) -> Mask:
         """Warm workers with credit for what the prompt does not share there."""
@@ -275,7 +291,7 @@ class Placement:
     def _of_equals(self, scores: Floats, hits: Hits, ticket: Ticket, fleet: Fleet) -> int:
         """The best; of several that are as good, the one whose turn it is."""
         best = int(scores.argmin())
-        equals = (scores <= scores.item(best) * (1 + self.settings.tie_share)).nonzero()[0]
+        equals = (scores <= scores.item(best)).nonzero()[0]
         if len(equals) < 2:
             return best
         cold = self.settings.cold_turns and self._cold(cached_tokens(hits, best, ticket), ticket)
@@ -284,17 +300,6 @@ class Placement:
 
     def _cold(self, cached: int, ticket: Ticket) -> bool:
         return cached < self.settings.warm_share * ticket.prefill_tokens
-
-
-def _quiet_enough(hits: Hits, ticket: Ticket, fleet: Fleet) -> Mask:
-    """Workers for which the prompt is not lengthy, or where little prefill waits against it.
-
-    Their credit stays open beside such a prompt, for others; the next one of its kind is to wait here.
-    """
-    own_s = own_tokens(hits, ticket) * fleet.speeds.token_s
-    queue_s = fleet.busy(ticket.foreground).queue_s
-    found: Mask = (own_s <= _lengthy_s(ticket)) | (queue_s <= _QUIET_SHARE * own_s)
-    return found
 
 
 def _lengthy_s(ticket: Ticket) -> float:

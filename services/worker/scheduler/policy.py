@@ -52,7 +52,7 @@ class SchedulerSettings:
     credit_steps: float = 3.0  # prompt work that sessions may have waiting here, in the room of steps
 
 
-LENGTHY = 2.0  # times the target of the first token
+LENGTHY = 2.0  # times a first token's target
 
 
 class Place(NamedTuple):
@@ -88,11 +88,13 @@ def place_of(
 
 
 def is_lengthy(request: Request, settings: SchedulerSettings, prefill_s: float) -> bool:
-    """Whether its uncached prompt alone takes far longer than its first token may: it may not keep others.
+    """Whether its uncached prompt alone takes far longer than a first token may: it may not keep others.
 
-    Never of a stream that lost its worker, which routers move a few at a time.
+    That is the most urgent class's, whatever the prompt's own: it is others who notice. A caller that names a
+    target of its own means all of its kind. Never of a stream that lost its worker, which routers move a few
+    at a time.
     """
-    target_s = ttft_target_s(request, settings)
+    target_s = request.ttft_target_s or settings.targets[LatencyClass.INTERACTIVE].ttft_s
     return target_s is not None and prefill_s > LENGTHY * target_s and not len(request.delivered)
 
 

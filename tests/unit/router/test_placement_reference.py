@@ -88,7 +88,7 @@ def by_the_rule(it: Ticket, fleet: Fleet) -> str | None:
     scores = {each.key: score(it, each, fleet) for each in among}
     best = min(scores.values())
     first = min(scores, key=lambda key: (scores[key], fleet.index.positions[key]))
-    equals = [key for key, value in scores.items() if value <= best * (1 + RULE.tie_share)]
+    equals = [key for key, value in scores.items() if value <= best]
     cold = tokens_to_compute(it, first, fleet) > it.prefill_tokens - RULE.warm_share * it.prefill_tokens
     turns = fleet.last_cold if cold else fleet.last_given
     return min(equals, key=lambda key: (turns[fleet.index.positions[key]], fleet.index.positions[key]))
@@ -112,11 +112,11 @@ def takes(it: Ticket, worker: WorkerView, cost: Cost, fleet: Fleet) -> bool:
 
 def is_quiet(it: Ticket, worker: WorkerView, fleet: Fleet) -> bool:
     """Prompts that take longer than a second anywhere go where less than half of that waits."""
-    token_s = fleet.speeds.token_s
-    if it.prefill_tokens * float(token_s.min()) <= 1.0:
+    anywhere_s = fleet.speeds.token_s.min() + fleet.speeds.attention_s.min() / 2 * it.prefill_tokens
+    if it.prefill_tokens * anywhere_s <= 1.0:
         return True
-    own_s = tokens_to_compute(it, worker.key, fleet) * float(token_s[fleet.index.positions[worker.key]])
-    return own_s <= 1.0 or queue_s(it, worker, fleet) <= 0.5 * own_s
+    its_s = own_s(it, worker, fleet)
+    return its_s <= 1.0 or queue_s(it, worker, fleet) <= 0.5 * its_s
 
 
 def is_short(it: Ticket) -> bool:
@@ -165,11 +165,15 @@ def is_calm(it: Ticket, worker: WorkerView, able: list[WorkerView], fleet: Fleet
 
 
 def score(it: Ticket, worker: WorkerView, fleet: Fleet) -> float:
-    at, prompt = fleet.index.positions[worker.key], it.prefill_tokens
-    own = tokens_to_compute(it, worker.key, fleet)
-    token_s = fleet.speeds.token_s[at] + fleet.speeds.attention_s[at] * (prompt - own / 2)
-    seconds = own * token_s + queue_s(it, worker, fleet)
-    return float(seconds * (load(it, worker, fleet) + fleet.speeds.slowness[at]))
+    slowness = fleet.speeds.slowness[fleet.index.positions[worker.key]]
+    seconds = own_s(it, worker, fleet) + queue_s(it, worker, fleet)
+    return float(seconds * (load(it, worker, fleet) + slowness))
+
+
+def own_s(it: Ticket, worker: WorkerView, fleet: Fleet) -> float:
+    at, own = fleet.index.positions[worker.key], tokens_to_compute(it, worker.key, fleet)
+    attention_s = fleet.speeds.attention_s[at] * (it.prefill_tokens - own / 2)
+    return float(own * (fleet.speeds.token_s[at] + attention_s))
 
 
 @given(st.integers(0, 1 << 32))

@@ -396,6 +396,15 @@ def test_a_lengthy_prompt_keeps_no_short_one_waiting() -> None:
     assert not drive.stories[1].tokens
 
 
+@pytest.mark.parametrize("latency_class", [INTERACTIVE, STANDARD])
+def test_whether_a_prompt_is_lengthy_is_not_a_matter_of_its_class(latency_class: LatencyClass) -> None:
+    drive = lengthy_drive()
+    drive.add(request(1, length=2000, latency_class=latency_class))
+    drive.add(request(2, length=2000, latency_class=latency_class, ttft_target_s=60.0))
+    assert drive.scheduler._sequences[1].lengthy
+    assert not drive.scheduler._sequences[2].lengthy, "its caller means all of its kind"
+
+
 def test_short_prompts_without_end_leave_a_lengthy_one_its_part() -> None:
     drive = lengthy_drive()
     drive.add(request(1, length=2000, latency_class=INTERACTIVE))
