@@ -75,11 +75,23 @@ def main() -> None:
     """Play what was asked for."""
     parser = argparse.ArgumentParser(description="Scheduling policies over traces, in virtual time.")
     parser.add_argument("suite", choices=[*SUITES, "all"])
-    parser.add_argument("--seeds", type=int, default=SEEDS)
-    parser.add_argument("--trace", type=Path, default=loads.AZURE_EXCERPT, help="of Azure conversations")
-    parser.add_argument("--mooncake", type=Path, default=loads.MOONCAKE_EXCERPT)
-    parser.add_argument("--size", type=float, default=FULL_SIZE, help="multiplies the requests of every load")
-    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument(
+        "--seeds", type=int, default=SEEDS, help=f"runs of each load and policy; default: {SEEDS}"
+    )
+    excerpt = "default: the excerpt in bench/data"
+    parser.add_argument(
+        "--trace", type=Path, default=loads.AZURE_EXCERPT, help=f"Azure chats, CSV; {excerpt}"
+    )
+    parser.add_argument(
+        "--mooncake", type=Path, default=loads.MOONCAKE_EXCERPT, help=f"Mooncake JSONL; {excerpt}"
+    )
+    parser.add_argument(
+        "--size",
+        type=float,
+        default=FULL_SIZE,
+        help="multiplies the requests of every load; 0.05: a quick look",
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="processes; default: 1")
     parser.add_argument("--results", type=Path, help=f"default: {RESULTS} of a full run, else a new folder")
     parser.add_argument("--kept", type=Path, help="folder of runs that are not played again")
     given = parser.parse_args()
