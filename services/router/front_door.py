@@ -185,6 +185,7 @@ class RouterServicer:
             self._dispatcher.leave(flight)
             visit.shares.charge(max(0, len(flight.ids) - visit.charged_tokens))
         visit.shares.leave()
+        finished = flight.finished if flight else None
         log.info(
             "request",
             request=visit.accepted.request_id,
@@ -193,7 +194,10 @@ class RouterServicer:
             latency_class=CLASS_LABEL[visit.latency_class],
             prompt_tokens=len(flight.order.prompt_ids) if flight else 0,
             output_tokens=len(flight.ids) if flight else 0,
+            worker=finished.worker_id if finished else "",
             attempts=flight.attempt if flight else 0,
+            queue_ms=finished.timings.queue_us // 1000 if finished else 0,
+            first_token_ms=finished.timings.first_token_us // 1000 if finished else 0,
             total_ms=int((time.monotonic() - visit.arrival_s) * 1000),
         )
 

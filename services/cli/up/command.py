@@ -36,7 +36,12 @@ def up(
         int | None, typer.Option(help="How many; default: one a GPU, or one on the CPU.", min=1)
     ] = None,
     routers: Annotated[
-        int, typer.Option(help="Router processes behind the public port; each uses up to one core.", min=1)
+        int,
+        typer.Option(
+            envvar="HEADRACE_ROUTER_PROCESSES",
+            help="Router processes behind the public port; each uses up to one core.",
+            min=1,
+        ),
     ] = 1,
     state_dir: options.StateDir = None,
     prompt: Annotated[str, typer.Option(help="First question; --no-prompt asks none.")] = FIRST_PROMPT,

@@ -69,6 +69,7 @@ def _router(plan: MeshPlan, number: int, metrics_port: int) -> ChildSpec:
     state, meshes = plan.state, [f"{LOOPBACK}:{port}" for port in plan.mesh_ports]
     several = len(meshes) > 1
     settings = {
+        "processes": 1,
         "listen": plan.public,
         "mesh_listen": meshes[number],
         "siblings": ",".join(meshes),
