@@ -29,7 +29,8 @@ def models(
     found = asyncio.run(ask())
     if as_json:
         return output.json_line([MessageToDict(each, preserving_proto_field_name=True) for each in found])
-    output.table(("Model", "Context", "Vocabulary", "Workers", "Chat", "Capabilities"), map(_row, found))
+    columns = ("Model", "Context", "Vocabulary", "Workers", "Chat", "Capabilities")
+    output.table(columns, map(_row, found), spare=("Vocabulary", "Capabilities"))
 
 
 def _row(model: router_pb2.Model) -> tuple[object, ...]:
