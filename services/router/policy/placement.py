@@ -17,24 +17,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from services.router.policy.classify import LatencyClass
 from services.router.policy.fleet import Fleet
 from services.router.policy.kinds import MOST, Limits
+from services.router.policy.lengthy import LengthyPrompts
+from services.router.policy.patience import SCARCE, Patience, displaced_s
 from services.router.policy.placement_settings import PlacementSettings
 from services.router.policy.scores import Scores, cached_tokens, own_tokens
-from services.router.policy.speed import Floats, Mask, Speeds
+from services.router.policy.speed import Floats, Mask
 from services.router.policy.spread import Hits
 from services.router.policy.ticket import Cost, Digests, Ticket
 from services.router.policy.worker import BLOCK_TOKENS
 
-_WAIT_WEIGHT = 0.05
-_LONGEST_WAIT_S = 60.0
 _AS_SOON = 1.25
-_SCARCE = 0.25
-"""Of a worker's blocks: with fewer to take, a second copy of a prefix displaces other work."""
-_LENGTHY_S = 1.0
-_QUIET_SHARE = 0.5
-"""Prompts of so many seconds go only where less than this part of that waits: one after the other."""
 
 
 class Choice(NamedTuple):
@@ -57,17 +51,24 @@ class Choice(NamedTuple):
 NOBODY = Choice(None)
 
 
+class _Asked(NamedTuple):
+    """What a choice is about."""
+
+    ticket: Ticket
+    fleet: Fleet
+    hits: Hits
+    now: float
+    head_wait_s: float | None
+
+
 class Placement:
-    """Chooses workers; remembers recent waits, turns and repeated prefixes."""
+    """Chooses workers, by the settings alone but for what its patience remembers."""
 
     def __init__(self, settings: PlacementSettings | None = None) -> None:
         self.settings = settings or PlacementSettings()
-        self.recent_wait_s = dict.fromkeys(LatencyClass, 0.0)
-        """Moving averages of how long dispatched requests had waited: long waits of batch work make nobody
-        else patient."""
         self._scores = Scores(self.settings)
-        self._speeds: Speeds | None = None
-        self._fastest_s = (inf, inf)  # of a prompt token, and of attention to one before it, at these speeds
+        self._lengthy = LengthyPrompts(self._scores)
+        self._patience = Patience(self.settings)
         self._limits = Limits(self.settings.short_slice, self.settings.warm_queue_s)
 
     def choose(
@@ -91,7 +92,7 @@ class Placement:
         calm = self._calm(able, fleet, ticket.foreground)
         warm = keepers & calm
         if np.count_nonzero(warm):
-            found = self._warm_one(warm, able, takers, hits, ticket, fleet, now, head_wait_s)
+            found = self._warm_one(warm, able, takers, _Asked(ticket, fleet, hits, now, head_wait_s))
             if found is not None:
                 return found
         if not np.count_nonzero(takers):
@@ -106,9 +107,7 @@ class Placement:
         fleet.book(choice.position, cost, cold=choice.cold, foreground=ticket.foreground)
         if digests is not None:
             fleet.index.expect(view.key, digests[-(-choice.cached_tokens // BLOCK_TOKENS) :], now)
-        waited_s = min(max(now - ticket.arrival_s, 0.0), _LONGEST_WAIT_S)
-        recent_s = self.recent_wait_s[ticket.latency_class]
-        self.recent_wait_s[ticket.latency_class] = recent_s + _WAIT_WEIGHT * (waited_s - recent_s)
+        self._patience.dispatched(ticket, now)
         return cost
 
     def _taken(self, choice: Choice, asked: Cost, digests: Digests | None, fleet: Fleet) -> Cost:
@@ -138,49 +137,15 @@ class Placement:
         fleet.limit(self._limits)
         reserve = settings.short_slice > 0 and not short
         takers = fleet.affordable(ticket.cost, ticket.foreground, reserve)
-        if not short and self._may_be_lengthy(ticket, fleet):
-            takers = takers & self._quiet_enough(hits, ticket, fleet)
+        if not short and self._lengthy.possible(ticket, fleet):
+            takers = takers & self._lengthy.places(hits, ticket, fleet)
         return takers if able is fleet.ready else takers & able
-
-    def _may_be_lengthy(self, ticket: Ticket, fleet: Fleet) -> bool:
-        """Whether even the fastest worker computes the whole prompt for so long that others notice."""
-        speeds, prompt = fleet.speeds, ticket.prefill_tokens
-        if speeds is not self._speeds:
-            self._speeds = speeds
-            self._fastest_s = (
-                float(speeds.token_s.min(initial=inf)),
-                float(speeds.attention_s.min(initial=inf)) / 2,
-            )
-        token_s, attention_s = self._fastest_s
-        return prompt * (token_s + attention_s * prompt) > _lengthy_s(ticket)
-
-    def _quiet_enough(self, hits: Hits, ticket: Ticket, fleet: Fleet) -> Mask:
-        """Workers for which the prompt is not lengthy, or where little prefill waits against it.
-
-        Their credit stays open beside such a prompt, for others; the next one of its kind is to wait here.
-        """
-        own_s = self._scores.own_s(own_tokens(hits, ticket), ticket.prefill_tokens, fleet)
-        queue_s = fleet.busy(ticket.foreground).queue_s
-        found: Mask = (own_s <= _lengthy_s(ticket)) | (queue_s <= _QUIET_SHARE * own_s)
-        return found
 
     def _sharers(self, warm: Mask, hits: Hits, ticket: Ticket, fleet: Fleet) -> Mask:
         """Warm workers with credit for what the prompt does not share there."""
         asked, shared = ticket.cost, int(hits[warm].min())
         own = Cost(asked.prefill_tokens, asked.sequences, max(1, asked.kv_blocks - shared))
         return warm & self._takers(warm, hits, replace(ticket, cost=own), fleet)
-
-    def _crowding_s(self, warm: Mask, takers: Mask, hits: Hits, ticket: Ticket, fleet: Fleet) -> float:
-        """GPU seconds that a second copy of the prefix displaces where KV is scarce, while it is read."""
-        position = int(np.where(takers, fleet.busy(ticket.foreground).room, -inf).argmax())
-        view = fleet.at(position)
-        room = min(fleet.busy(ticket.foreground).room.item(position), view.total_blocks)
-        scarce = 1.0 - room / max(_SCARCE * view.total_blocks, 1.0)
-        if scarce <= 0.0:
-            return 0.0
-        step_s = fleet.model_of(position).decode_s(view.sequences, view.running_context)
-        copied = int(hits[warm].max()) / max(view.total_blocks, 1)
-        return scarce * copied * ticket.expected_output * step_s
 
     def _keepers(self, able: Mask, hits: Hits, ticket: Ticket) -> Mask | None:
         """Workers that keep most of the prompt; None when there is none."""
@@ -191,30 +156,21 @@ class Placement:
         keepers: Mask = (hits >= ceil(least / BLOCK_TOKENS)) & able
         return keepers if np.count_nonzero(keepers) else None
 
-    def _warm_one(
-        self,
-        warm: Mask,
-        able: Mask,
-        takers: Mask,
-        hits: Hits,
-        ticket: Ticket,
-        fleet: Fleet,
-        now: float,
-        head_wait_s: float | None,
-    ) -> Choice | None:
+    def _warm_one(self, warm: Mask, able: Mask, takers: Mask, asked: _Asked) -> Choice | None:
         """One of the warm workers, or that it waits for one; None when it had better go elsewhere."""
+        ticket, fleet, hits = asked.ticket, asked.fleet, asked.hits
         warm_takers = warm & takers
         if not np.count_nonzero(warm_takers):
             warm_takers = self._sharers(warm, hits, ticket, fleet)
         if np.count_nonzero(warm_takers):
             return self._among(warm_takers, hits, ticket, fleet)
         if not np.count_nonzero(takers):
-            return self._waits(ticket, fleet, now, head_wait_s, 0.0)
+            return self._waits(asked, 0.0)
         own_s = self._scores.own_s(own_tokens(hits, ticket), ticket.prefill_tokens, fleet)
         saved_s = float(own_s[takers].min() - own_s[able].min())
-        saved_s += self._crowding_s(warm, takers, hits, ticket, fleet)
-        waits = self._waits(ticket, fleet, now, head_wait_s, saved_s)
-        sooner = waits is not None and self._sooner_cold(ticket, warm, takers, hits, own_s, fleet)
+        saved_s += displaced_s(warm, takers, hits, ticket, fleet)
+        waits = self._waits(asked, saved_s)
+        sooner = waits is not None and self._sooner_cold(asked, warm, takers, own_s)
         return None if sooner else waits
 
     def _calm(self, able: Mask, fleet: Fleet, foreground: bool) -> Mask:
@@ -228,12 +184,11 @@ class Placement:
         found: Mask = calm <= min(settings.warm_load_factor * least + settings.warm_load_slack, MOST)
         return found
 
-    def _sooner_cold(
-        self, ticket: Ticket, warm: Mask, takers: Mask, hits: Hits, own_s: Floats, fleet: Fleet
-    ) -> bool:
+    def _sooner_cold(self, asked: _Asked, warm: Mask, takers: Mask, own_s: Floats) -> bool:
         """Whether the prefix is still being computed where it is warm, and about as soon done elsewhere."""
         if not self.settings.second_copies:
             return False
+        ticket, fleet, hits = asked.ticket, asked.fleet, asked.hits
         there_s = own_s + fleet.busy(ticket.foreground).queue_s
         if there_s[takers].min() > _AS_SOON * there_s[warm].min():
             return False
@@ -248,31 +203,10 @@ class Placement:
         told = 0 if digests is None else fleet.index.told(position, digests[:blocks]) * BLOCK_TOKENS
         return told >= self.settings.warm_share * ticket.prefill_tokens
 
-    def _waits(
-        self, ticket: Ticket, fleet: Fleet, now: float, head_wait_s: float | None, saved_s: float
-    ) -> Choice | None:
-        until = self._patient_until(ticket, fleet, now, head_wait_s, saved_s)
+    def _waits(self, asked: _Asked, saved_s: float) -> Choice | None:
+        ticket, fleet, _, now, head_wait_s = asked
+        until = self._patience.until(ticket, fleet, now, head_wait_s, saved_s)
         return Choice(None, wait_until_s=until) if now < until else None
-
-    def _patient_until(
-        self, ticket: Ticket, fleet: Fleet, now: float, head_wait_s: float | None, saved_s: float
-    ) -> float:
-        """Until when a request waits for a closed warm worker: never past its own slack."""
-        settings = self.settings
-        if not settings.patience:
-            return -inf
-        least, most = settings.patience_s
-        alone_s = ticket.prefill_tokens * float(fleet.speeds.token_s.min())
-        start_by_s = inf if ticket.deadline_s is None else ticket.deadline_s - alone_s
-        if head_wait_s == inf:
-            return min(now + most, start_by_s)
-        usual_s = max(head_wait_s or 0.0, self.recent_wait_s[ticket.latency_class])
-        worth_s = max(settings.patience_saved * saved_s, least)
-        until = ticket.arrival_s + min(max(settings.patience_factor * usual_s, worth_s), most)
-        if ticket.ttft_target_s is not None:
-            start_by = ticket.arrival_s + ticket.ttft_target_s - alone_s
-            until = min(until, start_by if now <= start_by else ticket.arrival_s + min(worth_s, most))
-        return min(until, now + most, start_by_s)
 
     def _among(self, takers: Mask, hits: Hits, ticket: Ticket, fleet: Fleet) -> Choice:
         position, several = int(takers.argmax()), np.count_nonzero(takers)
@@ -302,14 +236,9 @@ class Placement:
         return cached < self.settings.warm_share * ticket.prefill_tokens
 
 
-def _lengthy_s(ticket: Ticket) -> float:
-    """As workers have it: twice the time of a first token, where its caller allows more than usual."""
-    return max(_LENGTHY_S, 2.0 * (ticket.ttft_target_s or 0.0))
-
-
 def _spacious(fleet: Fleet, ticket: Ticket) -> Mask:
     """Workers where a copy of a prefix displaces nothing."""
-    found: Mask = fleet.busy(ticket.foreground).room * BLOCK_TOKENS >= _SCARCE * fleet.kv_tokens
+    found: Mask = fleet.busy(ticket.foreground).room * BLOCK_TOKENS >= SCARCE * fleet.kv_tokens
     return found
 
 
