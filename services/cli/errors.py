@@ -51,6 +51,8 @@ def _with_reason(error: Exception) -> str:
     text = " ".join(str(error).split())
     if code == "UNAVAILABLE" and not getattr(error, "reason", ""):
         why = text.rpartition("last error: ")[2].removeprefix("UNKNOWN: ")
+        if "handshake failed" in why:
+            return f"no TLS there: {why}; without --tls it is plain text"
         return f"nobody answers there: {why} (`headrace up` starts a mesh on this machine)"
     if getattr(error, "reason", "") == "NO_KEY":
         return f"{code}: this mesh needs an API key: give --api-key, or set HEADRACE_API_KEY"

@@ -48,11 +48,21 @@ def tls(use: bool, authority: Path | None) -> Tls | None:
     return Tls(authority=authority) if use or authority else None
 
 
+def checked(address: str) -> str:
+    """The address as it is. Raises UsageError where a port is missing: gRPC would take 443."""
+    from services.cli.errors import UsageError
+
+    for each in address.split(","):
+        if ":" not in each:
+            raise UsageError(f"--address {each.strip()!r}: write host:port")
+    return address
+
+
 def connect(address: str, api_key: str | None, use_tls: bool, authority: Path | None) -> Headrace:
     """A client of the mesh that says when it waits."""
     from headrace.client import Headrace
 
-    return Headrace(address, api_key=api_key, tls=tls(use_tls, authority), on_wait=say_wait)
+    return Headrace(checked(address), api_key=api_key, tls=tls(use_tls, authority), on_wait=say_wait)
 
 
 def say_wait(error: HeadraceError, pause_s: float) -> None:

@@ -95,7 +95,7 @@ def bench(
 
     try:
         plan = Plan(
-            address=address,
+            address=options.checked(address),
             api_key=api_key,
             tls=options.tls(tls, tls_authority),
             connections=connections,

@@ -149,7 +149,8 @@ async def test_nobody_listening_is_one_line(tmp_path: Path) -> None:
 
 
 async def test_a_wrong_call_is_one_line_and_code_2() -> None:
-    for arguments in (["frobnicate"], ["generate"], ["generate", "x", "--max-tokens", "many"]):
+    no_port = ["models", "--address", "127.0.0.1"]
+    for arguments in (["frobnicate"], ["generate"], ["generate", "x", "--max-tokens", "many"], no_port):
         found = await headrace(*arguments)
         assert (found.code, found.out, found.err.count("\n")) == (2, "", 1), arguments
 
