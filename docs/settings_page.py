@@ -22,9 +22,10 @@ Written by `make docs` from the settings classes; nothing here is written by han
 
 Later beats earlier: default, section `[mesh]` of the TOML file, section of the service, `HEADRACE_<NAME>`,
 `HEADRACE_<SERVICE>_<NAME>`, `--flag` of `python -m services.<service>`. The file is named by
-`HEADRACE_CONFIG` or `--config`. A setting with a dot is one of a group: a table of the TOML file (`[router.standard]`),
-JSON in the group's variable (`HEADRACE_ROUTER_STANDARD='{"ttft_s": 10}'`), `--standard.ttft-s=10`; the rest of the group
-stays as it is. A wrong value ends the process with exit code 2 and one line that names the setting.
+`HEADRACE_CONFIG` or `--config`. A setting with a dot is one of a group: a table of the TOML file
+(`[router.standard]`), JSON in the group's variable (`HEADRACE_ROUTER_STANDARD='{"ttft_s": 10}'`), or
+`--standard.ttft-s=10`; the rest of the group stays as it is. A wrong value ends the process with exit code 2
+and one line that names the setting.
 """
 
 
