@@ -123,15 +123,7 @@ class ServiceSettings(BaseSettings):
         try:
             if arguments is None:
                 return cls()
-            flags: CliSettingsSource[Any] = CliSettingsSource(
-                cls,
-                cli_parse_args=_take_config(arguments),
-                cli_prog_name=f"python -m services.{cls.service}",
-                cli_kebab_case=True,
-                cli_implicit_flags=True,
-                cli_hide_none_type=True,
-            )
-            return cls(**flags())
+            return cls(**_flags(cls, _take_config(arguments)))
         except ValidationError as error:
             raise SettingsError(_describe(cls, error)) from None
         except UnreadableError as error:
@@ -162,6 +154,21 @@ def fail(line: str) -> NoReturn:
     for each in line.splitlines():
         print(f"headrace: {each}", file=sys.stderr)
     raise SystemExit(USAGE_ERROR)
+
+
+def _flags(kind: type[ServiceSettings], arguments: list[str]) -> dict[str, Any]:
+    """What the command line says. Raises UnreadableError for a flag that does not exist."""
+    program = f"python -m services.{kind.service}"
+    source: CliSettingsSource[Any] = CliSettingsSource(
+        kind,
+        cli_prog_name=program,
+        cli_exit_on_error=False,
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+    )
+    source.root_parser.usage = f"{program} [--config FILE] [--SETTING VALUE]…"
+    return dict(source(args=arguments)())
 
 
 class _TomlSource(PydanticBaseSettingsSource):
@@ -215,9 +222,12 @@ def _take_config(arguments: list[str]) -> list[str]:
 
 
 def _unreadable(kind: type[ServiceSettings], error: UnreadableError) -> str:
-    """A group whose value is no JSON; only the sentence of the error tells which one."""
+    """A flag that is none, or a group whose value is no JSON: only the error's sentence tells which one."""
     name = next((name for name in kind.model_fields if f'"{name}"' in str(error)), None)
-    return f"{variable(kind, name)}: is not JSON" if name else str(error)
+    if name:
+        return f"{variable(kind, name)}: is not JSON"
+    told = str(error).removeprefix("error parsing CLI: ")
+    return f"{told}; `python -m services.{kind.service} --help` lists all"
 
 
 def unknown_variables(kind: type[ServiceSettings], environment: Iterable[str]) -> list[str]:

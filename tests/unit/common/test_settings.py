@@ -100,6 +100,19 @@ def test_a_group_that_is_no_json_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
         ExampleSettings.load([])
 
 
+@pytest.mark.parametrize("wrong", ["--cuont=3", "cuont", "--count"])
+def test_a_flag_that_is_none_is_one_line_that_says_where_all_are(
+    wrong: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        load_or_exit(ExampleSettings, [wrong])
+    told = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert told.count("\n") == 1
+    assert wrong.partition("=")[0] in told
+    assert "`python -m services.example --help` lists all" in told
+
+
 def test_a_misspelt_setting_in_the_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     configuration(tmp_path, monkeypatch, "[example]\ncuont = 3\n")
     with pytest.raises(SettingsError, match="cuont is not a setting of example"):
