@@ -7,12 +7,13 @@ from collections.abc import Callable
 from itertools import count
 from typing import Protocol
 
+import numpy as np
 from headrace.v1 import session_pb2, types_pb2
 
 from services.worker.engine.base import EngineDescription
 from services.worker.engine.report import StepReport, TokenReport
 from services.worker.metrics import WorkerMetrics
-from services.worker.scheduler.events import Finished, Outputs, Rejected, RejectReason
+from services.worker.scheduler.events import NO_OUTPUTS, Finished, Outputs, Rejected, RejectReason
 from services.worker.scheduler.request import Request
 from services.worker.session.books import Books
 from services.worker.session.credits import Room
@@ -23,6 +24,7 @@ from services.worker.session.outgoing import MESSAGE_CHARS
 from services.worker.session.prefixes import Prefixes
 from services.worker.session.prompts import Arrival
 from services.worker.session.records import Record, Records, answer
+from services.worker.session.steady import LEAST, SteadyBatch
 
 _RETURNED_FOR = {
     RejectReason.TOO_LONG: session_pb2.RETURN_REASON_UNSUPPORTED,
@@ -65,6 +67,8 @@ class Desk:
         self._sessions = count(1)
         self._jobs: dict[int, Job] = {}  # the engine owes each a terminal event
         self._open: dict[int, Home] = {}
+        self._steady: SteadyBatch | None = None
+        self._last_handles = NO_OUTPUTS.handles
         metrics.jobs.set_function(lambda: len(self._jobs))
 
     def new_handle(self) -> int:
@@ -96,6 +100,7 @@ class Desk:
 
     def close(self, session: Home) -> None:
         """A session ends; its jobs run on without a home."""
+        self._dissolve()
         del self._open[session.number]
         self.books.close(session.number)
         for job in self._jobs.values():
@@ -120,12 +125,14 @@ class Desk:
 
     def claimed(self, claim: session_pb2.Claim, now: float) -> list[session_pb2.Claimed]:
         """What is known here of a request that some router looks for."""
+        self._dissolve()
         record = self.records.find(claim.claim_key)
         orphaned = record is not None and record.owner.number not in self._open
         return answer(record, claim, now, orphaned=orphaned)
 
     def hand_over(self, session: Home, adopt: session_pb2.Adopt) -> Job | None:
         """Gives a claimed job to another session; None where it cannot go on there."""
+        self._dissolve()
         record = self.records.find(adopt.claim_key)
         job = record.job if record is not None else None
         if record is None or job is None or job.handle != adopt.handle:
@@ -189,6 +196,25 @@ class Desk:
                 session.news.set()
 
     def _outputs(self, outputs: Outputs) -> None:
+        if len(outputs) and not self._hear_steady(outputs):
+            self._dissolve()
+            self._hear_each(outputs)
+
+    def _hear_steady(self, outputs: Outputs) -> bool:
+        """Whether a steady batch took them: that of the steps before, or one that begins."""
+        if self._steady is None and len(outputs) >= LEAST:
+            before, self._last_handles = self._last_handles, outputs.handles
+            if np.array_equal(before, outputs.handles):
+                self._steady = SteadyBatch.of(outputs.handles, self._jobs)
+        return self._steady is not None and self._steady.hear(outputs)
+
+    def _dissolve(self) -> None:
+        """From now on all that was heard is in the jobs: to be called ahead of whoever looks into one."""
+        if self._steady is not None:
+            self._steady.dissolve()
+            self._steady = None
+
+    def _hear_each(self, outputs: Outputs) -> None:
         jobs = self._jobs
         for handle, index, token in outputs.plain():
             if (job := jobs.get(handle)) is not None:
@@ -244,6 +270,7 @@ class Desk:
             self.records.ended(job, self.last_report[1])
 
     def _pop(self, handle: int) -> Job | None:
+        self._dissolve()
         job = self._jobs.pop(handle, None)
         if not self._jobs:
             self.idle.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from headrace.v1 import session_pb2
@@ -13,15 +14,36 @@ if TYPE_CHECKING:
     from services.worker.session.job import Job
 
 
+@dataclass(slots=True, eq=False)
+class Columns:
+    """One new id each of many jobs, as a frame tells them."""
+
+    slots: list[int]
+    attempts: list[int]
+    indices: list[int]
+    token_ids: list[int]
+    told: bool = False
+    """Whether a frame has them."""
+
+
 class Home(Protocol):
     """An open session."""
 
     number: int
+    columns: bool
+    """Whether its router reads columns."""
+
     line: dict[int, Job]
     """Jobs with output or an end to send, by handle, in the order in which they got it."""
 
     news: asyncio.Event
     """Set by whoever adds to it."""
+
+    def tell(self, columns: Columns) -> None:
+        """Tells a step of a steady batch with the next frame. The one before must have been told."""
+
+    def take_back(self) -> None:
+        """Tells it not: its jobs are in the line."""
 
     def give_back(self, job: Job, reason: session_pb2.ReturnReason, message: str = "") -> None:
         """The job may run elsewhere."""

@@ -76,6 +76,11 @@ class Job:
         """Whether there is something to send."""
         return self.sent < self.made or (self.end is not None and not self.end_sent)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether its next id is all that there will be to send."""
+        return self.sent == self.made and self.end is None and not self.described
+
     def goes_on_after(self, delivered_ids: Iterable[int]) -> None:
         """Its client has this output, from index 0 on: whoever claims it wants that, too."""
         if self.claim_key:
@@ -87,6 +92,11 @@ class Job:
         assert index == self.made, "the engine skipped an output token"
         self.ids.append(token)
         self.made = index + 1
+
+    def extend(self, ids: bytes) -> None:
+        """Takes the next output tokens, of four bytes each."""
+        self.ids.frombytes(ids)
+        self.made += len(ids) // self.ids.itemsize
 
     def describe(self, logprobs: TokenLogprobs) -> None:
         """Takes the log-probabilities of the next token without."""

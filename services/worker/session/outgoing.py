@@ -16,6 +16,7 @@ from headrace.v1 import session_pb2
 from services.worker.engine.report import StepReport
 from services.worker.scheduler.budget import StepModelState
 from services.worker.scheduler.events import KVEvents, Served
+from services.worker.session.home import Columns
 from services.worker.session.job import Job
 from services.worker.session.prefixes import NAME_BYTES
 
@@ -66,6 +67,8 @@ class Outgoing:
         self._columns = columns
         self.line: dict[int, Job] = {}
         """Jobs with news, by handle, in the order in which they got it; whoever has news of one adds it."""
+        self.steady: Columns | None = None
+        """One new id each of jobs that are not in the line."""
         self._returned: dict[int, session_pb2.Returned] = {}  # by handle
         self._report: StepReport | None = None
         self._report_s = 0.0
@@ -85,6 +88,7 @@ class Outgoing:
         """Whether there is nothing to say."""
         return not (
             self.line
+            or self.steady
             or self._returned
             or self._report
             or self._events
@@ -97,7 +101,7 @@ class Outgoing:
     @property
     def told_all(self) -> bool:
         """Whether nothing about requests is left to say."""
-        return not (self.line or self._returned)
+        return not (self.line or self.steady or self._returned)
 
     @property
     def returns(self) -> int:
@@ -160,7 +164,10 @@ class Outgoing:
         self._fill_state(frame)
         receipt = Receipt({}, [])
         size = STATE_BYTES + self._fill_claimed(frame)
-        if self._columns and size < LARGE_BYTES:
+        if self.steady is not None:
+            size += _fill_columns(frame.next_tokens, self.steady)
+            self.steady = None
+        if self._columns and self.line and size < LARGE_BYTES:
             size += self._fill_next_tokens(frame)
         if self.line and size < LARGE_BYTES:
             size += self._fill_updates(frame, receipt)
@@ -218,15 +225,16 @@ class Outgoing:
         ]
         if not told:
             return 0
-        columns = frame.next_tokens
-        columns.slots.extend([job.slot for job in told])
-        columns.attempts.extend([job.attempt for job in told])
-        columns.indices.extend([job.sent for job in told])
-        columns.token_ids.extend([job.ids[-1] for job in told])
+        columns = Columns(
+            [job.slot for job in told],
+            [job.attempt for job in told],
+            [job.sent for job in told],
+            [job.ids[-1] for job in told],
+        )
         for job in told:
             job.sent = job.made
         self._leave_line(told)
-        return NEXT_BYTES * len(told)
+        return _fill_columns(frame.next_tokens, columns)
 
     def _fill_updates(self, frame: session_pb2.WorkerFrame, receipt: Receipt) -> int:
         """In the order in which they got news."""
@@ -283,6 +291,16 @@ class Outgoing:
             stored, digest = self._events.popleft()
             name = digest[:NAME_BYTES]
             frame.kv_events.events.add(**({"stored": name} if stored else {"removed": name}))
+
+
+def _fill_columns(told: session_pb2.NextTokens, columns: Columns) -> int:
+    """Returns how many bytes that is at most."""
+    told.slots.extend(columns.slots)
+    told.attempts.extend(columns.attempts)
+    told.indices.extend(columns.indices)
+    told.token_ids.extend(columns.token_ids)
+    columns.told = True
+    return NEXT_BYTES * len(columns.slots)
 
 
 def _fill_load(told: session_pb2.Load, report: StepReport) -> None:

@@ -17,6 +17,7 @@ from services.worker.engine.report import StepReport
 from services.worker.session.credits import Demand, Room
 from services.worker.session.desk import Desk
 from services.worker.session.gone import Gone
+from services.worker.session.home import Columns
 from services.worker.session.intake import refusal
 from services.worker.session.job import Job
 from services.worker.session.outgoing import Outgoing, Receipt
@@ -49,7 +50,8 @@ class Session:
         self._gone = Gone()
         self._assemblies: dict[int, Assembly] = {}  # by handle
         self._receipts: deque[tuple[int, Receipt]] = deque()  # by frame
-        self._outgoing = Outgoing(columns=welcome.next_tokens)
+        self.columns = welcome.next_tokens
+        self._outgoing = Outgoing(columns=self.columns)
         self.line = self._outgoing.line
         self._booked = 0  # the last router frame that takes credit, by that router's own account
         self._granted = (0, 0)  # changes of the books, and the command, that the last credit told counts from
@@ -122,6 +124,15 @@ class Session:
         """The job has output or an end to send."""
         self.line[job.handle] = job
         self.news.set()
+
+    def tell(self, columns: Columns) -> None:
+        """A step of a steady batch, with the next frame."""
+        self._outgoing.steady = columns
+        self.news.set()
+
+    def take_back(self) -> None:
+        """Its jobs are in the line instead."""
+        self._outgoing.steady = None
 
     def heard(self, report: StepReport, now: float) -> None:
         """The engine's state after its last step."""
