@@ -14,12 +14,13 @@ import sys
 from collections.abc import Coroutine
 from typing import Any, Protocol
 
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
 from services.common import logs, metrics
 from services.common.garbage import Collector
+from services.common.health import HealthServicer
 from services.common.loop import Loop
 from services.common.settings import ServiceSettings, SettingsError, fail, unknown_variables
 from services.common.transport import BindError
@@ -77,7 +78,7 @@ class Health:
     """The grpc.health.v1 state of a process: "" and the named services change together."""
 
     def __init__(self, *names: str) -> None:
-        self.servicer = health.aio.HealthServicer()
+        self.servicer = HealthServicer()
         self._names = ("", *names)
 
     def add_to(self, server: Any) -> None:
@@ -87,7 +88,7 @@ class Health:
     async def set(self, status: Any) -> None:
         """Sets the state of all names."""
         for name in self._names:
-            await self.servicer.set(name, status)
+            self.servicer.set(name, status)
 
 
 def add_reflection(server: Any, *service_names: str) -> None:

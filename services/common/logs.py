@@ -50,6 +50,7 @@ def get(name: str) -> structlog.stdlib.BoundLogger:
 
 
 def _worth_telling(record: logging.LogRecord) -> bool:
-    """Not that a caller was gone when its answer was ready: gRPC tells it with a traceback each time."""
+    """Not that a caller was gone when its answer was ready, or sent what is no message to a service of gRPC's
+    own: each of them would write a traceback."""
     error = record.exc_info[1] if record.exc_info else None
-    return type(error).__name__ != "ExecuteBatchError"
+    return type(error).__name__ not in ("ExecuteBatchError", "DecodeError")
