@@ -35,6 +35,8 @@ USAGE_ERROR = 2
 Settings = TypeVar("Settings", bound="ServiceSettings")
 _OF_NO_SERVICE = frozenset({"HEADRACE_CACHE_DIR", "HEADRACE_WORKER_LEASE_DIR"})
 """Variables that only look as if they were a service's."""
+_SECTIONS = ("mesh", "router", "tokenizer", "worker", "cache")
+"""Of the TOML file."""
 _HOST_PORT = re.compile(r"(?:dns:///)?(?:\[[\w:.%]+\]|[\w.-]+):(\d{1,5})", re.ASCII)
 
 
@@ -108,13 +110,13 @@ class ServiceSettings(BaseSettings):
         cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Orders the sources, the strongest first."""
-        own = f"HEADRACE_{cls.service.upper()}_"
+        own, known = f"HEADRACE_{cls.service.upper()}_", {cls.service, *_SECTIONS}
         return (
             init_settings,
             EnvSettingsSource(settings_cls, env_prefix=own),
             EnvSettingsSource(settings_cls, env_prefix="HEADRACE_"),
-            _TomlSource(settings_cls, cls.service),
-            _TomlSource(settings_cls, "mesh"),
+            _TomlSource(settings_cls, cls.service, known),
+            _TomlSource(settings_cls, "mesh", known),
         )
 
     @classmethod
@@ -174,9 +176,9 @@ def _flags(kind: type[ServiceSettings], arguments: list[str]) -> dict[str, Any]:
 class _TomlSource(PydanticBaseSettingsSource):
     """One section of the TOML file."""
 
-    def __init__(self, settings_cls: type[BaseSettings], section: str) -> None:
+    def __init__(self, settings_cls: type[BaseSettings], section: str, known: Iterable[str]) -> None:
         super().__init__(settings_cls)
-        self._values = _read_section(section)
+        self._values = _read_section(section, known)
 
     def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
         return self._values.get(field_name), field_name, False
@@ -185,17 +187,21 @@ class _TomlSource(PydanticBaseSettingsSource):
         return dict(self._values)
 
 
-def _read_section(section: str) -> dict[str, Any]:
+def _read_section(section: str, known: Iterable[str]) -> dict[str, Any]:
     path = os.environ.get("HEADRACE_CONFIG")
     if not path:
         return {}
     try:
         with open(path, "rb") as file:
-            found = tomllib.load(file).get(section, {})
+            sections = tomllib.load(file)
     except OSError as error:
         raise SettingsError(f"HEADRACE_CONFIG: {of_file(error)}") from None
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"HEADRACE_CONFIG: {path}: {error}") from None
+    if strange := sorted(sections.keys() - set(known)):
+        allowed = ", ".join(_SECTIONS)
+        raise SettingsError(f"HEADRACE_CONFIG: {path}: {strange[0]} is no section; there are {allowed}")
+    found = sections.get(section, {})
     if not isinstance(found, dict):
         raise SettingsError(f"HEADRACE_CONFIG: {path}: [{section}] is not a table")
     return found

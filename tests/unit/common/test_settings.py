@@ -119,7 +119,7 @@ def test_a_misspelt_setting_in_the_file_is_refused(tmp_path: Path, monkeypatch: 
         ExampleSettings.load([])
 
 
-@pytest.mark.parametrize("content", ["[example\n", "example = 3\n"])
+@pytest.mark.parametrize("content", ["[example\n", "example = 3\n", "[exmaple]\ncount = 3\n", "count = 3\n"])
 def test_a_broken_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
     configuration(tmp_path, monkeypatch, content)
     with pytest.raises(SettingsError, match="HEADRACE_CONFIG"):
