@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from services.worker.scheduler.events import Served, TokenLogprobs
 from services.worker.session.job import Job
-from services.worker.session.outgoing import MOST_EVENTS, Outgoing
+from services.worker.session.kv_news import MOST_EVENTS
+from services.worker.session.outgoing import Outgoing
 from tests.support.session_engine import RecordingEngine, kv
 
 LIMIT = 64 << 10
