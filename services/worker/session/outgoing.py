@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 from itertools import islice
-from typing import NamedTuple, Self
 
 from headrace.v1 import session_pb2
 
@@ -17,6 +16,7 @@ from services.worker.engine.report import StepReport
 from services.worker.session.home import Columns
 from services.worker.session.job import Job
 from services.worker.session.kv_news import KvNews
+from services.worker.session.receipts import Receipt
 from services.worker.session.state_news import STATE_BYTES, ServedNews, StateNews
 
 LARGE_BYTES = 28 << 10  # a frame beyond this takes no further part; each has at most 30 KiB: 64 KiB in all
@@ -27,24 +27,6 @@ RETURNED_BYTES = 900  # of one, at most: its message may have four bytes a chara
 MESSAGE_CHARS = 200
 CLAIMED_BYTES = 2 << 10  # of answers to claims in one frame, but for one large piece
 MOST_CLAIMED = 256
-
-
-class Receipt(NamedTuple):
-    """What frames told of jobs, as far as it frees anything here once the router has it."""
-
-    upto: dict[Job, int]  # all log-probabilities before this index
-    ended: list[Job]  # whose end they told
-
-    def add(self, later: Self) -> None:
-        """With what a later frame told."""
-        self.upto.update(later.upto)
-        self.ended.extend(later.ended)
-
-    def forget(self, job: Job) -> None:
-        """What another session goes on with."""
-        self.upto.pop(job, None)
-        if job in self.ended:
-            self.ended.remove(job)
 
 
 class Outgoing:

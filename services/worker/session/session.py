@@ -7,7 +7,6 @@ or ignored, and a router that goes on with it is left. Nothing of it reaches the
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 
 from headrace.v1 import session_pb2
 
@@ -20,11 +19,11 @@ from services.worker.session.gone import Gone
 from services.worker.session.home import Columns
 from services.worker.session.intake import refusal
 from services.worker.session.job import Job
-from services.worker.session.outgoing import Outgoing, Receipt
+from services.worker.session.outgoing import Outgoing
 from services.worker.session.prompts import Arrival, Assembly, is_complete
+from services.worker.session.receipts import Handled, Receipt, Receipts
 
 NO_CREDIT_RETRY_MS = 50
-MOST_RECEIPTS = 64  # beyond that the last one takes in what follows: output is kept longer, never lost
 MOST_RETURNS = 4096  # that a router has not read
 HANDSHAKE_FRAMES = 2
 log = logs.get(__name__)
@@ -43,13 +42,13 @@ class Session:
         self.news = asyncio.Event()
         self.leaving = False
         self._desk = desk
-        self._sent = self._received = self._acknowledged = HANDSHAKE_FRAMES
-        self._handled: deque[tuple[int, int]] = deque()  # router frame, last engine command then
+        self._sent = self._received = HANDSHAKE_FRAMES
+        self._handled = Handled(HANDSHAKE_FRAMES)
         self._slots: dict[int, Job] = {}  # by slot, until the terminal event is written
         self._jobs: dict[int, Job] = {}  # by handle, until the terminal event is acknowledged
         self._gone = Gone()
         self._assemblies: dict[int, Assembly] = {}  # by handle
-        self._receipts: deque[tuple[int, Receipt]] = deque()  # by frame
+        self._receipts = Receipts()
         self.columns = welcome.next_tokens
         self._outgoing = Outgoing(columns=self.columns)
         self.line = self._outgoing.line
@@ -100,7 +99,7 @@ class Session:
         if frame.submits or frame.prompt_pieces or frame.adoptions:
             self._booked = frame.number
         self._commands(frame, now)
-        self._note_handled(frame.number)
+        self._handled.add(frame.number, self._desk.last_command)
         self._acknowledge(frame.acknowledged_frame, now)  # after the submits, which used earlier grants
         if not self._outgoing.empty:
             self.news.set()
@@ -155,8 +154,7 @@ class Session:
         """Another session has taken over what was in this slot; here it is over."""
         self._outgoing.drop(job)
         self._jobs.pop(job.handle, None)
-        for _, receipt in self._receipts:
-            receipt.forget(job)
+        self._receipts.forget(job)
         if self._slots.get(slot) is job:
             stub = session_pb2.Submit(slot=slot, request_id=job.request_id, attempt=attempt)
             rest = Job(self._desk.new_handle(), stub)
@@ -342,23 +340,14 @@ class Session:
     def _written(self, receipt: Receipt) -> None:
         for job in receipt.ended:
             self._free_slot(job)
-        if not (receipt.upto or receipt.ended):
-            return
-        if len(self._receipts) == MOST_RECEIPTS:
-            earlier = self._receipts.pop()[1]
-            earlier.add(receipt)
-            receipt = earlier
-        self._receipts.append((self._sent, receipt))
+        self._receipts.add(self._sent, receipt)
 
     def _acknowledge(self, number: int, now: float) -> None:
         if number > self._sent:
             self._fault("acknowledged_frame", now)
             return
         self._desk.books.acknowledged(self.number, number)
-        told = Receipt({}, [])
-        while self._receipts and self._receipts[0][0] <= number:
-            told.add(self._receipts.popleft()[1])
-        self._settle(told)
+        self._settle(self._receipts.take(number))
         if self.leaving and self.settled:
             self.news.set()
 
@@ -368,19 +357,10 @@ class Session:
         for job in told.ended:
             self._jobs.pop(job.handle, None)
 
-    def _note_handled(self, frame: int) -> None:
-        """For acknowledging it; frames without commands of the engine's add nothing to remember."""
-        last_command = self._desk.last_command
-        if self._handled and self._handled[-1][1] == last_command:
-            self._handled.pop()
-        self._handled.append((frame, last_command))
-
     def _reported(self) -> int:
         """The last router frame whose commands are part of the last report."""
-        done = self._desk.last_report[0].last_command if self._desk.last_report else 0
-        while self._handled and self._handled[0][1] <= done:
-            self._acknowledged = self._handled.popleft()[0]
-        return self._acknowledged
+        report = self._desk.last_report
+        return self._handled.upto(report[0].last_command if report else 0)
 
     def _fault(self, kind: str, now: float) -> None:
         self._desk.metrics.bad_frames.labels(kind).inc()

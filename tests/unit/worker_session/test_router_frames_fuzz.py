@@ -15,7 +15,8 @@ from services.worker.metrics import WorkerMetrics
 from services.worker.session.desk import Desk
 from services.worker.session.handshake import FalseRouter, Handshake, Identity
 from services.worker.session.job import Job
-from services.worker.session.session import MOST_RECEIPTS, Misbehaved, Session
+from services.worker.session.receipts import MOST_RECEIPTS
+from services.worker.session.session import Misbehaved, Session
 from tests.support.piped_mesh import TalkingEngine, output_of
 from tests.support.wire_fuzz import messages
 
