@@ -37,6 +37,8 @@ def _run(arguments: list[str]) -> int:
         return health(arguments[1:])
     from services.cli.app import build
 
+    if arguments == ["--version"]:
+        arguments = ["version"]
     result = build()(args=arguments, standalone_mode=False, prog_name="headrace")
     return result if isinstance(result, int) else 0
 

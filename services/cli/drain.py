@@ -22,7 +22,7 @@ def drain(
     mesh_tls: admin.MeshTls = None,
     state_dir: options.StateDir = None,
 ) -> None:
-    """Give WORKER no new work and let it leave when its streams have ended or moved."""
+    """Give WORKER no new work and let it leave. It does when its streams have ended or moved."""
     from google.protobuf.duration_pb2 import Duration
     from headrace.v1.admin_pb2 import DrainWorkerRequest
 

@@ -38,7 +38,9 @@ def one_line(error: Exception) -> str | None:
 def _with_help(error: Exception, text: str) -> str:
     """What typer says of a wrong call, and where the right ones are told."""
     path = getattr(getattr(error, "ctx", None), "command_path", "")
-    return f"{text.rstrip('.')}; `{path} --help` says what there is" if path else text
+    if not path or text.startswith("Usage:"):
+        return text
+    return f"{text.rstrip('.')}; `{path} --help` says what there is"
 
 
 def exit_code(error: Exception) -> int:

@@ -38,7 +38,10 @@ def init(
         typer.Option(help="Host name or address in the certificate, beside the usual ones; repeatable."),
     ] = None,
 ) -> None:
-    """Write secrets, a first API key and certificates where they are missing; print the new key once."""
+    """Write a deployment's secrets where they are missing.
+
+    With them come a first API key, which is printed once, and certificates.
+    """
     try:
         _secrets(state, mesh or state, valkey or state)
         _certificates(tls, (*DEFAULT_NAMES, *(name or ())))

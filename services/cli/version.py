@@ -8,7 +8,7 @@ from importlib.metadata import version as installed
 
 
 def version() -> None:
-    """Print the versions of Headrace and of what its wire format depends on."""
+    """Print the version of Headrace. And those of Python, gRPC, protobuf and torch."""
     parts = [f"headrace {_of('headrace')}", f"python {platform.python_version()}"]
     parts += [f"{name} {_of(name)}" for name in ("grpcio", "protobuf", "torch")]
     print(", ".join(parts))

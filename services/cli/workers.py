@@ -19,7 +19,7 @@ def workers(
     state_dir: options.StateDir = None,
     as_json: options.Json = False,
 ) -> None:
-    """List the workers of a router: what they serve, on what, and how busy they are."""
+    """List the workers of a router. What they serve, on what, and how busy they are."""
     from google.protobuf.json_format import MessageToDict
     from headrace.v1.admin_pb2 import ListWorkersRequest
 

@@ -85,9 +85,9 @@ def bench(
     tls: options.UseTls = False,
     tls_authority: options.Authority = None,
 ) -> int:
-    """Load a mesh and measure what its users feel: TTFT, ITL, TPOT, E2E, goodput a class.
+    """Load a mesh and measure what its users feel.
 
-    Times count from when a request should have been sent.
+    That is TTFT, ITL, TPOT, E2E and goodput a class. Times count from when a request should have been sent.
     """
     from services.cli.bench.mix import parse_mix, parse_targets
     from services.cli.bench.prompts import parse_lengths

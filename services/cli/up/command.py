@@ -50,7 +50,7 @@ def up(
         bool, typer.Option("--keep/--once", help="Stay until Ctrl-C, or end after the answer.")
     ] = True,
 ) -> int:
-    """Run the whole mesh on this machine until Ctrl-C; a second Ctrl-C does not wait for running answers."""
+    """Run the whole mesh on this machine until Ctrl-C. A second Ctrl-C does not wait for running answers."""
     from services.cli.up.lock import only_one
     from services.cli.up.ports import check_free
 
