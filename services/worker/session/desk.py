@@ -7,30 +7,23 @@ from collections.abc import Callable
 from itertools import count
 from typing import Protocol
 
-import numpy as np
 from headrace.v1 import session_pb2, types_pb2
 
 from services.worker.engine.base import EngineDescription
 from services.worker.engine.report import StepReport, TokenReport
 from services.worker.metrics import WorkerMetrics
-from services.worker.scheduler.events import NO_OUTPUTS, Finished, Outputs, Rejected, RejectReason
+from services.worker.scheduler.events import Rejected
 from services.worker.scheduler.request import Request
 from services.worker.session.books import Books
 from services.worker.session.credits import Room
+from services.worker.session.ends import RETURNED_FOR, ending, refused
+from services.worker.session.hearing import Hearing
 from services.worker.session.home import Home
 from services.worker.session.intake import to_request
 from services.worker.session.job import Job
-from services.worker.session.outgoing import MESSAGE_CHARS
 from services.worker.session.prefixes import Prefixes
 from services.worker.session.prompts import Arrival
 from services.worker.session.records import Record, Records, answer
-from services.worker.session.steady import LEAST, SteadyBatch
-
-_RETURNED_FOR = {
-    RejectReason.TOO_LONG: session_pb2.RETURN_REASON_UNSUPPORTED,
-    RejectReason.DRAINING: session_pb2.RETURN_REASON_DRAINING,
-}
-"""Refusals of the engine after which another worker may take it; the rest are the request's own errors."""
 
 
 class Engine(Protocol):
@@ -67,8 +60,7 @@ class Desk:
         self._sessions = count(1)
         self._jobs: dict[int, Job] = {}  # the engine owes each a terminal event
         self._open: dict[int, Home] = {}
-        self._steady: SteadyBatch | None = None
-        self._last_handles = NO_OUTPUTS.handles
+        self._hearing = Hearing(self._jobs)
         metrics.jobs.set_function(lambda: len(self._jobs))
 
     def new_handle(self) -> int:
@@ -100,7 +92,7 @@ class Desk:
 
     def close(self, session: Home) -> None:
         """A session ends; its jobs run on without a home."""
-        self._dissolve()
+        self._hearing.dissolve()
         del self._open[session.number]
         self.books.close(session.number)
         for job in self._jobs.values():
@@ -125,14 +117,14 @@ class Desk:
 
     def claimed(self, claim: session_pb2.Claim, now: float) -> list[session_pb2.Claimed]:
         """What is known here of a request that some router looks for."""
-        self._dissolve()
+        self._hearing.dissolve()
         record = self.records.find(claim.claim_key)
         orphaned = record is not None and record.owner.number not in self._open
         return answer(record, claim, now, orphaned=orphaned)
 
     def hand_over(self, session: Home, adopt: session_pb2.Adopt) -> Job | None:
         """Gives a claimed job to another session; None where it cannot go on there."""
-        self._dissolve()
+        self._hearing.dissolve()
         record = self.records.find(adopt.claim_key)
         job = record.job if record is not None else None
         if record is None or job is None or job.handle != adopt.handle:
@@ -182,67 +174,34 @@ class Desk:
         self.prefixes.apply(report.kv)
         idle = not (report.load.running or report.load.waiting)
         self.books.report(report.credits, report.last_command, idle=idle)
-        self._outputs(report.outputs)
+        self._hearing.hear(report.outputs)
         self._terminals(report)
         self.metrics.report(report)
         for session in self._open.values():
             session.heard(report, now)
 
     def _tokens(self, report: TokenReport) -> None:
-        self._outputs(report.outputs)
+        self._hearing.hear(report.outputs)
         self.metrics.stepped(report.progress)
         for session in self._open.values():
             if session.line:
                 session.news.set()
 
-    def _outputs(self, outputs: Outputs) -> None:
-        if len(outputs) and not self._hear_steady(outputs):
-            self._dissolve()
-            self._hear_each(outputs)
-
-    def _hear_steady(self, outputs: Outputs) -> bool:
-        """Whether a steady batch took them: that of the steps before, or one that begins."""
-        if self._steady is None and len(outputs) >= LEAST:
-            before, self._last_handles = self._last_handles, outputs.handles
-            if np.array_equal(before, outputs.handles):
-                self._steady = SteadyBatch.of(outputs.handles, self._jobs)
-        return self._steady is not None and self._steady.hear(outputs)
-
-    def _dissolve(self) -> None:
-        """From now on all that was heard is in the jobs: to be called ahead of whoever looks into one."""
-        if self._steady is not None:
-            self._steady.dissolve()
-            self._steady = None
-
-    def _hear_each(self, outputs: Outputs) -> None:
-        jobs = self._jobs
-        for handle, index, token in outputs.plain():
-            if (job := jobs.get(handle)) is not None:
-                job.append(index, token)
-                if job.home is not None:
-                    job.home.line[handle] = job
-        for handle, logprobs in outputs.described():
-            if (job := jobs.get(handle)) is not None:
-                job.describe(logprobs)
-
     def _terminals(self, report: StepReport) -> None:
         for finished in report.terminals.finished:
             job = self._jobs.get(finished.handle)
-            self._end(finished.handle, _ending(finished, job.waited_s if job is not None else 0.0))
+            self._end(finished.handle, ending(finished, job.waited_s if job is not None else 0.0))
         for rejected in report.terminals.rejected:
             self._reject(rejected)
         for returned in report.terminals.returned:
             self._give_back(returned.handle, session_pb2.RETURN_REASON_DRAINING, "")
 
     def _reject(self, rejected: Rejected) -> None:
-        reason = _RETURNED_FOR.get(rejected.reason)
+        reason = RETURNED_FOR.get(rejected.reason)
         if reason is not None:
             self._give_back(rejected.handle, reason, rejected.message)
             return
-        message = rejected.message[:MESSAGE_CHARS]
-        self._end(
-            rejected.handle, session_pb2.SequenceEnd(reason=session_pb2.END_REASON_ERROR, message=message)
-        )
+        self._end(rejected.handle, refused(rejected))
 
     def _end(self, handle: int, end: session_pb2.SequenceEnd) -> None:
         job = self._pop(handle)
@@ -270,26 +229,8 @@ class Desk:
             self.records.ended(job, self.last_report[1])
 
     def _pop(self, handle: int) -> Job | None:
-        self._dissolve()
+        self._hearing.dissolve()
         job = self._jobs.pop(handle, None)
         if not self._jobs:
             self.idle.set()
         return job
-
-
-def _ending(finished: Finished, waited_s: float) -> session_pb2.SequenceEnd:
-    """What its router is told; `waited_s`: of its queueing, elsewhere."""
-    usage, timings = finished.usage, finished.timings
-    return session_pb2.SequenceEnd(
-        reason=session_pb2.EndReason.Name(finished.reason),
-        stop_token_id=finished.stop_token_id,
-        usage=types_pb2.Usage(
-            prompt_tokens=usage.prompt_tokens,
-            cached_tokens=usage.cached_tokens,
-            output_tokens=usage.output_tokens,
-        ),
-        queue_us=max(0, int((timings.queue_s - waited_s) * 1e6)),
-        prefill_us=int(timings.prefill_s * 1e6),
-        decode_us=int(timings.decode_s * 1e6),
-        message=finished.message[:MESSAGE_CHARS],
-    )
