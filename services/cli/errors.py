@@ -58,6 +58,8 @@ def _with_reason(error: Exception) -> str:
         return f"nobody answers there: {why} (`headrace up` starts a mesh on this machine)"
     if getattr(error, "reason", "") == "NO_KEY":
         return f"{code}: this mesh needs an API key: give --api-key, or set HEADRACE_API_KEY"
+    if code == "DEADLINE_EXCEEDED" and text == "Deadline Exceeded":  # gRPC's own words
+        return f"{code}: no answer within the time of --timeout"
     if code == "NOT_FOUND" and text.startswith("the model "):
         return f"{code}: {text}; `headrace models` lists those that are"
     retry_s = getattr(error, "retry_s", None)

@@ -53,7 +53,9 @@ class WorkerSettings(_EngineFlags):
         default="default", description='"default", a model directory, a *.gguf file, or a hub id org/name'
     )
     worker_id: str | None = Field(
-        default=None, max_length=128, description="name, unique in the mesh; unset: host name and device"
+        default=None,
+        max_length=128,
+        description="name, unique in the mesh; unset: host name with the GPU, or the process on a CPU",
     )
     labels: Labels = Field(default={}, description="placement labels, as region=eu,pool=chat")
     max_chunk: int = Field(

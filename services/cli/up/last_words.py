@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 
 ROUTINE = ("debug", "info")
 _NOT_TOLD = ("event", "level", "service", "module", "timestamp")
 _MOST_CHARACTERS = 200
+_ROUTINE_OF_VALKEY = re.compile(r"\d+:[A-Z] .*:[\d.]+ [.*-] ")
+"""Its lines have a sign for their level: # is a warning."""
 
 
 def last_words(lines: Iterable[str], count: int, since: str = "") -> list[str]:
@@ -28,7 +31,7 @@ def reason(lines: Iterable[str]) -> str:
 def _told(line: str, since: str) -> str:
     event = _event(line)
     if event is None:
-        return line[:_MOST_CHARACTERS]
+        return "" if _ROUTINE_OF_VALKEY.match(line) else line[:_MOST_CHARACTERS]
     if event.get("level") in ROUTINE or str(event.get("timestamp", since)) < since:
         return ""
     fields = " ".join(f"{name}={value}" for name, value in event.items() if name not in _NOT_TOLD)

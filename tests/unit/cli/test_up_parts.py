@@ -181,6 +181,14 @@ def test_last_words_leave_out_what_is_routine() -> None:
     assert last_words(lines[:1], 3) == []
 
 
+def test_last_words_of_valkey_are_its_warnings() -> None:
+    lines = [
+        "20927:M 22 Nov 2026 02:51:07.754 # Out of memory allocating 8 bytes!",
+        "20927:M 22 Nov 2026 02:51:07.754 * Ready to accept connections unix",
+    ]
+    assert last_words(lines, 3) == lines[:1]
+
+
 def test_last_words_leave_out_what_was_long_before_the_end() -> None:
     lines = [
         '{"event": "no_api_keys", "level": "warning", "timestamp": "2026-11-22T02:05:09.806380Z"}',
