@@ -35,6 +35,18 @@ def one_line(error: Exception) -> str | None:
     return None
 
 
+def _unreachable(why: str) -> str:
+    """That a connection was not to be had, and what may help."""
+    why = why.removeprefix("UNKNOWN: ").removeprefix("UNAVAILABLE: ")
+    if "CERTIFICATE_VERIFY_FAILED" in why:
+        return f"no TLS with whom is there: {why}; --tls-authority names whose certificates to trust"
+    if "handshake failed" in why:
+        return f"no TLS there: {why}; without --tls it is plain text"
+    if "Socket closed" in why:
+        return f"nobody answers there: {why} (a mesh with TLS needs --tls or --tls-authority)"
+    return f"nobody answers there: {why} (`headrace up` starts a mesh on this machine)"
+
+
 def _with_help(error: Exception, text: str) -> str:
     """What typer says of a wrong call, and where the right ones are told."""
     path = getattr(getattr(error, "ctx", None), "command_path", "")
@@ -52,10 +64,7 @@ def _with_reason(error: Exception) -> str:
     code = getattr(getattr(error, "code", None), "name", "UNKNOWN")
     text = " ".join(str(error).split())
     if code == "UNAVAILABLE" and not getattr(error, "reason", ""):
-        why = text.rpartition("last error: ")[2].removeprefix("UNKNOWN: ")
-        if "handshake failed" in why:
-            return f"no TLS there: {why}; without --tls it is plain text"
-        return f"nobody answers there: {why} (`headrace up` starts a mesh on this machine)"
+        return _unreachable(text.rpartition("last error: ")[2])
     if getattr(error, "reason", "") == "NO_KEY":
         return f"{code}: this mesh needs an API key: give --api-key, or set HEADRACE_API_KEY"
     if code == "DEADLINE_EXCEEDED" and text == "Deadline Exceeded":  # gRPC's own words

@@ -1,0 +1,59 @@
+"""What the command line says of errors that a person can act on."""
+
+from __future__ import annotations
+
+import grpc
+import pytest
+from headrace.errors import DeadlineExceeded, NotFound, Unavailable
+
+from services.cli.errors import one_line
+
+ALL = "failed to connect to all addresses; last error: "
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            ALL + "UNKNOWN: 10.0.0.1:1: Connection refused",
+            "nobody answers there: 10.0.0.1:1: Connection refused "
+            "(`headrace up` starts a mesh on this machine)",
+        ),
+        (
+            ALL + "UNAVAILABLE: 10.0.0.1:1: Socket closed",
+            "nobody answers there: 10.0.0.1:1: Socket closed "
+            "(a mesh with TLS needs --tls or --tls-authority)",
+        ),
+        (
+            ALL + "UNKNOWN: x: Tls handshake failed: WRONG_VERSION_NUMBER",
+            "no TLS there: x: Tls handshake failed: WRONG_VERSION_NUMBER; without --tls it is plain text",
+        ),
+        (
+            ALL + "UNKNOWN: x: Tls handshake failed: CERTIFICATE_VERIFY_FAILED",
+            "no TLS with whom is there: x: Tls handshake failed: CERTIFICATE_VERIFY_FAILED; "
+            "--tls-authority names whose certificates to trust",
+        ),
+    ],
+    ids=["nobody", "TLS is wanted", "no TLS", "a stranger's certificate"],
+)
+def test_a_connection_that_was_not_to_be_had_says_what_may_help(text: str, told: str) -> None:
+    assert one_line(Unavailable(text, code=grpc.StatusCode.UNAVAILABLE)) == told
+
+
+def test_a_model_that_is_not_served_says_where_those_are_that_are() -> None:
+    error = NotFound("the model 'x' is not served", code=grpc.StatusCode.NOT_FOUND)
+    assert one_line(error) == (
+        "NOT_FOUND: the model 'x' is not served; `headrace models` lists those that are"
+    )
+
+
+def test_a_call_that_was_too_long_says_whose_bound_that_was() -> None:
+    error = DeadlineExceeded("Deadline Exceeded", code=grpc.StatusCode.DEADLINE_EXCEEDED)
+    assert one_line(error) == "DEADLINE_EXCEEDED: no answer within the time of --timeout"
+    error = DeadlineExceeded("the deadline passed while it waited", code=grpc.StatusCode.DEADLINE_EXCEEDED)
+    assert one_line(error) == "DEADLINE_EXCEEDED: the deadline passed while it waited"
+
+
+def test_a_file_is_named_once() -> None:
+    missing = FileNotFoundError(2, "No such file or directory", "/nope/x")
+    assert one_line(missing) == "/nope/x: No such file or directory"
