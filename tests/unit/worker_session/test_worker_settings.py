@@ -69,5 +69,5 @@ async def test_health_needs_both_the_process_and_a_router() -> None:
         health.set(NotServing),
     ):
         await change
-        seen.append(health.servicer._server_status[""])
+        seen.append(health.servicer._statuses[""])
     assert seen == [NotServing, Serving, NotServing, Serving, NotServing]
