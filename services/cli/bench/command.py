@@ -167,7 +167,7 @@ def _write(plan: Plan, reports: list[Report], form: Format, out: Path | None, na
         raise CliError("no request ended")
     document = json.dumps(results.document(name, plan.case, reports), indent=1)
     if form is Format.SUMMARY:
-        table.show(plan.case, reports)
+        table.show(plan.case, reports, plan.targets)
     elif out is None:
         sys.stdout.write(document + "\n")
     if out is not None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from services.cli import output
+from services.cli.bench.mix import Target
 from services.cli.bench.report import ALL, Figures, Report
 from services.cli.bench.stats import Summary
 
 LATENCIES = (("TTFT", "ttft"), ("ITL", "itl"), ("TPOT", "tpot"), ("E2E", "e2e"), ("send lag", "send_lag"))
 
 
-def show(case: str, reports: Sequence[Report]) -> None:
-    """Prints every repeat."""
+def show(case: str, reports: Sequence[Report], targets: Mapping[str, Target]) -> None:
+    """Prints every repeat, and what counted as good."""
     for number, report in enumerate(reports, start=1):
         repeat = f", repeat {number} of {len(reports)}" if len(reports) > 1 else ""
         print(f"{case}{repeat}")
@@ -24,7 +25,18 @@ def show(case: str, reports: Sequence[Report]) -> None:
             print(f"{cached} answers came from the response cache: the model did not make them again")
         if (cost := report.generator_cpu_us_per_message) is not None:
             print(f"the generator itself: {cost:.0f} µs of CPU a message")
+    print(f"good: {'; '.join(_told(name, target) for name, target in targets.items())} (--target)")
     sys.stdout.flush()
+
+
+def _told(name: str, target: Target) -> str:
+    """What a request of the class had to keep."""
+    bounds = [
+        f"{seconds:g} s {until}"
+        for seconds, until in zip(target, ("to the first token", "a token"), strict=True)
+        if seconds is not None
+    ]
+    return f"{name} {', '.join(bounds) or 'whenever it is answered'}"
 
 
 def _counts(report: Report) -> None:
