@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from services.cli import options, output
-from services.cli.errors import INTERRUPTED
+from services.cli.errors import FAILURE, INTERRUPTED
 from services.cli.state import Running, StateDir, locate, write_running
 
 if TYPE_CHECKING:
@@ -47,7 +47,10 @@ def up(
     prompt: Annotated[str, typer.Option(help="First question; --no-prompt asks none.")] = FIRST_PROMPT,
     no_prompt: Annotated[bool, typer.Option("--no-prompt", help="Ask nothing.")] = False,
     keep: Annotated[
-        bool, typer.Option("--keep/--once", help="Stay until Ctrl-C, or end after the answer.")
+        bool,
+        typer.Option(
+            "--keep/--once", help="Stay until Ctrl-C, or end after the answer, with 1 where there was none."
+        ),
     ] = True,
 ) -> int:
     """Run the whole mesh on this machine until Ctrl-C. A second Ctrl-C does not wait for running answers."""
@@ -122,12 +125,14 @@ async def _run(plan: MeshPlan, prompt: str | None, keep: bool, began_s: float) -
             return INTERRUPTED
         write_running(plan.state, Running(os.getpid(), plan.public, plan.mesh))
         _show(plan, supervisor, began_s)
+        failed = False
         if prompt is not None:
-            await _unless_stopped(ask(plan, prompt, began_s, screen), stop)
+            answer = asyncio.ensure_future(ask(plan, prompt, began_s, screen))
+            failed = await _unless_stopped(answer, stop) and not answer.result()
         if keep and not stop.asked.is_set():
             screen.say(f"Serving on {plan.public}. Ctrl-C stops.")
             await stop.asked.wait()
-        return 0
+        return FAILURE if failed and not keep else 0
     finally:
         if stop.asked.is_set():
             screen.say("\nStopping: running answers may end. Ctrl-C again does not wait for them.")

@@ -48,6 +48,12 @@ async def test_once_answers_and_leaves_nothing_behind(up_model: Path, tmp_path: 
     assert not os.path.exists(sockets.pop())  # noqa: ASYNC240
 
 
+async def test_once_without_an_answer_ends_with_1(up_model: Path, tmp_path: Path) -> None:
+    async with running(up_model, tmp_path, "--once", "--prompt", "Why? " * 20_000) as mesh:
+        assert await mesh.ended() == 1
+    assert any(line.startswith("The first prompt failed: INVALID_ARGUMENT") for line in mesh.lines)
+
+
 async def test_the_running_mesh_answers_every_command(up: Up) -> None:
     answer = await headrace("generate", "Why?", "--max-tokens", "5", "--json", "--address", up.address)
     assert '"output_tokens": 5' in answer.out, answer.err
