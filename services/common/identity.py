@@ -252,9 +252,10 @@ def _parse(kind: type[Entry], table: object, path: Path | None) -> Entry:
         return kind.model_validate(table)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "entry"
+        place = ".".join(str(part) for part in first["loc"])
         owner = (table.get("name") or table.get("id")) if isinstance(table, dict) else "?"
-        raise ValueError(f"{path}: {owner}: {place}: {_what(kind, first)}") from None
+        where = ": ".join(str(each) for each in (path, owner, place) if each)
+        raise ValueError(f"{where}: {_what(kind, first)}") from None
 
 
 def _what(kind: type[BaseModel], error: ErrorDetails) -> str:
