@@ -156,7 +156,10 @@ def load(keys_file: Path | None, tenants_file: Path | None) -> Directory:
     keys = [_parse(ApiKey, entry, keys_file) for entry in entries]
     for name in tables:
         _check_name(name, tenants_file)
-    tenants = {name: _parse(Tenant, _named(name, table), tenants_file) for name, table in tables.items()}
+    tenants = {
+        name: _parse(Tenant, _named(name, table, tenants_file), tenants_file)
+        for name, table in tables.items()
+    }
     return Directory({key.id: key for key in keys}, tenants, guarded)
 
 
@@ -234,8 +237,10 @@ def _check_name(name: str, path: Path | None) -> None:
         raise ValueError(f"{path}: {name!r}: {error}") from None
 
 
-def _named(name: str, table: object) -> dict[str, Any]:
-    return {**table, "name": name} if isinstance(table, dict) else {"name": name, "": table}
+def _named(name: str, table: object, path: Path | None) -> dict[str, Any]:
+    if not isinstance(table, dict):
+        raise ValueError(f"{path}: {name}: must be a table, [tenants.{name}]")
+    return {**table, "name": name}
 
 
 def _read(path: Path | None) -> dict[str, Any]:
