@@ -35,9 +35,9 @@ from services.router.settings import LimitSettings, RouterSettings
 from services.worker.metrics import WorkerMetrics
 from services.worker.scheduler.request import FinishReason
 from services.worker.session.desk import Desk
+from services.worker.session.faults import Misbehaved
 from services.worker.session.held import tell_held
 from services.worker.session.job import Job
-from services.worker.session.session import Misbehaved
 from services.worker.session.session import Session as WorkerHalf
 from tests.support.flights import TABLE, order
 from tests.support.session_engine import SPEC, RecordingEngine, finish

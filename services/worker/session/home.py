@@ -30,6 +30,9 @@ class Home(Protocol):
     """An open session."""
 
     number: int
+    router_id: str
+    """Of log lines."""
+
     columns: bool
     """Whether its router reads columns."""
 

@@ -15,9 +15,10 @@ from headrace.v1 import session_pb2, session_pb2_grpc
 from services.common import logs, transport
 from services.common.members import MeshSecret
 from services.worker.session.desk import Desk
+from services.worker.session.faults import Misbehaved
 from services.worker.session.handshake import FalseRouter, Handshake, Identity
 from services.worker.session.job import Job
-from services.worker.session.session import Misbehaved, Session
+from services.worker.session.session import Session
 from services.worker.session.tampering import FrameFaults
 
 HANDSHAKE_S = 5.0

@@ -13,10 +13,11 @@ from prometheus_client import CollectorRegistry
 from services.common.members import MeshSecret
 from services.worker.metrics import WorkerMetrics
 from services.worker.session.desk import Desk
+from services.worker.session.faults import Misbehaved
 from services.worker.session.handshake import FalseRouter, Handshake, Identity
 from services.worker.session.job import Job
 from services.worker.session.receipts import MOST_RECEIPTS
-from services.worker.session.session import Misbehaved, Session
+from services.worker.session.session import Session
 from tests.support.piped_mesh import TalkingEngine, output_of
 from tests.support.wire_fuzz import messages
 
@@ -160,8 +161,8 @@ def test_no_frame_harms_the_engine_or_another_router(talk: list[Said], reading: 
 def _is_bounded(session: Session, talk: list[Said]) -> None:
     submitted = sum(len(frame.submits) for frame, _ in talk)
     assert len(session._receipts) <= MOST_RECEIPTS
-    assert len(session._slots) <= submitted
-    assert len(session._jobs) <= submitted
+    assert len(session._seats.slots) <= submitted
+    assert len(session._seats.jobs) <= submitted
 
 
 @fuzzed
@@ -181,7 +182,7 @@ def test_whatever_a_welcome_resumes_each_held_request_goes_on_or_ends(welcome: p
     second = Session(bench.desk, welcome, 0.0)
     with contextlib.suppress(Misbehaved):
         second.begin(welcome, held, 0.0)
-    seated = {job.handle for job in second._jobs.values()}
+    seated = {job.handle for job in second._seats.jobs.values()}
     assert all(handle in seated or handle in bench.engine.aborted for handle in handles)
     bench.finish(second)
 

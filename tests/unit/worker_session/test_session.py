@@ -19,10 +19,12 @@ from services.worker.engine.report import TokenReport
 from services.worker.metrics import WorkerMetrics
 from services.worker.scheduler.events import Rejected, RejectReason, Returned, Room
 from services.worker.scheduler.request import FinishReason, LatencyClass
+from services.worker.session.commands import MOST_RETURNS
 from services.worker.session.credits import Demand
 from services.worker.session.desk import Desk
+from services.worker.session.faults import Misbehaved
 from services.worker.session.prompts import NEXT_PIECE_S
-from services.worker.session.session import MOST_RETURNS, Misbehaved, Session
+from services.worker.session.session import Session
 from tests.support.session_engine import Credits, RecordingEngine, finish, kv
 
 WELCOME = pb.Welcome(router_id="r", session_id="s")
@@ -473,7 +475,7 @@ class TestResuming:
 
     @pytest.mark.parametrize("next_index", [0, 3, 4, 5])
     def test_lost_tokens_are_told_again_and_new_ones_follow(self, broken: Bench, next_index: int) -> None:
-        held_before = broken.session._jobs.copy()
+        held_before = broken.session._seats.jobs.copy()
         self.resume(broken, next_index)
         handle = broken.engine.handle()
         broken.report({handle: [15]}, finished=[finish(handle)])
