@@ -2,6 +2,7 @@
 
 head                the request whose turn it is; others go before it only where they delay nothing of it
 passed over         found just now that it cannot go: not looked at again before there is news of workers
+shut                those that have what it asks for take nothing: it is in nobody's way
 held                waits a little for a worker that keeps its prompt and takes nothing now
 gone before         a warm request of a tenant that is not too far ahead, before one that would go cold
 """
@@ -49,18 +50,20 @@ class Turn:
         self._held_back = held_back
         self._passed: set[int] = set()
         self._passed_at = float("nan")
+        self._shut: dict[tuple[object, ...], bool] = {}
 
     def news(self) -> None:
         """Workers or their credit changed: who was passed over is looked at again."""
         self._passed.clear()
+        self._shut.clear()
 
     def next(self, now: float) -> tuple[Entry, Choice] | None:
         """The next request that can go, and where; None when nothing can."""
         if now != self._passed_at:
-            self._passed.clear()
+            self.news()
             self._passed_at = now
         head: Entry | None = None
-        for entry in self._queue.candidates(now, self._held_back):
+        for entry in self._queue.candidates(now, self._held_back, self._is_shut):
             head = head or entry
             choice = self._choice(entry, head, now)
             if choice is not None and choice.worker is not None:
@@ -103,6 +106,19 @@ class Turn:
         return not np.count_nonzero(
             self._fleet.foreground_open if entry.ticket.foreground else self._fleet.open
         )
+
+    def _is_shut(self, entry: Entry) -> bool:
+        """Whether none of the workers that have what it asks for takes anything: it is in nobody's way."""
+        ticket = entry.ticket
+        if not (ticket.labels or ticket.capabilities):
+            return False
+        kind = (ticket.labels, ticket.capabilities, ticket.foreground)
+        shut = self._shut.get(kind)
+        if shut is None:
+            open_now = self._fleet.foreground_open if ticket.foreground else self._fleet.open
+            able = self._fleet.labelled(ticket.labels, ticket.capabilities)
+            shut = self._shut[kind] = not some(able & open_now)
+        return shut
 
     def _holds(self, entry: Entry, now: float) -> bool:
         """Whether it still waits for a closed warm worker."""

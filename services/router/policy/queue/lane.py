@@ -12,6 +12,9 @@ from services.router.policy.classify import LatencyClass
 from services.router.policy.queue.counters import Counters
 from services.router.policy.queue.order import Entry, OverdueOrder, TenantOrder
 
+_LOOKED_AT = 256
+"""Of a tenant's requests in one look, those that are shut among them."""
+
 
 class Lane(IntEnum):
     """Lanes in order of urgency."""
@@ -80,8 +83,16 @@ class TenantLane:
                 yield order
 
     def in_order(
-        self, now: float, of_one_tenant: int, without: AbstractSet[str] = frozenset()
+        self,
+        now: float,
+        of_one_tenant: int,
+        without: AbstractSet[str] = frozenset(),
+        shut: Callable[[Entry], bool] = lambda entry: False,
     ) -> Iterator[Entry]:
-        """The requests to try, at most so many of each tenant, the next to go first."""
+        """The requests to try, at most so many of each tenant, the next to go first.
+
+        `shut`: which cannot go now, whatever else goes; a bounded number of them is in nobody's way.
+        """
         for order in self.tenants(without):
-            yield from islice(order.in_order(now), of_one_tenant)
+            front = islice(order.in_order(now), max(_LOOKED_AT, of_one_tenant))
+            yield from islice((entry for entry in front if not shut(entry)), of_one_tenant)

@@ -9,7 +9,7 @@ A request's class decides which of its tenant's counters is charged; the lane on
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 from functools import partial
 from heapq import heappop, heappush
@@ -100,16 +100,21 @@ class ModelQueue:
         else:
             self._line_up(entry)
 
-    def candidates(self, now: float, without: AbstractSet[str] = frozenset()) -> Iterator[Entry]:
+    def candidates(
+        self,
+        now: float,
+        without: AbstractSet[str] = frozenset(),
+        shut: Callable[[Entry], bool] = lambda entry: False,
+    ) -> Iterator[Entry]:
         """The requests to try, the next to go first. Change nothing while walking but by one `take`.
 
-        `without`: tenants that are not to be tried.
+        `without`: tenants that are not to be tried; `shut`: which requests cannot go now.
         """
         self._age(now)
         settings = self._settings
         self._blocked.clear()
         for lane in self._order():
-            in_lane = self._lanes[lane].in_order(now, settings.tenant_look_ahead, without)
+            in_lane = self._lanes[lane].in_order(now, settings.tenant_look_ahead, without, shut)
             for entry in islice(in_lane, settings.look_ahead):
                 entry.lane = lane
                 yield entry
