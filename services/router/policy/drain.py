@@ -10,66 +10,89 @@ GPU seconds that leave the queue a second, while others of the class wait.
 
 from __future__ import annotations
 
+from math import exp
+
 from services.router.policy.queue import ModelQueue
 from services.router.policy.ticket import Ticket
 
-_LEARNING = 0.05
 _SURE = 0.5
-"""Of the time that is left: who is to start later may as well turn out late."""
-_LEAST_SEEN = 20
-"""Dispatches before a rate is known."""
+"""Of the time that is left: who is to start later may turn out late, surely so when nothing is left."""
+_FADING_S = 20.0
+"""What was seen so long ago counts a third: an outage is forgotten, whether or not anybody waits after it."""
+_PRIOR_S = 1.0
+"""Seconds for which the rate that is usual counts as seen."""
 
 
 class Rate:
-    """GPU seconds that leave a queue a second, while it is not empty."""
+    """GPU seconds that leave a queue a second, while it is not empty; what was seen fades."""
 
     def __init__(self) -> None:
-        self._cost_s = 0.0
-        self._gap_s = 0.0
-        self._seen = 0
-        self._since_s: float | None = None
+        self._cost_s = self._late_cost_s = self._busy_s = 0.0
+        self._at_s: float | None = None
+        self._busy = False
 
-    def went(self, cost_s: float, now: float, *, others_wait: bool) -> None:
-        """A request left; `others_wait`: so that the gap until the next tells how fast it drains."""
-        if self._since_s is not None:
-            learning = max(_LEARNING, 1.0 / (self._seen + 1))
-            self._cost_s += learning * (cost_s - self._cost_s)
-            self._gap_s += learning * (max(0.0, now - self._since_s) - self._gap_s)
-            self._seen += 1
-        self._since_s = now if others_wait else None
+    def went(self, cost_s: float, now: float, *, late: bool = False, others_wait: bool) -> None:
+        """A request left; `others_wait`: so that the time until the next tells how fast it drains."""
+        self._look(now)
+        if self._busy:
+            self._cost_s += cost_s
+            self._late_cost_s += cost_s * late
+        self._busy = others_wait
 
-    def value(self) -> float | None:
-        """None while too few have left."""
-        return self._cost_s / max(self._gap_s, 1e-6) if self._seen >= _LEAST_SEEN else None
+    def of_all(self, usual: float, now: float) -> float:
+        """Of all requests. `usual`: what is expected before anything was seen."""
+        self._look(now)
+        return (self._cost_s + usual * _PRIOR_S) / (self._busy_s + _PRIOR_S)
+
+    def of_late(self, usual: float, now: float, least: float) -> float:
+        """Of those that are late; `least`: their part of all at least."""
+        return max(self._late_cost_s / (self._busy_s + _PRIOR_S), least * self.of_all(usual, now))
+
+    def _look(self, now: float) -> None:
+        passed_s = max(0.0, now - self._at_s) if self._at_s is not None else 0.0
+        kept = exp(-passed_s / _FADING_S)
+        self._cost_s *= kept
+        self._late_cost_s *= kept
+        self._busy_s = kept * self._busy_s + (1.0 - kept) * _FADING_S * self._busy
+        self._at_s = now if self._at_s is None else max(now, self._at_s)
 
 
 class Drain:
-    """The rates of one class of a model's queue."""
+    """How one class of a model's queue drains."""
 
-    def __init__(self) -> None:
-        self._all, self._late = Rate(), Rate()
+    def __init__(self, restored_share: float) -> None:
+        """`restored_share`: that requests which are late have at least while others wait."""
+        self._rate, self._restored_share = Rate(), restored_share
 
     def went(self, cost_s: float, now: float, *, late: bool, others_wait: bool) -> None:
         """A request left the queue for a worker."""
-        self._all.went(cost_s, now, others_wait=others_wait)
-        if late:
-            self._late.went(cost_s, now, others_wait=others_wait)
+        self._rate.went(cost_s, now, late=late, others_wait=others_wait)
 
-    def wait_s(self, ticket: Ticket, queue: ModelQueue, usual: float, in_time_s: float | None) -> float:
+    def wait_s(
+        self, ticket: Ticket, queue: ModelQueue, now: float, usual: float, in_time_s: float | None
+    ) -> float:
         """Until a request that is queued now leaves the queue.
 
         Args:
-            usual: the rate that counts until one is known.
+            usual: the rate that is expected before one was seen.
             in_time_s: how long it may wait and still meet its target; None: it has none.
         """
         held, tenants = queue.held[ticket.latency_class], queue.tenants[ticket.latency_class]
         own = tenants.get(ticket.tenant)
         if own is None:
             return 0.0
-        rate = self._all.value() or usual
-        if in_time_s is not None:
-            first_s = min(queue.in_time_s(ticket) * len(tenants), held.cost_s) / rate
-            if first_s <= _SURE * in_time_s:
-                return first_s
-            rate = self._late.value() or rate
-        return min(held.cost_s, own.cost_s * len(tenants)) / rate
+        all_s = min(held.cost_s, own.cost_s * len(tenants))
+        rate = self._rate.of_all(usual, now)
+        if in_time_s is None:
+            return all_s / rate
+        first_s = min(queue.in_time_s(ticket) * len(tenants), held.cost_s) / rate
+        late = _part(first_s, _SURE * in_time_s, in_time_s)
+        if not late:
+            return first_s
+        late_s = max(first_s, all_s / self._rate.of_late(usual, now, self._restored_share))
+        return (1.0 - late) * first_s + late * late_s
+
+
+def _part(value: float, first: float, last: float) -> float:
+    """Of the way from the first to the last, from 0 to 1."""
+    return min(max((value - first) / max(last - first, 1e-9), 0.0), 1.0) if value > first else 0.0

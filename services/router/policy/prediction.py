@@ -73,15 +73,16 @@ class Predictor:
     prefilled: PrefillRate = field(default_factory=PrefillRate)
     inflow: Inflow = field(default_factory=Inflow)
     background: Background = field(default_factory=Background)
-    drains: dict[LatencyClass, Drain] = field(
-        default_factory=lambda: {each: Drain() for each in LatencyClass}
-    )
+    drains: dict[LatencyClass, Drain] = field(init=False)
     gap_s: float = 0.0
     """Moving mean of the time between two dispatches while requests wait."""
     _last_dispatch_s: float = -inf
     _reference: StepModel = PRIOR
     _reference_of: object = None
     _claims: tuple[StepModel, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.drains = {each: Drain(self.settings.restored_share) for each in LatencyClass}
 
     def estimate(self, ticket: Ticket, uncached: int) -> Estimate:
         """GPU seconds of a request of which so many prompt tokens are not cached."""
@@ -142,7 +143,7 @@ class Predictor:
         if target_s is not None and self.settings.relegation:
             in_time_s = ticket.arrival_s + target_s - now - self.lone_first_s(ticket, uncached)
         usual = workers * self._share(latency_class)
-        return self.drains[latency_class].wait_s(ticket, self.queue, usual, in_time_s)
+        return self.drains[latency_class].wait_s(ticket, self.queue, now, usual, in_time_s)
 
     def raw_first_s(self, ticket: Ticket, uncached: int) -> float:
         """From the dispatch to the first token, before the correction, on the least busy worker."""

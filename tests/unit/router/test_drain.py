@@ -24,41 +24,68 @@ def queue_of(count: int, *, late: int = 0, tenant: str = "t") -> ModelQueue:
 
 def test_a_rate_is_work_over_the_time_in_which_others_waited() -> None:
     rate = Rate()
-    for turn in range(100):
+    for turn in range(1000):
         rate.went(0.5, turn * 0.25, others_wait=True)
-    assert rate.value() == pytest.approx(2.0)
-    rate.went(0.5, 25.0, others_wait=False)
-    rate.went(0.5, 9_000.0, others_wait=True)
-    assert rate.value() == pytest.approx(2.0, rel=0.01), "nobody waited in that pause"
+    assert rate.of_all(9.0, 250.0) == pytest.approx(2.0, rel=0.2)
+    rate.went(0.5, 250.0, others_wait=False)
+    assert rate.of_all(2.0, 260.0) == pytest.approx(2.0, rel=0.05), "nobody waited in that pause"
 
 
-def test_no_rate_is_told_of_a_few() -> None:
+def test_before_anything_was_seen_and_long_after_the_rate_is_the_usual_one() -> None:
     rate = Rate()
-    for turn in range(10):
-        rate.went(0.5, float(turn), others_wait=True)
-    assert rate.value() is None
+    assert rate.of_all(7.0, 0.0) == 7.0
+    for turn in range(100):
+        rate.went(0.5, float(turn), others_wait=turn < 99)
+    assert rate.of_all(7.0, 99.0) < 1.0
+    assert rate.of_all(7.0, 400.0) == pytest.approx(7.0, rel=0.01)
+
+
+def test_an_outage_is_forgotten_though_nobody_waits_after_it() -> None:
+    rate = Rate()
+    for now in (0.0, 1.0, 3600.0):
+        rate.went(1.0, now, others_wait=now < 3600.0)
+    assert rate.of_all(10.0, 3600.0) < 1.0
+    assert rate.of_all(10.0, 3660.0) > 4.0
+
+
+def test_the_late_have_the_part_that_is_theirs_however_few_of_them_went() -> None:
+    rate = Rate()
+    for turn in range(100):
+        rate.went(1.0, turn * 0.1, late=turn == 0, others_wait=True)
+    assert rate.of_late(10.0, 10.0, least=0.1) == pytest.approx(0.1 * rate.of_all(10.0, 10.0))
 
 
 def test_who_is_in_time_waits_for_those_in_time_alone() -> None:
-    queue, drain = queue_of(60, late=50), Drain()
+    queue, drain = queue_of(60, late=50), Drain(0.01)
     ticket = make_ticket(99, I, tenant="t")
-    assert drain.wait_s(ticket, queue, usual=100.0, in_time_s=0.45) == pytest.approx(0.1)
+    assert drain.wait_s(ticket, queue, 0.0, usual=100.0, in_time_s=0.45) == pytest.approx(0.1)
 
 
 def test_who_will_be_late_waits_for_all_at_the_rate_of_the_late() -> None:
-    queue, drain = queue_of(60, late=50), Drain()
+    queue, drain = queue_of(60, late=50), Drain(0.01)
     ticket = make_ticket(99, I, tenant="t")
     for turn in range(400):
         drain.went(1.0, turn * 0.1, late=turn % 10 == 0, others_wait=True)
-    assert drain.wait_s(ticket, queue, usual=1.0, in_time_s=0.1) == pytest.approx(60.0, rel=0.05)
-    assert drain.wait_s(ticket, queue, usual=1.0, in_time_s=None) == pytest.approx(6.0, rel=0.05)
+    assert drain.wait_s(ticket, queue, 40.0, usual=10.0, in_time_s=0.1) == pytest.approx(60.0, rel=0.1)
+    assert drain.wait_s(ticket, queue, 40.0, usual=10.0, in_time_s=None) == pytest.approx(6.0, rel=0.1)
+
+
+def test_the_less_sure_a_request_is_in_time_the_longer_it_is_taken_to_wait() -> None:
+    queue, drain = queue_of(60, late=50), Drain(0.1)
+    waits = [
+        drain.wait_s(make_ticket(99, I), queue, 0.0, usual=10.0, in_time_s=may_s)
+        for may_s in (2.1, 2.0, 1.5, 1.1, 1.0, 0.1)
+    ]
+    assert waits[:2] == [pytest.approx(1.0)] * 2
+    assert waits == sorted(waits)
+    assert waits[-2:] == [pytest.approx(60.0)] * 2
 
 
 def test_a_tenant_waits_for_its_own_requests_as_often_as_others_have_a_turn() -> None:
-    queue, drain = queue_of(50, tenant="busy"), Drain()
+    queue, drain = queue_of(50, tenant="busy"), Drain(0.1)
     queue.add(make_ticket(100, I, tenant="light"), 0.01, 1.0, 0.0)
-    assert drain.wait_s(make_ticket(101, I, tenant="light"), queue, usual=1.0, in_time_s=None) == 2.0
-    assert drain.wait_s(make_ticket(102, I, tenant="new"), queue, usual=1.0, in_time_s=None) == 0.0
+    assert drain.wait_s(make_ticket(101, I, tenant="light"), queue, 0.0, usual=1.0, in_time_s=None) == 2.0
+    assert drain.wait_s(make_ticket(102, I, tenant="new"), queue, 0.0, usual=1.0, in_time_s=None) == 0.0
 
 
 def test_what_cannot_be_met_is_refused_at_once_though_those_that_went_had_not_waited() -> None:

@@ -12,8 +12,8 @@ from services.router.policy.classify import LatencyClass
 from services.router.policy.queue.counters import Counters
 from services.router.policy.queue.order import Entry, OverdueOrder, TenantOrder
 
-_LOOKED_AT = 256
-"""Of a tenant's requests in one look, those that are shut among them."""
+_LOOKED_AT, _OF_ONE = 2048, 256
+"""Requests in one look at most, and of one tenant, those that are shut among them."""
 
 
 class Lane(IntEnum):
@@ -93,6 +93,15 @@ class TenantLane:
 
         `shut`: which cannot go now, whatever else goes; a bounded number of them is in nobody's way.
         """
+        looked_at = 0
         for order in self.tenants(without):
-            front = islice(order.in_order(now), max(_LOOKED_AT, of_one_tenant))
-            yield from islice((entry for entry in front if not shut(entry)), of_one_tenant)
+            found = 0
+            for entry in islice(order.in_order(now), max(_OF_ONE, of_one_tenant)):
+                looked_at += 1
+                if not shut(entry):
+                    yield entry
+                    found += 1
+                elif looked_at >= _LOOKED_AT:
+                    return
+                if found == of_one_tenant:
+                    break
