@@ -107,6 +107,13 @@ def _bad_frames(mesh: PipedMesh) -> list[str]:
     ]
 
 
+@pytest.mark.parametrize("lost", range(1, 5))
+def test_an_idle_worker_that_heard_nothing_of_its_requests_is_told_again(lost: int) -> None:
+    mesh = asyncio.run(_played([], [Act("drop")] * lost))
+    for flight in mesh.flights:
+        assert (flight.ids, outcome(flight)) == (_expected(flight), "finished")
+
+
 @pytest.mark.parametrize("place", range(0, 30, 3))
 def test_a_session_that_breaks_at_any_frame_loses_nothing(place: int) -> None:
     cut = [Act("pass")] * place + [Act("flip", 0.0, 255)]

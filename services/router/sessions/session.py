@@ -79,6 +79,8 @@ class Session:
         self._frames_received = frames_received
         self._owing = 0
         """Number of the last frame that the worker keeps something for until it hears that it came."""
+        self._sent = frames_sent
+        """Number of the last frame that had left when this was looked at before."""
         self._seats = Seats()
         self._died_s = inf
         """When what killed it had come, at the latest."""
@@ -175,8 +177,9 @@ class Session:
             self._died_s = self.last_frame_s + HEARTBEATS * self._times.heartbeat_s
             self.close(errors.Unavailable(f"no frame for {now - self.last_frame_s:.1f} s", reason="STALE"))
             return
-        if self._owing > self.outbox.acknowledged:
-            self.outbox.wake()
+        if self._owing > self.outbox.acknowledged or self._hearing.last_command < self._sent:
+            self.outbox.wake()  # of frames that were lost an idle worker learns by the gap before the next
+        self._sent = self.outbox.number
         with suppress(errors.FailedPrecondition):  # it is closed
             for slot in self._seats.unanswered(self._hearing.last_command, now):
                 self._seats.free(slot)
