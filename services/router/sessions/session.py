@@ -79,7 +79,7 @@ class Session:
         self._frames_received = frames_received
         self._owing = 0
         """Number of the last frame that the worker keeps something for until it hears that it came."""
-        self._sent = frames_sent
+        self._sent = 0
         """Number of the last frame that had left when this was looked at before."""
         self._seats = Seats()
         self._died_s = inf

@@ -186,7 +186,8 @@ async def test_only_frames_that_a_worker_keeps_something_for_are_acknowledged_by
 ) -> None:
     it = bench.seat()
     bench.session.outbox.take()
-    bench.say(next_tokens=columns((1, 1, 0, IDS[0])), load=session_pb2.Load(running=1))
+    row, load = columns((1, 1, 0, IDS[0])), session_pb2.Load(running=1)
+    bench.say(next_tokens=row, load=load, acknowledged=bench.session.outbox.number)
     bench.session.check(0.0)
     assert bench.session.outbox.take() is None
     for part in ({"updates": [bench.update(it, 1, IDS[1:2])]}, grant()):
@@ -195,6 +196,7 @@ async def test_only_frames_that_a_worker_keeps_something_for_are_acknowledged_by
         frame = bench.session.outbox.take()
         assert frame is not None
         assert frame.acknowledged_frame == bench.number
+    bench.say(acknowledged=bench.session.outbox.number)
     bench.session.check(0.0)
     assert bench.session.outbox.take() is None
 
@@ -557,3 +559,16 @@ async def test_a_worker_that_fell_silent_is_blamed_on_nothing_that_came_later(be
     assert bench.session.closed
     bench.session.give_up()
     assert bench.floor.gone == [(early, Blame.SUSPECTED), (late, Blame.NONE)]
+
+
+async def test_a_worker_that_did_not_hear_of_a_frame_gets_another_until_it_did(bench: Bench) -> None:
+    bench.seat()
+    assert bench.session.outbox.take() is not None
+    bench.session.check(0.0)
+    assert bench.session.outbox.take() is None, "it may be on its way"
+    for now in (0.1, 0.2):
+        bench.session.check(now)
+        assert bench.session.outbox.take() is not None
+    bench.say(acknowledged=bench.session.outbox.number)
+    bench.session.check(0.3)
+    assert bench.session.outbox.take() is None
