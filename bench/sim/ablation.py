@@ -23,7 +23,7 @@ from services.router.policy.placement_settings import PlacementSettings
 
 Settings = TypeVar("Settings", PolicySettings, PlacementSettings)
 
-OFF_AT_ZERO = ("locality_credit_tokens", "short_slice")
+OFF_AT_ZERO = ("locality_credit_tokens", "tie_share", "short_slice")
 EXPERIMENTS: tuple[Experiment, ...] = (*ROUTING[:-1], *HETERO, OVERLOAD[2], FAIRNESS[1])
 """All but the two that take longest: shared prefixes far above the knee, and tenants that are all greedy."""
 NOTABLE = 0.05

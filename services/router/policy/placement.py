@@ -225,7 +225,7 @@ class Placement:
     def _of_equals(self, scores: Floats, hits: Hits, ticket: Ticket, fleet: Fleet) -> int:
         """The best; of several that are as good, the one whose turn it is."""
         best = int(scores.argmin())
-        equals = (scores <= scores.item(best)).nonzero()[0]
+        equals = (scores <= scores.item(best) * (1 + self.settings.tie_share)).nonzero()[0]
         if len(equals) < 2:
             return best
         cold = self.settings.cold_turns and self._cold(cached_tokens(hits, best, ticket), ticket)

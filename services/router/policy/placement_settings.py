@@ -26,6 +26,8 @@ class PlacementSettings:
     """Whether a long prompt's attention counts."""
     calibrated: bool = True
     """Off: all workers count as equally fast."""
+    tie_share: float = 0.02
+    """Scores that are so close are equal; 0: only equal ones are."""
     cold_turns: bool = True
     """Whether ties go to the worker that least recently was given a cold request."""
 
@@ -52,7 +54,7 @@ class PlacementSettings:
 
     def validate(self) -> list[str]:
         """What cannot hold, one line each; empty when all is well."""
-        shares = ("warm_share", "short_slice", "long_prompt_share")
+        shares = ("warm_share", "tie_share", "short_slice", "long_prompt_share")
         amounts = (
             "warm_load_factor",
             "warm_load_slack",

@@ -446,6 +446,7 @@ def test_the_fleets_arrays_say_what_its_views_say(changes: list[tuple[int, int, 
         ("short_slice", PlacementSettings(short_slice=-0.1)),
         ("patience_s", PlacementSettings(patience_s=(2.0, 1.0))),
         ("warm_queue_s", PlacementSettings(warm_queue_s=nan)),
+        ("tie_share", PlacementSettings(tie_share=nan)),
     ],
 )
 def test_settings_that_cannot_hold_are_named(fault: str, settings_: PlacementSettings) -> None:

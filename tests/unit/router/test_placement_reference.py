@@ -88,7 +88,7 @@ def by_the_rule(it: Ticket, fleet: Fleet) -> str | None:
     scores = {each.key: score(it, each, fleet) for each in among}
     best = min(scores.values())
     first = min(scores, key=lambda key: (scores[key], fleet.index.positions[key]))
-    equals = [key for key, value in scores.items() if value <= best]
+    equals = [key for key, value in scores.items() if value <= best * (1 + RULE.tie_share)]
     cold = tokens_to_compute(it, first, fleet) > it.prefill_tokens - RULE.warm_share * it.prefill_tokens
     turns = fleet.last_cold if cold else fleet.last_given
     return min(equals, key=lambda key: (turns[fleet.index.positions[key]], fleet.index.positions[key]))
