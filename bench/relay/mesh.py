@@ -8,9 +8,10 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from headrace.v1.admin_pb2 import ListWorkersRequest
 from headrace.v1.admin_pb2_grpc import AdminServiceStub
@@ -62,6 +63,12 @@ class Site:
         write_new_secret(self.secret)
         encoded = Tokenizer.from_file(str(self.model.tokenizer_path)).encode(PROSE, add_special_tokens=False)
         self.ids.write_text(json.dumps(encoded.ids))
+
+    def ending_with(self, children: ExitStack) -> Self:
+        """The same place and cores, for children that end earlier."""
+        found = copy(self)
+        found.children = children
+        return found
 
     def keep(self, start: Callable[[], Child]) -> Child:
         """What it starts is stopped at the end."""

@@ -59,8 +59,7 @@ async def run(site: Site, load: Load, given: argparse.Namespace) -> list[Row]:
             noted = site.scratch / "times"
             noted.unlink(missing_ok=True)
             with ExitStack() as children:
-                here = Site(site.scratch, site.model, children, site.step_s, site.tokenizer)
-                await _run(here, case, noted, batch)
+                await _run(site.ending_with(children), case, noted, batch)
             runs.append(_steps(noted, batch))
             print(case, runs[-1], flush=True)
     return list(rows(found))
