@@ -7,12 +7,14 @@ credit open beside themselves.
 from __future__ import annotations
 
 from math import inf
+from typing import NamedTuple
 
 from services.router.policy.fleet import Fleet
 from services.router.policy.scores import Scores, own_tokens
 from services.router.policy.speed import Mask, Speeds
 from services.router.policy.spread import Hits
 from services.router.policy.ticket import Ticket
+from services.router.policy.worker import BLOCK_TOKENS
 
 _LENGTHY_S = 1.0
 """Twice the target of a first token of the most urgent class."""
@@ -26,16 +28,20 @@ class LengthyPrompts:
     def __init__(self, scores: Scores) -> None:
         self._scores = scores
         self._speeds: Speeds | None = None
-        self._fastest_s = (inf, inf)  # of a prompt token, and of half its attention to one before it
+        self._fastest = self._slowest = _Speed(inf, inf)
 
-    def possible(self, ticket: Ticket, fleet: Fleet) -> bool:
-        """Whether even the fastest worker computes the whole prompt for so long that others notice."""
-        speeds, prompt = fleet.speeds, ticket.prefill_tokens
-        if speeds is not self._speeds:
-            token_s, attention_s = speeds.token_s.min(initial=inf), speeds.attention_s.min(initial=inf)
-            self._speeds, self._fastest_s = speeds, (float(token_s), float(attention_s) / 2)
-        token_s, attention_s = self._fastest_s
-        return prompt * (token_s + attention_s * prompt) > _lengthy_s(ticket)
+    def possible(self, hits: Hits, ticket: Ticket, fleet: Fleet) -> bool:
+        """Whether even the fastest worker computes the whole prompt for so long that others notice.
+
+        And the slowest what is not cached anywhere.
+        """
+        if fleet.speeds is not self._speeds:
+            self._look(fleet.speeds)
+        prompt, lengthy_s = ticket.prefill_tokens, _lengthy_s(ticket)
+        if self._fastest.own_s(prompt, prompt) <= lengthy_s:
+            return False
+        own = max(prompt - hits.item(hits.argmin()) * BLOCK_TOKENS, 1)
+        return not self._slowest.own_s(own, prompt) <= lengthy_s
 
     def places(self, hits: Hits, ticket: Ticket, fleet: Fleet) -> Mask:
         """Workers for which the prompt is not lengthy, or where little prefill waits against it.
@@ -46,6 +52,22 @@ class LengthyPrompts:
         queue_s = fleet.busy(ticket.foreground).queue_s
         found: Mask = (own_s <= _lengthy_s(ticket)) | (queue_s <= _QUIET_SHARE * own_s)
         return found
+
+    def _look(self, speeds: Speeds) -> None:
+        self._speeds, told = speeds, (speeds.token_s, speeds.attention_s)
+        self._fastest = _Speed(*(float(each.min(initial=inf)) for each in told))
+        self._slowest = _Speed(*(float(each.max(initial=-inf)) for each in told))
+
+
+class _Speed(NamedTuple):
+    """Seconds of a prompt token, and of its attention to one before it."""
+
+    token_s: float
+    attention_s: float
+
+    def own_s(self, own: int, prompt: int) -> float:
+        """Of so many tokens at a prompt's end."""
+        return own * (self.token_s + self.attention_s * (prompt - own / 2))
 
 
 def _lengthy_s(ticket: Ticket) -> float:

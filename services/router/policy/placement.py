@@ -137,7 +137,7 @@ class Placement:
         fleet.limit(self._limits)
         reserve = settings.short_slice > 0 and not short
         takers = fleet.affordable(ticket.cost, ticket.foreground, reserve)
-        if not short and self._lengthy.possible(ticket, fleet):
+        if not short and self._lengthy.possible(hits, ticket, fleet):
             takers = takers & self._lengthy.places(hits, ticket, fleet)
         return takers if able is fleet.ready else takers & able
 
