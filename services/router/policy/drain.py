@@ -6,6 +6,7 @@ GPU seconds that leave the queue a second, while others of the class wait.
 
     in time   what is ahead and in time as well / rate of the class     while that meets its target
     late      all of the class / rate of its late requests              beyond: it stands behind (order.py)
+    between   from the one to the other                                 where over half of its time goes
 """
 
 from __future__ import annotations

@@ -31,9 +31,10 @@ class LengthyPrompts:
         self._fastest = self._slowest = _Speed(inf, inf)
 
     def possible(self, hits: Hits, ticket: Ticket, fleet: Fleet) -> bool:
-        """Whether even the fastest worker computes the whole prompt for so long that others notice.
+        """Whether `places` is to be asked, which costs more.
 
-        And the slowest what is not cached anywhere.
+        Even the fastest worker takes so long for the whole prompt that others notice, and the slowest would
+        for what the least warm one has to compute of it.
         """
         if fleet.speeds is not self._speeds:
             self._look(fleet.speeds)
