@@ -24,11 +24,15 @@ class Replies:
 
     Args:
         write: gRPC's own.
+        begins: called ahead of each message.
         stall_s: how long one may be under way while the call's handler waits, in seconds; None: for ever.
     """
 
-    def __init__(self, write: Write, stall_s: float | None = None) -> None:
+    def __init__(
+        self, write: Write, begins: Callable[[], None] = lambda: None, stall_s: float | None = None
+    ) -> None:
         self._write = write
+        self._begins = begins
         self._stall_s = stall_s or 0.0
         self._loop = asyncio.get_running_loop()
         self._rest: Coroutine[asyncio.Future[object], None, None] | None = None
@@ -53,6 +57,7 @@ class Replies:
     def begin(self, message: Any) -> None:
         """Gives a message to gRPC; for who knows that none is under way. What goes wrong ends `wait`."""
         if self._failure is None:
+            self._begins()
             self._rest = self._write(message)
             self._since = self._loop.time()
             self._go_on()

@@ -5,6 +5,7 @@
 * exceptions of the tree become their status with details, any other one is logged and becomes INTERNAL;
 * CancelledError is always raised on: grpcio leaks memory when it is swallowed;
 * where a bound is set, a client that does not read ends the call that waits for it;
+* what goes to one connection in one turn of the loop leaves together (`bursts`);
 * calls are counted and timed.
 """
 
@@ -22,6 +23,7 @@ from google.protobuf import message, message_factory
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
 from services.common import errors, logs, members
+from services.common.bursts import Bursts
 from services.common.metrics import RpcMetrics
 from services.common.replies import Replies
 
@@ -54,6 +56,7 @@ class Registrar:
         self._metrics = metrics
         self._mesh = mesh
         self._stall_s = stall_s
+        self._bursts = Bursts()
 
     def add(self, service: ServiceDescriptor, servicer: object, *, members_only: str | None = None) -> None:
         """Registers all methods of `service`. `members_only` names the service in members' tokens."""
@@ -69,7 +72,7 @@ class Registrar:
         self, method: MethodDescriptor, behaviour: Callable[..., Any], members_only: str | None
     ) -> grpc.RpcMethodHandler[Any, Any]:
         mesh = self._mesh if members_only else None
-        call = _Call(method, self._metrics, mesh, members_only or "", self._stall_s)
+        call = _Call(method, self._metrics, mesh, members_only or "", self._stall_s, self._bursts)
         make, wrap = _KINDS[method.client_streaming, method.server_streaming]
         handler: grpc.RpcMethodHandler[Any, Any] = make(
             wrap(call, behaviour),
@@ -89,12 +92,14 @@ class _Call:
         mesh: members.MeshSecret | None,
         service: str,
         stall_s: float | None,
+        bursts: Bursts,
     ) -> None:
         self._name = f"{method.containing_service.name}.{method.name}"
         self._metrics = metrics
         self._mesh = mesh
         self._service = service
         self._stall_s = stall_s
+        self._bursts = bursts
         self._streaming_request = method.client_streaming
 
     def unary(self, behaviour: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
@@ -112,6 +117,7 @@ class _Call:
                 await errors.abort(context, problem)
             finally:
                 self._count(code, started)
+                self._bursts.to(context.peer()).writes()
 
         return handle
 
@@ -130,7 +136,8 @@ class _Call:
         async def handle(request: Any, context: Context) -> None:
             started = time.monotonic()
             code = grpc.StatusCode.OK
-            replies = Replies(context.write, self._stall_s)
+            connection = self._bursts.to(context.peer())
+            replies = Replies(context.write, connection.writes, self._stall_s)
             try:
                 await behaviour(self._checked(request, context), context, replies)
                 await replies.finish()
@@ -144,6 +151,7 @@ class _Call:
                 await errors.abort(context, problem)
             finally:
                 self._count(code, started)
+                connection.writes()
                 replies.close()
 
         return handle

@@ -48,6 +48,9 @@ class Context:
         self.written = False
         self.aborted = False
 
+    def peer(self) -> str:
+        return "unix:"
+
     async def write(self, _: Any) -> None:
         self.written = True
         if not await self.reads:
