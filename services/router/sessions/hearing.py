@@ -6,6 +6,7 @@ counted and dropped.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from headrace.v1 import session_pb2
@@ -46,12 +47,18 @@ class Hearing:
         self._steps = 0
 
     def take(self, frame: session_pb2.WorkerFrame, now: float) -> None:
-        """A frame, in its turn. Raises FailedPrecondition when nonsense goes on for too long."""
+        """A frame, in its turn; who waits for a first token comes first, for the others' fill the line.
+
+        Raises FailedPrecondition when nonsense goes on for too long.
+        """
         session = self._session
         self._reported(frame)
+        begins, goes_on = _parted(frame.updates)
+        for update in begins:
+            self._update(update, now)
         if frame.HasField("next_tokens"):
             self._next_tokens(frame.next_tokens, now)
-        for update in frame.updates:
+        for update in goes_on:
             self._update(update, now)
         self.streamed.count(now)
         for returned in frame.returned:
@@ -112,7 +119,10 @@ class Hearing:
             self._session.misbehaved("torn_columns")
             return
         self._steps += 1
-        for slot, attempt, index, token in zip(*columns, strict=True):
+        rows: Iterable[tuple[int, int, int, int]] = zip(*columns, strict=True)
+        if 0 in columns[2]:
+            rows = sorted(rows, key=_goes_on)
+        for slot, attempt, index, token in rows:
             seat = self._seat(slot, attempt)
             flight = seat.flight if seat is not None else None
             if flight is None:
@@ -171,3 +181,19 @@ def _reason(reason: session_pb2.ReturnReason) -> str:
         return session_pb2.ReturnReason.Name(reason).removeprefix("RETURN_REASON_").lower()
     except ValueError:
         return "unknown"
+
+
+def _parted(
+    updates: Iterable[session_pb2.SequenceUpdate],
+) -> tuple[list[session_pb2.SequenceUpdate], list[session_pb2.SequenceUpdate]]:
+    """Those with a first token, and the others."""
+    begins: list[session_pb2.SequenceUpdate] = []
+    goes_on: list[session_pb2.SequenceUpdate] = []
+    for update in updates:
+        (begins if not update.first_index and update.token_ids else goes_on).append(update)
+    return begins, goes_on
+
+
+def _goes_on(row: tuple[int, int, int, int]) -> bool:
+    """Whether a row of columns brings another token than the first."""
+    return row[2] > 0

@@ -181,6 +181,26 @@ async def test_one_new_id_each_of_many_comes_as_columns_before_the_updates(bench
     assert not first.over
 
 
+async def test_whose_first_token_came_is_told_before_those_that_go_on(bench: Bench) -> None:
+    flights = [bench.seat() for _ in range(4)]
+    bench.say(next_tokens=columns((1, 1, 0, IDS[0]), (3, 1, 0, IDS[0])))
+    told: list[Flight] = []
+    for each in flights:
+        each.outlet.add = each.outlet.push = lambda *_, to=each, **__: told.append(to)  # type: ignore[method-assign,misc]
+    bench.say(
+        next_tokens=columns((1, 1, 1, IDS[1]), (3, 1, 1, IDS[1]), (4, 1, 0, IDS[0])),
+        updates=[bench.update(flights[1], 0, IDS[:1], None)],
+    )
+    assert told == [flights[1], flights[3], flights[0], flights[2]]
+
+
+async def test_an_end_without_ids_counts_after_the_ids_of_its_frame(bench: Bench) -> None:
+    ended = bench.seat()
+    bench.say(next_tokens=columns((1, 1, 0, IDS[0])), updates=[bench.update(ended, 0, [], LENGTH)])
+    assert ended.ids == IDS[:1]
+    assert ended.over
+
+
 async def test_only_frames_that_a_worker_keeps_something_for_are_acknowledged_by_themselves(
     bench: Bench,
 ) -> None:
