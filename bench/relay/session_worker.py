@@ -41,7 +41,8 @@ class Link:
         self._served: dict[bytes, list[int]] = {}
         self._told_served: dict[bytes, list[int]] = {}
         self._columns = False
-        self._credited = -1  # sequences that ran when credit was told
+        self._booked = 0  # the last frame that submitted something
+        self._credited = -1, -1  # sequences that ran, and the frame, that the last credit told counts from
         self._frames: asyncio.Queue[session_pb2.WorkerFrame] = asyncio.Queue()
         self._number = self._acknowledged = self._steps = 0
         self._said_s = self._state_s = self._served_s = 0.0
@@ -58,7 +59,9 @@ class Link:
         self._say(session_pb2.WorkerFrame(proof=session_pb2.Proof(mac=mac)))
         answer = await _read(call)
         self._acknowledged, self._columns = answer.number, answer.welcome.next_tokens
-        self._say(self._state())
+        state = session_pb2.WorkerFrame()
+        self._tell_state(state)
+        self._say(state)
         return asyncio.create_task(self._listen(call))
 
     def step(self) -> None:
@@ -67,12 +70,11 @@ class Link:
         if not self._running and now - self._said_s < HEARTBEAT_S:
             return
         self._steps += bool(self._running)
-        running = len(self._running)
         frame = session_pb2.WorkerFrame()
         for slot, state in list(self._running.items()):
             self._advance(frame, slot, state)
-        if now - self._state_s >= STATE_S or len(self._running) != running or running != self._credited:
-            frame.MergeFrom(self._state())
+        if now - self._state_s >= STATE_S or (len(self._running), self._booked) != self._credited:
+            self._tell_state(frame)
             self._state_s = now
         if now - self._served_s >= SERVED_S:
             self._tell_served(frame)
@@ -104,22 +106,17 @@ class Link:
                 self._told_served[tag] = [prompt, output]
                 frame.tenant_service.add(tenant_tag=tag, prompt_tokens=prompt, output_tokens=output)
 
-    def _state(self) -> session_pb2.WorkerFrame:
-        running = self._credited = len(self._running)
-        slots = self._hello.kv_spec.max_sequences
-        return session_pb2.WorkerFrame(
-            load=session_pb2.Load(
-                running=running,
-                kv_blocks_free=BLOCKS,
-                batch_size=running,
-                step_tokens=running,
-                step_us=10_000,
-            ),
-            credit=session_pb2.Credit(
-                prefill_tokens=1 << 20, sequences=max(0, slots - running), kv_blocks=BLOCKS
-            ),
-            progress=session_pb2.Progress(steps=self._steps, has_work=running > 0),
-        )
+    def _tell_state(self, frame: session_pb2.WorkerFrame) -> None:
+        running = len(self._running)
+        load = frame.load
+        load.running = load.batch_size = load.step_tokens = running
+        load.kv_blocks_free, load.step_us = BLOCKS, 10_000
+        frame.progress.steps, frame.progress.has_work = self._steps, running > 0
+        if self._credited != (running, self._booked):
+            self._credited = running, self._booked
+            credit = frame.credit
+            credit.sequences = max(0, self._hello.kv_spec.max_sequences - running)
+            credit.prefill_tokens, credit.kv_blocks = 1 << 20, BLOCKS
 
     def _say(self, frame: session_pb2.WorkerFrame) -> None:
         self._number += 1
@@ -142,6 +139,7 @@ class Link:
     def _obey(self, frame: session_pb2.RouterFrame) -> None:
         self._acknowledged = frame.number
         for submit in frame.submits:
+            self._booked = frame.number
             self._running[submit.slot] = [submit.attempt, submit.next_index, submit.max_tokens]
             self._tags[submit.slot] = submit.tenant_tag
             self._served.setdefault(submit.tenant_tag, [0, 0])[0] += submit.prompt_tokens
