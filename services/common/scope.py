@@ -99,6 +99,7 @@ class ScopeKeys:
 
     key: bytes
 
+    @cached_property
     def digest(self) -> bytes:
         """Names the scope to the tokenizer's cache; 16 bytes."""
         return _mac(self.key, b"digest")[:TAG_BYTES]
@@ -109,7 +110,9 @@ class ScopeKeys:
 
     def cache_key(self, kind: str, *fields: bytes) -> bytes:
         """Key of an entry of the cache service, over all that its value depends on. 32 bytes."""
-        return _mac(self.key, b"cache-key", kind.encode(), *fields)
+        made = self._begun.copy()
+        made.update(_framed(b"cache-key", kind.encode(), *fields))
+        return made.digest()
 
     def seal(self, cache_key: bytes, value: bytes) -> bytes:
         """Encrypts a value so that it opens only under its own cache key."""
@@ -122,6 +125,11 @@ class ScopeKeys:
             return self._cipher.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], cache_key)
         except (InvalidTag, ValueError):
             return None
+
+    @cached_property
+    def _begun(self) -> hmac.HMAC:
+        """A MAC that knows the key: in a busy router a copy costs 10 µs, to begin anew 35."""
+        return hmac.new(self.key, digestmod="sha256")
 
     @cached_property
     def _kv_keys(self) -> Callable[[bytes], bytes]:
@@ -146,4 +154,8 @@ def _hkdf(secret: bytes, salt: bytes, info: bytes) -> bytes:
 
 
 def _mac(key: bytes, *fields: bytes) -> bytes:
-    return hmac.digest(key, frame(b"headrace-scope-v1", *fields), "sha256")
+    return hmac.digest(key, _framed(*fields), "sha256")
+
+
+def _framed(*fields: bytes) -> bytes:
+    return frame(b"headrace-scope-v1", *fields)

@@ -128,7 +128,7 @@ class Encoder:
         request = tokenizer_pb2.EncodeRequest(
             model=wanted.model.name,
             items=[wanted.item],
-            scope_digest=wanted.scope.digest() if wanted.scope else b"",
+            scope_digest=wanted.scope.digest if wanted.scope else b"",
             tenant_tag=wanted.tag,
         )
         reply = await self._pool.encode(request, wanted.timeout_s)

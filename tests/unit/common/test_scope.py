@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hmac
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,9 @@ def test_fields_do_not_run_into_each_other(one: list[bytes], other: list[bytes])
 def test_a_tenant_cannot_be_named_like_a_path(keyring: Keyring, name: str) -> None:
     with pytest.raises(ValueError, match="tenant's name"):
         keyring.tenant(name)
+
+
+def test_cache_keys_are_macs_of_framed_fields_so_that_what_is_kept_is_found_by_other_versions() -> None:
+    fields = (b"headrace-scope-v1", b"cache-key", b"response", b"a", b"b")
+    expected = hmac.digest(b"k" * 32, frame(*fields), "sha256")
+    assert ScopeKeys(b"k" * 32).cache_key("response", b"a", b"b") == expected
