@@ -26,6 +26,7 @@ from services.common import errors, logs, members
 from services.common.bursts import Bursts
 from services.common.metrics import RpcMetrics
 from services.common.replies import Replies
+from services.common.tallies import Tally
 
 log = logs.get(__name__)
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -96,6 +97,8 @@ class _Call:
     ) -> None:
         self._name = f"{method.containing_service.name}.{method.name}"
         self._metrics = metrics
+        self._ended: dict[grpc.StatusCode, Tally] = {}
+        self._seconds = metrics.seconds.labels(self._name)
         self._mesh = mesh
         self._service = service
         self._stall_s = stall_s
@@ -157,19 +160,17 @@ class _Call:
         return handle
 
     def _checked(self, request: Any, context: Context) -> Any:
-        self._check_member(context)
+        if self._mesh is not None:
+            self._check_member(self._mesh, context)
         if self._streaming_request:
             return _parsed(request)
         if isinstance(request, Malformed):
             raise _malformed()
         return request
 
-    def _check_member(self, context: Context) -> None:
-        if self._mesh is None:
-            return
-        shown = metadata_value(context, members.METADATA_KEY)
+    def _check_member(self, mesh: members.MeshSecret, context: Context) -> None:
         try:
-            self._mesh.check_token(self._service, shown)
+            mesh.check_token(self._service, metadata(context).get(members.METADATA_KEY))
         except errors.Unauthenticated:
             note_stranger(self._metrics, self._name, context)
             raise
@@ -188,8 +189,11 @@ class _Call:
         return errors.Internal("internal error")
 
     def _count(self, code: grpc.StatusCode, started: float) -> None:
-        self._metrics.calls.labels(self._name, code.name).inc()
-        self._metrics.seconds.labels(self._name).observe(time.monotonic() - started)
+        ended = self._ended.get(code)
+        if ended is None:
+            ended = self._ended[code] = self._metrics.calls.labels(self._name, code.name)
+        ended.inc()
+        self._seconds.observe(time.monotonic() - started)
 
 
 _KINDS: dict[tuple[bool, bool], tuple[Callable[..., Any], Callable[[_Call, Any], Any]]] = {
@@ -215,13 +219,9 @@ def note_stranger(metrics: RpcMetrics, method: str, context: Context) -> None:
         log.warning("stranger", method=method, peer=host)
 
 
-def metadata_value(context: Context, key: str) -> str | bytes | None:
-    """The last value of a key in the call's metadata."""
-    found: str | bytes | None = None
-    for name, value in context.invocation_metadata() or ():
-        if name == key:
-            found = value
-    return found
+def metadata(context: Context) -> dict[str, str | bytes]:
+    """The call's metadata, of each key the last value. gRPC makes them anew for who asks again."""
+    return dict(context.invocation_metadata() or ())
 
 
 def _parser(kind: type[message.Message]) -> Callable[[bytes], Any]:

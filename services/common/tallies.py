@@ -1,4 +1,4 @@
-"""Counters and histograms for what is counted with every request, at a fraction of prometheus_client's cost.
+"""Metrics for what is counted with every request, at a fraction of prometheus_client's cost.
 
 Its own may be counted by several threads, so each count takes a lock and some calls. These belong to the one
 thread that counts; others may read them at any time. Neither forgets a row: labels must have few values.
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 
@@ -49,6 +49,19 @@ class Tallies(Collector):
         for values, row in list(self._rows.items()):
             family.add_metric(values, row.value)
         yield family
+
+
+class Level(Collector):
+    """How many of something there are; a gauge without labels."""
+
+    def __init__(self, name: str, text: str, registry: CollectorRegistry) -> None:
+        self._name, self._text = name, text
+        self.value = 0
+        registry.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        """As Prometheus wants it."""
+        yield GaugeMetricFamily(self._name, self._text, value=self.value)
 
 
 class Spread:

@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from services.common import identity, logs, rpc
+from services.common import identity, logs
 from services.common.errors import Unauthenticated
 from services.common.identity import Tenant
 
@@ -31,14 +31,14 @@ class Access:
         """Whether a key is needed."""
         return self._guarded
 
-    def tenant(self, context: rpc.Context) -> Tenant:
-        """The caller's tenant. Raises Unauthenticated."""
+    def tenant(self, authorization: str | bytes | None) -> Tenant:
+        """The tenant of a caller who shows this. Raises Unauthenticated."""
         self._reread()
         if self._guarded and not self._directory.keys:
             raise Unauthenticated(
                 "no API key is left: `headrace keys create TENANT` makes one", reason="WRONG_KEY"
             )
-        return self._directory.authenticate(rpc.metadata_value(context, identity.METADATA_KEY))
+        return self._directory.authenticate(authorization)
 
     def _reread(self) -> None:
         now = time.monotonic()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 
 from headrace.v1 import router_pb2
 
@@ -12,7 +11,7 @@ from services.common import errors, logs
 from services.common.errors import FieldViolation
 from services.common.replies import Replies
 from services.common.rpc import Context
-from services.router import responses, rules, scheduling
+from services.router import responses, rules, scheduling, validation
 from services.router.caching import CacheClient
 from services.router.continuity.resumption import Resumption
 from services.router.dispatcher import Dispatcher
@@ -58,25 +57,21 @@ class RouterServicer:
         self._cache = cache
         self._history = history
         self._metrics = metrics
+        self._patience = Patience(settings.slow_reader.unsent_tokens, settings.slow_reader.stall_s)
 
     async def Generate(self, request: router_pb2.GenerateRequest, context: Context, replies: Replies) -> None:
         """Streams the output. Cancelling the call cancels the work in the same turn."""
         streaming = request.stream if request.HasField("stream") else True
-        with self._visit(request, context, streaming=streaming) as visit:
-            outlet = await self._begin(visit)
-            finished = await outlet.flow(replies)
-            self._complete(visit, finished, context)
+        finished = await self._served(
+            request, context, lambda outlet: outlet.flow(replies), streaming=streaming
+        )
         replies.begin(router_pb2.GenerateResponse(finished=finished))
 
     async def GenerateUnary(
         self, request: router_pb2.GenerateRequest, context: Context
     ) -> router_pb2.Finished:
         """The whole output at once. Cancelling the call cancels the work in the same turn."""
-        with self._visit(request, context, streaming=False) as visit:
-            outlet = await self._begin(visit)
-            finished = await outlet.whole()
-            self._complete(visit, finished, context)
-        return finished
+        return await self._served(request, context, Outlet.whole, streaming=False)
 
     async def ListModels(
         self, _: router_pb2.ListModelsRequest, context: Context
@@ -90,30 +85,37 @@ class RouterServicer:
     ) -> router_pb2.CountTokensResponse:
         """Prompt tokens that a generation would use."""
         tenant = self._reception.tenant(context)
-        source = _source(request, self._settings.limits.request_bytes)
-        with self._reception.shares(tenant, request.ByteSize()) as shares:
+        size = validation.size(request, self._settings.limits)
+        source = _source(request)
+        with self._reception.shares(tenant, size) as shares:
             model = await self._models.find(request.model if request.HasField("model") else None)
             tokens = await self._preparation.count(source, model, tenant, self._settings.encode_timeout_s)
             shares.charge(tokens)
         return router_pb2.CountTokensResponse(tokens=tokens, model=model.name)
 
-    @contextmanager
-    def _visit(
-        self, request: router_pb2.GenerateRequest, context: Context, *, streaming: bool
-    ) -> Iterator[Visit]:
+    async def _served(
+        self,
+        request: router_pb2.GenerateRequest,
+        context: Context,
+        output: Callable[[Outlet], Awaitable[router_pb2.Finished]],
+        *,
+        streaming: bool,
+    ) -> router_pb2.Finished:
         """A call from arrival to end: whatever it holds is given back, and its end is counted once."""
         outcome, visit = "cancelled", None
-        self._metrics.running.inc()
+        self._metrics.running.value += 1
         try:
             visit = self._reception.enter(request, context, streaming=streaming)
-            yield visit
+            finished = await output(await self._begin(visit))
+            self._complete(visit, finished, context)
+            return finished
         except errors.HeadraceError as error:
             outcome = error.reason.lower()
             raise
         finally:
             if visit is not None and visit.complete:
                 outcome = "ok"
-            self._metrics.running.dec()
+            self._metrics.running.value -= 1
             self._metrics.ended.labels(outcome).inc()
             if visit is not None:
                 self._leave(visit, outcome)
@@ -121,7 +123,7 @@ class RouterServicer:
     async def _begin(self, visit: Visit) -> Outlet:
         """Where the output comes from: the cache, a worker, or what another call left."""
         if visit.request.HasField("resume"):
-            return await self._resumption.begin(visit, self._patience())
+            return await self._resumption.begin(visit, self._patience)
         prepared = await self._preparation.prepare(visit)
         if prepared.order is None:
             return self._replay(visit, prepared)
@@ -132,7 +134,7 @@ class RouterServicer:
         text = TextReader(model.table, order.stops, order.sampling.min_tokens)
         outlet = Outlet(
             visit.flush(self._settings.classes[visit.latency_class]),
-            self._patience(),
+            self._patience,
             whole=not visit.streaming,
             keep=visit.keys is not None,
         )
@@ -201,10 +203,6 @@ class RouterServicer:
             total_ms=int((time.monotonic() - visit.arrival_s) * 1000),
         )
 
-    def _patience(self) -> Patience:
-        slow = self._settings.slow_reader
-        return Patience(slow.unsent_tokens, slow.stall_s)
-
     def _describe(self, model: ServedModel) -> router_pb2.Model:
         workers, known = self._dispatcher.workers, model.description
         return router_pb2.Model(
@@ -217,10 +215,7 @@ class RouterServicer:
         )
 
 
-def _source(request: router_pb2.CountTokensRequest, limit: int) -> Source:
-    if request.ByteSize() > limit:
-        message = f"the request has more than {limit} bytes"
-        raise errors.ResourceExhausted(message, reason="REQUEST_TOO_LARGE")
+def _source(request: router_pb2.CountTokensRequest) -> Source:
     kind = request.WhichOneof("prompt")
     if kind is None:
         raise errors.InvalidArgument(FieldViolation("prompt", "needed: text or chat"))

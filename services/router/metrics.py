@@ -11,7 +11,7 @@ from headrace.v1 import admin_pb2
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from services.common.metrics import LATENCY_BUCKETS_S, RpcMetrics
-from services.common.tallies import Spreads, Tallies
+from services.common.tallies import Level, Spreads, Tallies
 from services.router.policy import Assignment, LatencyClass, Refusal, Scheduler
 from services.router.policy.classify import ClassReason
 
@@ -86,7 +86,7 @@ class RouterMetrics:
             ["cached"],
             registry,
         )
-        self.running = Gauge("headrace_requests_running", "Requests in the router", registry=registry)
+        self.running = Level("headrace_requests_running", "Requests in the router", registry)
         self.flights = Gauge(
             "headrace_flights",
             "Requests that wait for a worker, run, or have an answer to be read",
@@ -111,8 +111,10 @@ class RouterMetrics:
             registry,
             buckets=LATENCY_BUCKETS_S,
         )
-        self.output_tokens = Counter("headrace_output_tokens", "Output tokens relayed", registry=registry)
-        self.prompt_tokens = Counter("headrace_prompt_tokens", "Prompt tokens accepted", registry=registry)
+        self.output_tokens = Tallies("headrace_output_tokens", "Output tokens relayed", [], registry).labels()
+        self.prompt_tokens = Tallies(
+            "headrace_prompt_tokens", "Prompt tokens accepted", [], registry
+        ).labels()
         self.cache = Counter(
             "headrace_router_cache_lookups",
             "Look-ups in the cache service",

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 from headrace.v1 import tokenizer_pb2, types_pb2
 
@@ -18,7 +19,7 @@ MAX_NAME = 128
 log = logs.get(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ServedModel:
     """What requests of a model need."""
 
@@ -26,13 +27,18 @@ class ServedModel:
     table: TokenTable
     facts: ByteLevelFacts | None = None
 
-    @property
+    @cached_property
     def name(self) -> str:
         return self.description.model
 
-    @property
+    @cached_property
     def digests(self) -> types_pb2.ModelDigests:
         return self.description.digests
+
+    @cached_property
+    def end_ids(self) -> frozenset[int]:
+        """Ids that end a turn."""
+        return frozenset(self.description.eos_token_ids)
 
 
 class ModelBook:

@@ -188,7 +188,7 @@ class Preparation:
             scope=scope,
             labels=accepted.labels,
             capabilities=frozenset(needed(visit)),
-            end_ids=frozenset(model.description.eos_token_ids),
+            end_ids=model.end_ids,
             encode_s=prompt.encode_s,
             chains=prompt.chains,
             traceparent=visit.traceparent,

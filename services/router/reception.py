@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from headrace.v1 import router_pb2
 
 from services.common import errors
-from services.common.identity import Tenant
-from services.common.rpc import Context, metadata_value
+from services.common.identity import METADATA_KEY, Tenant
+from services.common.rpc import Context, metadata
 from services.router import validation
 from services.router.access import Access
 from services.router.class_settings import ClassSettings
@@ -26,6 +26,7 @@ from services.router.settings import LimitSettings
 from services.router.validation import Accepted
 
 RETRY_S = 1.0
+_CLASS = {each.name.lower(): each for each in LatencyClass}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -83,10 +84,7 @@ class Reception:
 
     def tenant(self, context: Context) -> Tenant:
         """The caller's tenant. Raises Unauthenticated; Unavailable while draining."""
-        tenant = self._access.tenant(context)
-        if self.draining:
-            raise errors.Unavailable("this router is leaving", reason="DRAINING", retry_s=RETRY_S)
-        return tenant
+        return self._tenant(metadata(context))
 
     def enter(self, request: router_pb2.GenerateRequest, context: Context, *, streaming: bool) -> Visit:
         """Takes a call in; its `shares` must be given back.
@@ -94,7 +92,9 @@ class Reception:
         Raises:
             Unauthenticated, Unavailable, InvalidArgument, AlreadyExists, ResourceExhausted, DeadlineExceeded.
         """
-        tenant = self.tenant(context)
+        told = metadata(context)
+        tenant = self._tenant(told)
+        size = validation.size(request, self._limits)
         accepted = validation.accept(request, self._limits)
         arrival_s = time.monotonic()
         left_s = _time_left(accepted, context)
@@ -102,17 +102,17 @@ class Reception:
             request=request,
             accepted=accepted,
             tenant=tenant,
-            shares=self._gate.enter(tenant, _name(request, accepted), request.ByteSize()),
+            shares=self._gate.enter(tenant, _name(request, accepted), size),
             streaming=streaming,
             verdict=classify(
                 accepted.latency_class,
                 streaming=streaming,
                 deadline_s=left_s,
-                most_urgent=LatencyClass[tenant.max_class.upper()],
+                most_urgent=_CLASS[tenant.max_class],
             ),
             arrival_s=arrival_s,
             deadline_s=None if left_s is None else arrival_s + left_s,
-            traceparent=_text(metadata_value(context, "traceparent")),
+            traceparent=_text(told.get("traceparent")),
         )
 
     @contextmanager
@@ -128,6 +128,12 @@ class Reception:
         finally:
             shares.leave()
 
+    def _tenant(self, told: Mapping[str, str | bytes]) -> Tenant:
+        tenant = self._access.tenant(told.get(METADATA_KEY))
+        if self.draining:
+            raise errors.Unavailable("this router is leaving", reason="DRAINING", retry_s=RETRY_S)
+        return tenant
+
 
 def _name(request: router_pb2.GenerateRequest, accepted: Accepted) -> str:
     """Unique among the tenant's running requests: the call that is taken up may still be one of them."""
@@ -136,8 +142,9 @@ def _name(request: router_pb2.GenerateRequest, accepted: Accepted) -> str:
 
 def _time_left(accepted: Accepted, context: Context) -> float | None:
     """The sooner of the call's deadline and the request's own, in seconds from now."""
-    bounds = [each for each in (context.time_remaining(), accepted.completion_s) if each is not None]
-    left_s = min(bounds, default=None)
+    left_s, own_s = context.time_remaining(), accepted.completion_s
+    if left_s is None or (own_s is not None and own_s < left_s):
+        left_s = own_s
     if left_s is not None and left_s <= 0:
         raise _too_late()
     return left_s

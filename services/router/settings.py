@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -197,7 +198,7 @@ class RouterSettings(ServiceSettings):
         """TLS of the public port."""
         return Tls(certificate=self.tls_certificate, key=self.tls_key)
 
-    @property
+    @cached_property
     def classes(self) -> dict[LatencyClass, ClassSettings]:
         """Settings by class."""
         return {

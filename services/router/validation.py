@@ -18,6 +18,8 @@ from services.router.rules import SAMPLING, SCOPES, seconds, violations
 from services.router.settings import LimitSettings
 
 DEFAULT_MAX_TOKENS = 256
+MANY_IDS = 2048
+"""Fewer are looked through sooner than numpy has begun."""
 NO_LABELS: frozenset[tuple[str, str]] = frozenset()
 
 
@@ -69,16 +71,17 @@ class Accepted:
         return "text" if self.text is not None else "chat" if self.chat is not None else "token_ids.ids"
 
 
-def accept(request: router_pb2.GenerateRequest, limits: LimitSettings) -> Accepted:
-    """Reads a request.
-
-    Raises:
-        InvalidArgument: names every field that is wrong.
-        ResourceExhausted: the request is too large.
-    """
-    if request.ByteSize() > limits.request_bytes:
+def size(request: Message, limits: LimitSettings) -> int:
+    """Its bytes. Raises ResourceExhausted: it is too large."""
+    found = request.ByteSize()
+    if found > limits.request_bytes:
         message = f"the request has more than {limits.request_bytes} bytes"
         raise ResourceExhausted(message, reason="REQUEST_TOO_LARGE")
+    return found
+
+
+def accept(request: router_pb2.GenerateRequest, limits: LimitSettings) -> Accepted:
+    """Reads a request. Raises InvalidArgument, which names every field that is wrong."""
     found = violations(request, limits)
     if found:
         raise InvalidArgument(*found)
@@ -153,7 +156,9 @@ def _labels(told: Mapping[str, str]) -> frozenset[tuple[str, str]]:
 
 
 def _largest(ids: Sequence[int]) -> int:
-    return int(np.frombuffer(ids, np.uint32).max()) if isinstance(ids, array) else max(ids)
+    if isinstance(ids, array) and len(ids) > MANY_IDS:
+        return int(np.frombuffer(ids, np.uint32).max())
+    return max(ids)
 
 
 def _given_seconds(message: Message, name: str) -> float | None:

@@ -169,7 +169,7 @@ class Resumption:
             scope=scope,
             labels=accepted.labels,
             capabilities=frozenset(needed(visit)),
-            end_ids=frozenset(model.description.eos_token_ids),
+            end_ids=model.end_ids,
             encode_s=state.encode_us / 1e6,
             traceparent=submit.traceparent,
             asked_class=accepted.latency_class,

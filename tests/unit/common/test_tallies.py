@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from services.common.metrics import LATENCY_BUCKETS_S
-from services.common.tallies import Spreads, Tallies
+from services.common.tallies import Level, Spreads, Tallies
 
 LABELS = ["method", "code"]
 ROWS = st.tuples(st.sampled_from(["Generate", "Encode"]), st.sampled_from(["OK", 'odd "name"\n']))
@@ -28,6 +28,22 @@ def test_tallies_read_as_a_counter(counted: list[tuple[tuple[str, str], int]]) -
         tallies.labels(*row).inc(amount)
         counter.labels(*row).inc(amount)
     assert exposed(ours) == exposed(theirs)
+
+
+@given(st.integers(0, 1 << 20))
+def test_a_level_reads_as_a_gauge(value: int) -> None:
+    ours, theirs = CollectorRegistry(), CollectorRegistry()
+    Level("headrace_running", "Runs", ours).value += value
+    Gauge("headrace_running", "Runs", registry=theirs).inc(value)
+    assert exposed(ours) == exposed(theirs)
+
+
+def test_a_counter_without_labels_is_there_before_anything_is_counted() -> None:
+    registry = CollectorRegistry()
+    row = Tallies("headrace_tokens", "Tokens", [], registry).labels()
+    assert registry.get_sample_value("headrace_tokens_total") == 0
+    row.inc(3)
+    assert registry.get_sample_value("headrace_tokens_total") == 3
 
 
 @given(st.lists(st.tuples(ROWS, SECONDS)))

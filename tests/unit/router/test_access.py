@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
 
 import pytest
 
@@ -20,18 +19,8 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     return tmp_path / "keys.toml", tmp_path / "tenants.toml"
 
 
-class _Call:
-    """A call that shows a key."""
-
-    def __init__(self, key: str) -> None:
-        self._key = key
-
-    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
-        return ((identity.METADATA_KEY, f"Bearer {self._key}"),)
-
-
 def _tenant(let_in: Access, key: str) -> identity.Tenant:
-    return let_in.tenant(cast(Any, _Call(key)))
+    return let_in.tenant(f"Bearer {key}")
 
 
 def test_a_key_is_revoked_although_the_tenants_file_is_wrong(files: tuple[Path, Path]) -> None:

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.common.errors import InvalidArgument, ResourceExhausted
+from services.router.chains import packed
 from services.router.settings import LimitSettings
-from services.router.validation import accept, check_ids
+from services.router.validation import MANY_IDS, accept, check_ids, size
 
 LIMITS = LimitSettings()
 
@@ -108,8 +109,9 @@ def test_two_requests_without_a_name_get_different_ones() -> None:
 
 def test_a_request_beyond_the_size_limit_is_refused() -> None:
     with pytest.raises(ResourceExhausted) as caught:
-        accept(request(text="x" * (LIMITS.request_bytes + 1)), LIMITS)
+        size(request(text="x" * (LIMITS.request_bytes + 1)), LIMITS)
     assert caught.value.reason == "REQUEST_TOO_LARGE"
+    assert size(request(text="x" * 10), LIMITS) > 10
 
 
 def test_what_resumes_needs_a_name_and_no_prompt_and_its_other_fields_are_ignored() -> None:
@@ -135,11 +137,13 @@ def test_greedy_and_top_1_are_reproducible_and_nothing_else() -> None:
 
 
 def test_ids_outside_the_vocabulary_are_named_by_place() -> None:
-    check_ids("token_ids.ids", [0, 511], 512)
-    with pytest.raises(InvalidArgument) as caught:
-        check_ids("token_ids.ids", [0, 512], 512)
-    [violation] = caught.value.violations
-    assert violation.field == "token_ids.ids[1]"
+    for more in (0, MANY_IDS):
+        ids = packed([0, *[1] * more, 511])
+        check_ids("token_ids.ids", ids, 512)
+        with pytest.raises(InvalidArgument) as caught:
+            check_ids("token_ids.ids", ids, 511)
+        [violation] = caught.value.violations
+        assert violation.field == f"token_ids.ids[{1 + more}]"
 
 
 FLOATS = st.floats(width=32)
