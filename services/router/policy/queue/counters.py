@@ -84,12 +84,15 @@ class Counters:
     def wait(self, tenant: str, weight: float) -> None:
         """The tenant has something waiting."""
         account = self._account(tenant)
-        self._weigh(account, weight)
+        if weight != account.weight:
+            self._weigh(account, weight)
         if account.rank is None:
-            if self._lifts:
-                account.lift += max(0.0, self._level() - self._counter(account))
-            account.rank = self._counter(account)
-            self._ranked.add((account.rank, account.index))
+            counter = self._counter(account)
+            if self._lifts and self._level() > counter:
+                account.lift += self._level() - counter
+                counter = self._counter(account)
+            account.rank = counter
+            self._ranked.add((counter, account.index))
 
     def idle(self, tenant: str) -> None:
         """Nothing of the tenant waits any more."""
@@ -109,7 +112,8 @@ class Counters:
         account.own.prompt += prompt
         account.own.output += output
         account.cached += cached
-        self._reconsider(account)
+        if account.rank is not None:
+            self._stale.add(tenant)
 
     def correct(self, tenant: str, prompt: float, cached: float) -> None:
         """The prompt of a request turned out otherwise than it was charged.
@@ -127,7 +131,8 @@ class Counters:
         account.all.output += min(max(output, 0.0), MOST_TOKENS)
         account.others.prompt = max(account.others.prompt, account.all.prompt - account.own.prompt)
         account.others.output = max(account.others.output, account.all.output - account.own.output)
-        self._reconsider(account)
+        if account.rank is not None:
+            self._stale.add(tenant)
 
     def _account(self, tenant: str) -> Account:
         account = self._accounts.get(tenant)
@@ -158,11 +163,9 @@ class Counters:
             account.weight = weight
             account.lift += before - self._counter(account)
 
-    def _reconsider(self, account: Account) -> None:
-        if account.rank is not None:
-            self._stale.add(account.tenant)
-
     def _rank_again(self) -> None:
+        if not self._stale:
+            return
         for tenant in self._stale:
             account = self._accounts[tenant]
             assert account.rank is not None, "only tenants that wait are ranked"

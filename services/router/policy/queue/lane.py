@@ -25,6 +25,9 @@ class Lane(IntEnum):
     BATCH = LatencyClass.BATCH
 
 
+LANES = tuple(Lane)
+
+
 @dataclass(slots=True)
 class Held:
     """What one tenant has waiting, or a class of it."""
@@ -62,7 +65,10 @@ class TenantLane:
 
     def add(self, entry: Entry, tenant: str) -> None:
         """Puts a request in its place."""
-        self.orders.setdefault(tenant, self._order()).add(entry)
+        order = self.orders.get(tenant)
+        if order is None:
+            order = self.orders[tenant] = self._order()
+        order.add(entry)
         self.size += 1
         self.chained += bool(entry.ticket.chains)
 
@@ -77,7 +83,7 @@ class TenantLane:
 
     def tenants(self, without: AbstractSet[str] = frozenset()) -> Iterator[Order]:
         """The tenants that have something here, the least served first."""
-        for tenant in self.counters.tenants():
+        for tenant in self.counters.tenants() if len(self.orders) > 1 else tuple(self.orders):
             order = self.orders.get(tenant)
             if order is not None and tenant not in without:
                 yield order

@@ -11,7 +11,7 @@ infectious, and never for ever.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from heapq import heappop, heappush
@@ -72,13 +72,6 @@ class Entry:
     """These. [positions]"""
 
 
-_KEYS: dict[Place, Callable[[Entry], float]] = {
-    Place.OLD: lambda entry: entry.due_s,
-    Place.DUE: lambda entry: entry.soon_s,
-    Place.LATE: lambda entry: entry.cost_s,
-}
-
-
 class TenantOrder:
     """One tenant's requests in one lane."""
 
@@ -102,12 +95,12 @@ class TenantOrder:
         self._entries[entry.ticket.number] = entry
         entry.place = Place.DUE
         self.in_time_s += entry.cost_s
-        self._ranks[Place.DUE].add(self._key(entry))
+        self._ranks[Place.DUE].add(_key(entry))
 
     def remove(self, entry: Entry) -> None:
         """Takes a request out."""
         del self._entries[entry.ticket.number]
-        self._ranks[entry.place].remove(self._key(entry))
+        self._ranks[entry.place].remove(_key(entry))
         if entry.place is Place.DUE:
             self.in_time_s = max(0.0, self.in_time_s - entry.cost_s)
         if self._ranks[Place.OLD].first is None:
@@ -135,10 +128,6 @@ class TenantOrder:
             return self._ranks
         return due, old, late
 
-    @staticmethod
-    def _key(entry: Entry) -> tuple[float, int]:
-        return (_KEYS[entry.place](entry), entry.ticket.number)
-
     def _relegate(self, now: float) -> None:
         due = self._ranks[Place.DUE]
         for _ in range(_MOVES):
@@ -162,11 +151,18 @@ class TenantOrder:
                 self._move(entry, Place.OLD)
 
     def _move(self, entry: Entry, place: Place) -> None:
-        self._ranks[entry.place].remove(self._key(entry))
+        self._ranks[entry.place].remove(_key(entry))
         if entry.place is Place.DUE:
             self.in_time_s = max(0.0, self.in_time_s - entry.cost_s)
         entry.place = place
-        self._ranks[place].add(self._key(entry))
+        self._ranks[place].add(_key(entry))
+
+
+def _key(entry: Entry) -> tuple[float, int]:
+    """What a request is ranked by in its place."""
+    if entry.place is Place.DUE:
+        return entry.soon_s, entry.ticket.number
+    return entry.due_s if entry.place is Place.OLD else entry.cost_s, entry.ticket.number
 
 
 class OverdueOrder:

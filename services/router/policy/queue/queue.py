@@ -8,7 +8,6 @@ A request's class decides which of its tenant's counters is charged; the lane on
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 from functools import partial
@@ -18,10 +17,10 @@ from math import inf
 
 from services.router.policy.classify import LatencyClass
 from services.router.policy.queue.counters import Counters, Prices
-from services.router.policy.queue.lane import Held, Lane, TenantLane
+from services.router.policy.queue.lane import LANES, Held, Lane, TenantLane
 from services.router.policy.queue.order import Entry, OverdueOrder, TenantOrder
 from services.router.policy.queue.shares import Shares, bounded
-from services.router.policy.settings import PolicySettings
+from services.router.policy.settings import ClassPolicy, PolicySettings
 from services.router.policy.ticket import Ticket
 
 _MOVES = 256
@@ -46,9 +45,9 @@ class ModelQueue:
                 OverdueOrder if lane is Lane.AGED else partial(TenantOrder, settings.restored_share),
                 Counters(prices, lift=settings.lift),
             )
-            for lane in Lane
+            for lane in LANES
         ]
-        self._competing: list[Counter[str]] = [Counter() for _ in Lane]
+        self._competing: list[dict[str, int]] = [{} for _ in LANES]
         self._entries: dict[int, Entry] = {}
         self._overdue: list[tuple[float, int]] = []
         self._blocked: set[int] = set()
@@ -65,6 +64,20 @@ class ModelQueue:
     def waiting(self, latency_class: LatencyClass) -> int:
         """Requests of a class, those included that no worker is there for."""
         return self.held[latency_class].requests + self.aside[latency_class].requests
+
+    @property
+    def any_held(self) -> bool:
+        """Whether anything stands in the lanes."""
+        return bool(self._entries) and any(each.requests for each in self.held.values())
+
+    def of_tenant(self, tenant: str) -> Held:
+        """What a tenant has waiting, of all classes."""
+        whole = Held()
+        for tenants in self.tenants.values() if self._entries else ():
+            if tenant in tenants:
+                whole.requests += tenants[tenant].requests
+                whole.bytes += tenants[tenant].bytes
+        return whole
 
     def entries(self) -> Iterator[Entry]:
         """Everything that waits, in no particular order."""
@@ -122,7 +135,7 @@ class ModelQueue:
 
     def take(self, entry: Entry, cost_s: float, prompt: int, cached: int) -> None:
         """A candidate goes: charged are its lane's share and its tenant, for the prompt so far."""
-        waiting = {lane for lane in Lane if self._lanes[lane].size and lane not in self._blocked}
+        waiting = [lane for lane in LANES if self._lanes[lane].size and lane not in self._blocked]
         self._shares.charge(entry.lane, cost_s, waiting)
         self.charge(entry.ticket, prompt=prompt, cached=cached)
         if entry.lane == Lane.AGED:
@@ -199,20 +212,24 @@ class ModelQueue:
         """A tenant competes in a class while it waits there, and in the lane of overdue requests too."""
         ticket, tenant = entry.ticket, self._tenant(entry.ticket)
         for lane in (ticket.latency_class, Lane.AGED):
-            self._competing[lane][tenant] += 1
+            competing = self._competing[lane]
+            competing[tenant] = competing.get(tenant, 0) + 1
             self._lanes[lane].counters.wait(tenant, ticket.weight)
 
     def _depart(self, entry: Entry) -> None:
         tenant = self._tenant(entry.ticket)
         for lane in (entry.ticket.latency_class, Lane.AGED):
-            self._competing[lane][tenant] -= 1
-            if not self._competing[lane][tenant]:
-                del self._competing[lane][tenant]
+            competing = self._competing[lane]
+            competing[tenant] -= 1
+            if not competing[tenant]:
+                del competing[tenant]
                 self._lanes[lane].counters.idle(tenant)
 
     def _order(self) -> list[int]:
-        waiting = [lane for lane in Lane if self._lanes[lane].size]
-        return self._shares.order(waiting) if self._settings.class_shares else sorted(waiting)
+        waiting: list[int] = [lane for lane in LANES if self._lanes[lane].size]
+        if len(waiting) < 2 or not self._settings.class_shares:
+            return waiting
+        return self._shares.order(waiting)
 
     def _tenant(self, ticket: Ticket) -> str:
         return ticket.tenant if self._settings.tenant_fairness else ALL_TENANTS
@@ -225,7 +242,9 @@ class ModelQueue:
         self.prefill_tokens += sign * ticket.prefill_tokens
         (self.aside if entry.aside else self.held)[ticket.latency_class].add(entry, sign)
         tenants = self.tenants[ticket.latency_class]
-        held = tenants.setdefault(ticket.tenant, Held())
+        held = tenants.get(ticket.tenant)
+        if held is None:
+            held = tenants[ticket.tenant] = Held()
         held.add(entry, sign)
         if not held.requests:
             del tenants[ticket.tenant]
@@ -242,34 +261,33 @@ class ModelQueue:
                 self._lanes[Lane.AGED].add(entry, self._tenant(entry.ticket))
 
     def _entry(self, ticket: Ticket, prefill_s: float, cost_s: float) -> Entry:
-        overdue_s = self._overdue_s(ticket)
-        target_s = self._target_s(ticket)
-        due_s = self._due_s(ticket, prefill_s, cost_s, overdue_s)
+        policy = self._settings.classes[ticket.latency_class]
+        target_s = ticket.ttft_target_s or policy.ttft_s
+        overdue_s = _overdue_s(ticket, policy)
+        due_s = self._due_s(ticket, prefill_s, cost_s, target_s, overdue_s)
         return Entry(
             ticket=ticket,
             prefill_s=prefill_s,
             cost_s=cost_s,
             due_s=due_s,
-            soon_s=min(due_s, self._soon_s(ticket, prefill_s)),
+            soon_s=min(due_s, self._soon_s(ticket, prefill_s, policy)),
             overdue_s=overdue_s,
             restore_s=self._restore_s(ticket, target_s),
-            lane=Lane(ticket.latency_class),
+            lane=ticket.latency_class,
         )
 
-    def _target_s(self, ticket: Ticket) -> float | None:
-        return ticket.ttft_target_s or self._settings.classes[ticket.latency_class].ttft_s
-
-    def _due_s(self, ticket: Ticket, prefill_s: float, cost_s: float, overdue_s: float) -> float:
+    def _due_s(
+        self, ticket: Ticket, prefill_s: float, cost_s: float, target_s: float | None, overdue_s: float
+    ) -> float:
         if not self._settings.effective_deadline:
             return ticket.arrival_s
-        target_s = self._target_s(ticket)
         first_s = ticket.arrival_s + target_s - prefill_s if target_s is not None else inf
         last_s = ticket.deadline_s - cost_s if ticket.deadline_s is not None else inf
         due_s = min(first_s, last_s, overdue_s)
         return due_s if due_s < inf else ticket.arrival_s
 
-    def _soon_s(self, ticket: Ticket, prefill_s: float) -> float:
-        promised_s = self._settings.classes[ticket.latency_class].ttft_s
+    def _soon_s(self, ticket: Ticket, prefill_s: float, policy: ClassPolicy) -> float:
+        promised_s = policy.ttft_s
         if promised_s is None or not (self._settings.effective_deadline and self._settings.short_first):
             return inf
         return ticket.arrival_s + _SOON_TARGETS * promised_s + _SOON_PREFILLS * prefill_s
@@ -280,9 +298,9 @@ class ModelQueue:
             return None
         return ticket.arrival_s + self._settings.restore_after * target_s
 
-    def _overdue_s(self, ticket: Ticket) -> float:
-        policy = self._settings.classes[ticket.latency_class]
-        if not policy.aging_s:
-            return inf
-        allowed_s = 0.0 if ticket.deadline_s in (None, inf) else ticket.deadline_s - ticket.arrival_s
-        return ticket.arrival_s + max(policy.aging_s, policy.aging_deadline_share * allowed_s)
+
+def _overdue_s(ticket: Ticket, policy: ClassPolicy) -> float:
+    if not policy.aging_s:
+        return inf
+    allowed_s = 0.0 if ticket.deadline_s in (None, inf) else ticket.deadline_s - ticket.arrival_s
+    return ticket.arrival_s + max(policy.aging_s, policy.aging_deadline_share * allowed_s)
