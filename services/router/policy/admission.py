@@ -22,6 +22,7 @@ coming sheds before.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
 from typing import NamedTuple
 
@@ -76,13 +77,14 @@ class Outlook(NamedTuple):
     """Used, of its class; as the next only of a request that may be shed."""
     coming: float
     """The same that admitted work is going to use."""
-    prediction: Prediction | None
+    predict: Callable[[], Prediction | None]
+    """To be asked of what cannot start at once or is refused; None where no worker could run it."""
     queue_s: float
-    """Its wait if the queue goes on as it does; only of a request with a deadline."""
+    """Its wait if the queue goes on as it does; as the next only of a request with a deadline."""
     lone_s: float
     """The least that it takes on an idle pool."""
     lone_first_s: float
-    """Of this, until the first token."""
+    """The same until its first token."""
     cost_s: float
     """GPU seconds that it is thought to take."""
     tenant_requests: int
@@ -99,10 +101,7 @@ class Thinning:
 
     def sheds(self, ticket: Ticket, outlook: Outlook, settings: PolicySettings, now: float) -> bool:
         """Whether a request is refused because it may be; counts it."""
-        share = _ramp(outlook.headroom, settings.sheddable_ramp)
-        if settings.forecast:
-            share = max(share, self._offered.beyond(outlook.coming, settings.coming_limit))
-        shed = ticket.sheddable and self.takes(ticket, outlook.cost_s, share, now)
+        shed = ticket.sheddable and self.takes(ticket, outlook.cost_s, self._share(outlook, settings), now)
         self._offered.count(outlook.cost_s, now, sheddable=ticket.sheddable, shed=shed)
         return shed
 
@@ -110,6 +109,13 @@ class Thinning:
         """Whether a request is among those to refuse where the ramp refuses this share of all work."""
         own = self._shares.share(ticket.tenant, ticket.weight, cost_s, share, now)
         return thinned(ticket.number, own if self._fair else share)
+
+    def _share(self, outlook: Outlook, settings: PolicySettings) -> float:
+        """Of all sheddable work, what is to be refused."""
+        share = _ramp(outlook.headroom, settings.sheddable_ramp)
+        if not settings.forecast:
+            return share
+        return max(share, self._offered.beyond(outlook.coming, settings.coming_limit))
 
 
 def admit(
@@ -169,11 +175,12 @@ def _hasty(ticket: Ticket, outlook: Outlook) -> Refusal | None:
 
 
 def _infeasible(ticket: Ticket, outlook: Outlook, now: float) -> Refusal | None:
-    if ticket.deadline_s is None or outlook.prediction is None:
+    if ticket.deadline_s is None or not outlook.workers:
         return None
     left_s = ticket.deadline_s - now
-    wait_s = 0.0 if outlook.opening else max(outlook.prediction.wait_s, outlook.queue_s)
-    needed_s = wait_s + outlook.lone_s
+    needed_s = outlook.lone_s
+    if not outlook.opening:
+        needed_s += max(_wait_s(outlook), outlook.queue_s)
     if needed_s <= left_s:
         return None
     message = f"it would take about {needed_s:.2f} s and has {max(left_s, 0.0):.2f} s"
@@ -202,23 +209,32 @@ def _ramp(used: float, ramp: tuple[float, float]) -> float:
 
 
 def _hopeless(ticket: Ticket, outlook: Outlook, settings: PolicySettings) -> bool:
-    if outlook.prediction is None or outlook.opening:
+    if outlook.opening:
         return False
     bound_s = max(settings.classes[ticket.latency_class].refused_after_s, 2 * outlook.lone_first_s)
-    return outlook.prediction.ttft_s > bound_s
+    return _first_s(outlook) > bound_s
 
 
 def _overload(ticket: Ticket, outlook: Outlook) -> str:
-    first_s = outlook.prediction.ttft_s if outlook.prediction is not None else 0.0
     return (
         f"the mesh is too busy for class {ticket.latency_class.name}: "
-        f"the first token would come after about {first_s:.1f} s"
+        f"the first token would come after about {_first_s(outlook):.1f} s"
     )
 
 
 def _retry_s(outlook: Outlook) -> float:
     """When what waits now will have been served."""
-    return _in_bounds(outlook.prediction.wait_s if outlook.prediction is not None else NO_WORKER_RETRY_S)
+    return _in_bounds(_wait_s(outlook))
+
+
+def _wait_s(outlook: Outlook) -> float:
+    prediction = outlook.predict()
+    return NO_WORKER_RETRY_S if prediction is None else prediction.wait_s
+
+
+def _first_s(outlook: Outlook) -> float:
+    prediction = outlook.predict()
+    return 0.0 if prediction is None else prediction.ttft_s
 
 
 def _in_bounds(retry_s: float) -> float:

@@ -53,7 +53,8 @@ class Aside:
 
     def nobody_for(self, ticket: Ticket) -> bool:
         """Whether workers are there, but none for this request."""
-        return some(self._fleet.ready) and not some(self._fleet.suited(ticket))
+        ready, suited = self._fleet.ready, self._fleet.suited(ticket)
+        return suited is not ready and some(ready) and not some(suited)
 
     def bring_back(self) -> None:
         """Requests that stood aside are in their places again where a worker is there for them now."""

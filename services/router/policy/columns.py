@@ -34,6 +34,8 @@ class Columns:
 
     def __init__(self, width: int) -> None:
         self._kinds = (Kind(False, width), Kind(True, width))
+        self.changes = 0
+        """Rises with whatever changes of the workers: what was worked out before holds while it does not."""
         self._bind(np.zeros((len(_Row), width)), np.full((6, width), np.nan), np.zeros((2, width), np.bool_))
 
     @property
@@ -93,13 +95,11 @@ class Columns:
 
     def _set(self, position: int, view: WorkerView) -> None:
         """Takes over a worker's values."""
-        self._values[:, position] = (
-            amount(view.free_blocks),
-            amount(view.running_context),
-            amount(view.max_sequences),
-            amount(view.max_tokens),
-            amount(view.total_blocks) * BLOCK_TOKENS,
-        )
+        self.free_blocks[position] = amount(view.free_blocks)
+        self.running_context[position] = amount(view.running_context)
+        self.max_sequences[position] = amount(view.max_sequences)
+        self.max_tokens[position] = amount(view.max_tokens)
+        self.kv_tokens[position] = amount(view.total_blocks) * BLOCK_TOKENS
         self.there[position] = True
         self.ready[position] = view.ready
         self._booked(position, view)
@@ -107,11 +107,17 @@ class Columns:
     def _set_model(self, position: int, view: WorkerView) -> None:
         self._models[:, position] = np.nan if view.step_model is None else view.step_model
         self._forget("speeds")
+        self.changes += 1
 
     def _booked(self, position: int, view: WorkerView) -> None:
         """Takes over what a booking changed."""
-        for each in self._kinds:
-            each.take(position, view)
+        batch, foreground = self._kinds
+        batch.take(position, view)
+        if view.uniform:
+            foreground.copy(position, batch)
+        else:
+            foreground.take(position, view)
+        self.changes += 1
 
     def _unset(self, position: int) -> None:
         self._values[:, position] = 0
@@ -120,6 +126,7 @@ class Columns:
         for each in self._kinds:
             each.drop(position)
         self._forget("speeds", "least")
+        self.changes += 1
 
     def _forget(self, *names: str) -> None:
         for name in names:

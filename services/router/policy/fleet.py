@@ -76,7 +76,7 @@ class Fleet(Columns):
         if view == earlier:
             return position
         self._set(position, view)
-        if earlier is None or not alike(self._told.get(position), view.step_model):
+        if earlier is None or not self._tells_the_same(position, view.step_model):
             self._told[position] = view.step_model
             self._believe(position)
         if earlier is None or _traits(earlier) != _traits(view):
@@ -135,6 +135,11 @@ class Fleet(Columns):
         return hits
 
     @property
+    def mean_sequences(self) -> float:
+        """That run or wait in a worker."""
+        return self._kinds[False].all_sequences / max(1, len(self))
+
+    @property
     def any_open(self) -> bool:
         """Whether some worker would take some request now."""
         return bool(np.count_nonzero(self.open) or np.count_nonzero(self.foreground_open))
@@ -171,8 +176,13 @@ class Fleet(Columns):
             able[barred] = False
         return able
 
+    def openings(self, ticket: Ticket) -> Mask:
+        """Workers that could take the request at once."""
+        able, affordable = self.suited(ticket), self.affordable(ticket.cost, ticket.foreground)
+        return affordable if able is self.ready else able & affordable
+
     def affordable(self, cost: Cost, foreground: bool = False, reserve: bool = False) -> Mask:
-        """Workers whose credit covers a request, by the rule of `WorkerView.affords`.
+        """Workers that are ready and whose credit covers a request, by the rule of `WorkerView.affords`.
 
         `reserve`: without the slots that are kept for short requests.
         """
@@ -188,6 +198,10 @@ class Fleet(Columns):
             claimed_s = view.step_model.prefill_s(shown.tokens, shown.before)
             if claimed_s > _FAR_SLOWER * shown.seconds:
                 self._models[:5, position] *= shown.seconds / claimed_s
+
+    def _tells_the_same(self, position: int, claim: StepModel | None) -> bool:
+        told = self._told.get(position)
+        return told is claim or alike(told, claim)
 
     def _positions(self, keys: Iterable[str]) -> list[int]:
         positions = self.index.positions

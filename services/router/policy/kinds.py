@@ -48,11 +48,14 @@ class Kind:
         self._foreground = foreground
         self._speeds: Speeds | None = None
         self.limits = Limits()
+        self.all_sequences = 0.0
+        """Of all workers together: whole numbers, so that adding them up as they change is exact."""
         self._bind(np.repeat(_WITHOUT_WORKER, width, axis=1), np.zeros(width, np.bool_))
 
     def take(self, position: int, view: WorkerView) -> None:
         """Takes over a worker's values."""
         sequences, tokens = self._amounts(view)
+        self.all_sequences += sequences - self.sequences.item(position)
         self.sequences[position], self.waiting_tokens[position] = sequences, tokens
         opened = self.open[position] = view.open(self._foreground)
         room = self._room_of(view) if opened else -inf
@@ -62,8 +65,15 @@ class Kind:
         if self._speeds is not None:
             self._weigh(position, view.ready, sequences, tokens)
 
+    def copy(self, position: int, other: Kind) -> None:
+        """Takes over what the other kind has just taken of a worker that looks the same to both."""
+        self.all_sequences += other.sequences.item(position) - self.sequences.item(position)
+        self._values[:, position] = other._values[:, position]
+        self.open[position] = other.open.item(position)
+
     def drop(self, position: int) -> None:
         """No worker is there any more."""
+        self.all_sequences -= self.sequences.item(position)
         self._values[:, position] = _WITHOUT_WORKER[:, 0]
         self.open[position] = False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
+from functools import partial
 from math import inf
 from typing import NamedTuple
 
@@ -22,10 +23,11 @@ from services.router.policy.prediction import Prediction, Predictor
 from services.router.policy.preemption import Seat
 from services.router.policy.queue import Lane, ModelQueue
 from services.router.policy.queue.order import Entry, Place
+from services.router.policy.scale import Scale
 from services.router.policy.settings import PolicySettings
 from services.router.policy.ticket import Ticket
 from services.router.policy.turn import Parts, Turn
-from services.router.policy.worker import BLOCK_TOKENS, WorkerView
+from services.router.policy.worker import WorkerView
 
 
 class Placed(NamedTuple):
@@ -47,19 +49,19 @@ class Pool:
         self.placement = Placement(settings.placement)
         self.queue = ModelQueue(settings)
         self.predictor = Predictor(settings, self.fleet, self.queue)
+        self.scale = Scale(self.fleet, self.predictor)
         self.budget = InteractiveBudget(settings)
         self.pace = Pace()
         self.thinning = Thinning(settings)
         self._overdrafts = Overdrafts(settings, self.fleet, self.placement)
-        parts = Parts(self.fleet, self.queue, self.placement, self._overdrafts, self.pace)
+        parts = Parts(self.fleet, self.queue, self.scale, self.placement, self._overdrafts, self.pace)
         self._turn = Turn(settings, parts, held_back)
         self._held_at: dict[str, float] = {}
         self._aside = Aside(self.fleet, self.queue)
 
     def submit(self, ticket: Ticket, now: float) -> None:
         """Lets a request wait."""
-        uncached = self.uncached(ticket)
-        estimate = self.predictor.estimate(ticket, uncached)
+        estimate = self.scale.weigh(ticket).estimate
         raw_wait_s = self.predictor.raw_wait_s(ticket)
         self.predictor.queued(estimate.prefill_s)
         self.pace.came(ticket, self.predictor.reference)
@@ -132,32 +134,25 @@ class Pool:
         """Workers or their credit changed: who was passed over is looked at again."""
         self._turn.news()
 
-    def uncached(self, ticket: Ticket) -> int:
-        """Prompt tokens to compute on the worker that keeps most of it."""
-        if not ticket.chains or not len(self.fleet):
-            return ticket.prefill_tokens
-        cached = int(self.fleet.hits(ticket.chains).max(initial=0)) * BLOCK_TOKENS
-        return max(1, ticket.prefill_tokens - cached)
-
     def outlook(self, ticket: Ticket, now: float) -> Outlook:
         """The situation that a request would come into."""
-        fleet, held = self.fleet, [each.get(ticket.tenant) for each in self.queue.tenants.values()]
-        self.predictor.look(now)
-        suited = fleet.suited(ticket)
-        uncached = self.uncached(ticket)
-        opening = some(suited & fleet.affordable(ticket.cost, ticket.foreground))
+        fleet, predictor, latency_class = self.fleet, self.predictor, ticket.latency_class
+        predictor.look(now)
+        uncached, estimate = self.scale.weigh(ticket)
+        opening = some(fleet.openings(ticket))
+        own = self.queue.of_tenant(ticket.tenant)
         return Outlook(
-            workers=some(suited),
-            opening=opening and not self._ahead(ticket.latency_class),
-            headroom=self.predictor.headroom(ticket.latency_class) if ticket.sheddable else 0.0,
-            coming=self.predictor.coming(ticket.latency_class, now) if ticket.sheddable else 0.0,
-            prediction=self.predictor.predict(ticket, uncached, now),
-            queue_s=0.0 if ticket.deadline_s is None else self.predictor.queue_s(ticket, uncached, now),
-            lone_s=self.predictor.lone_s(ticket, uncached),
-            lone_first_s=self.predictor.lone_first_s(ticket, uncached),
-            cost_s=self.predictor.estimate(ticket, uncached).total_s,
-            tenant_requests=sum(each.requests for each in held if each),
-            tenant_bytes=sum(each.bytes for each in held if each),
+            workers=opening or some(fleet.suited(ticket)),
+            opening=opening and not self._ahead(latency_class),
+            headroom=predictor.headroom(latency_class) if ticket.sheddable else 0.0,
+            coming=predictor.coming(latency_class, now) if ticket.sheddable else 0.0,
+            predict=partial(predictor.predict, ticket, uncached, now),
+            queue_s=0.0 if ticket.deadline_s is None else predictor.queue_s(ticket, uncached, now),
+            lone_s=0.0 if ticket.deadline_s is None else predictor.lone_s(ticket, uncached),
+            lone_first_s=predictor.lone_first_s(estimate),
+            cost_s=estimate.total_s,
+            tenant_requests=own.requests,
+            tenant_bytes=own.bytes,
         )
 
     def next(self, now: float) -> Placed | None:
@@ -183,7 +178,7 @@ class Pool:
     def _book(self, entry: Entry, choice: Choice, now: float) -> Placed:
         ticket, predictor = entry.ticket, self.predictor
         uncached = choice.cost(ticket.cost).prefill_tokens
-        estimate = predictor.estimate(ticket, uncached)
+        estimate = self.scale.estimate(ticket, uncached)
         raw_first_s = predictor.first_there_s(ticket, uncached, choice.position)
         cost = self.placement.book(choice, ticket, self.fleet, now)
         waited_s = max(0.0, now - ticket.arrival_s)

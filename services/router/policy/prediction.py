@@ -86,12 +86,11 @@ class Predictor:
 
     def estimate(self, ticket: Ticket, uncached: int) -> Estimate:
         """GPU seconds of a request of which so many prompt tokens are not cached."""
-        model = self.reference
-        prompt = ticket.prefill_tokens
+        model, prompt, output = self.reference, ticket.prefill_tokens, ticket.expected_output
         prefill_s = model.prefill_s(uncached, prompt - uncached)
-        context = prompt + ticket.expected_output / 2
+        context = prompt + output / 2
         token_s = model.b + model.e + context * model.d + model.a / self._neighbours()
-        return Estimate(prefill_s, prefill_s + max(ticket.expected_output - 1, 0) * token_s)
+        return Estimate(prefill_s, prefill_s + max(output - 1, 0) * token_s)
 
     @property
     def reference(self) -> StepModel:
@@ -100,11 +99,11 @@ class Predictor:
         if speeds is not self._reference_of:
             positions = np.fromiter(self.fleet.index.positions.values(), np.int64)
             self._reference_of = speeds
-            self._claims = _fastest(self.fleet.claims())
             self._reference = PRIOR
             if len(positions):
                 order = speeds.token_s[positions].argsort(kind="stable")
                 self._reference = self.fleet.model_of(int(positions[order[len(order) // 2]]))
+            self._claims = _fastest(self.fleet.claims())
         return self._reference
 
     def predict(self, ticket: Ticket, uncached: int, now: float) -> Prediction | None:
@@ -119,14 +118,14 @@ class Predictor:
 
     def raw_wait_s(self, ticket: Ticket) -> float:
         """Wait before the correction: what is ahead in its class, at its class's share of the pool."""
-        takers = self.fleet.suited(ticket)
-        workers = int(np.count_nonzero(takers))
         held = self.queue.held[ticket.latency_class]
+        if not held.requests and some(self.fleet.openings(ticket)):
+            return 0.0
+        workers = int(np.count_nonzero(self.fleet.suited(ticket)))
         if not workers:
             return inf
         if not held.requests:
-            affordable = self.fleet.affordable(ticket.cost, ticket.foreground)
-            return 0.0 if some(takers & affordable) else self.gap_s
+            return self.gap_s
         tenants = self.queue.tenants[ticket.latency_class]
         own = tenants.get(ticket.tenant)
         ahead_s = min(held.cost_s, own.cost_s * len(tenants)) if own else 0.0
@@ -137,11 +136,13 @@ class Predictor:
     def queue_s(self, ticket: Ticket, uncached: int, now: float) -> float:
         """Wait if the queue goes on as it does, and nobody ahead gives up."""
         latency_class = ticket.latency_class
+        if ticket.tenant not in self.queue.tenants[latency_class]:
+            return 0.0
         workers = max(1, int(np.count_nonzero(self.fleet.suited(ticket))))
         target_s = ticket.ttft_target_s or self.settings.classes[latency_class].ttft_s
         in_time_s = None
         if target_s is not None and self.settings.relegation:
-            in_time_s = ticket.arrival_s + target_s - now - self.lone_first_s(ticket, uncached)
+            in_time_s = ticket.arrival_s + target_s - now - self._alone_s(ticket, uncached)
         usual = workers * self._share(latency_class)
         return self.drains[latency_class].wait_s(ticket, self.queue, now, usual, in_time_s)
 
@@ -170,16 +171,22 @@ class Predictor:
 
         By the fastest of all claims, so that one that is too slow to be true keeps nobody out.
         """
-        return min(self._lone_s(ticket, uncached, each) for each in (self.reference, *self._claims))
+        least_s = self._lone_s(ticket, uncached, self.reference)
+        for claim in self._claims:
+            if claim != self._reference:
+                least_s = min(least_s, self._lone_s(ticket, uncached, claim))
+        return least_s
 
     def _lone_s(self, ticket: Ticket, uncached: int, model: StepModel) -> float:
-        output = ticket.expected_output if ticket.output_known else 1
-        decode_s = model.decode_s(1, ticket.prefill_tokens + output / 2)
-        return model.prefill_s(uncached, ticket.prefill_tokens - uncached) + max(output - 1, 0) * decode_s
+        prefill_s = model.prefill_s(uncached, ticket.prefill_tokens - uncached)
+        if not ticket.output_known:
+            return prefill_s
+        output = ticket.expected_output
+        return prefill_s + max(output - 1, 0) * model.decode_s(1, ticket.prefill_tokens + output / 2)
 
-    def lone_first_s(self, ticket: Ticket, uncached: int) -> float:
+    def lone_first_s(self, estimate: Estimate) -> float:
         """Time to the first token on an idle pool."""
-        return self._alone_s(ticket, uncached)
+        return self.reference.upper_quantile * estimate.prefill_s
 
     def look(self, now: float) -> None:
         """Takes into account what workers told of prompts since the last look."""
@@ -225,7 +232,7 @@ class Predictor:
 
     def dispatched(self, ticket: Ticket, predicted_s: float, waited_s: float, now: float) -> None:
         """A request went; `predicted_s`: its wait as it was predicted, before the correction."""
-        if any(each.requests for each in self.queue.held.values()):
+        if self.queue.any_held:
             gap_s = min(max(now - self._last_dispatch_s, 0.0), _LONGEST_GAP_S)
             self.gap_s += _LEARNING * (gap_s - self.gap_s)
         self._last_dispatch_s = now
@@ -248,8 +255,7 @@ class Predictor:
         return (self._neighbours() - 1) * (self.reference.b + self.reference.e)
 
     def _neighbours(self) -> float:
-        workers = max(1, len(self.fleet))
-        return max(1.0, float(self.fleet.sequences.sum()) / workers)
+        return max(1.0, self.fleet.mean_sequences)
 
     def _share(self, latency_class: LatencyClass) -> float:
         """The class's part of the pool while the classes wait that wait now."""

@@ -31,6 +31,8 @@ class PrefixIndex:
         self.positions: dict[str, int] = {}
         self.width = LEAST_WIDTH
         """Length of `match`'s answer: a multiple of 8, beyond every position."""
+        self.changes = 0
+        """Rises with whatever may change an answer of `match`."""
         self._table = DigestTable()
         self._sets = WorkerSets()
         self._spread = Spread(LEAST_WIDTH)
@@ -99,6 +101,7 @@ class PrefixIndex:
         position = self.positions[key]
         if self._kept[position]:
             self._sets.without(position)
+            self.changes += 1
         self._kept[position] = 0
         self._expected.clear(position)
 
@@ -156,6 +159,7 @@ class PrefixIndex:
 
     def _exchange(self, position: int, digests: Digests, bit: int) -> None:
         """Puts a position's bit into the sets of digests, or takes it out."""
+        self.changes += 1
         if len(digests) <= _ONE_BY_ONE:
             for low, high in digests.tolist():
                 self._exchange_one(position, low, high, bit)
@@ -208,6 +212,7 @@ class PrefixIndex:
         self._expected.widen(width)
         self._spread = Spread(width)
         self.width = width
+        self.changes += 1
 
 
 def _words(digests: Digests) -> tuple[Words, Words]:

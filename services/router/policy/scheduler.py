@@ -100,7 +100,7 @@ class Scheduler:
         pool = self._pools.get(ticket.model)
         if pool is None:
             return True
-        cost_s = pool.predictor.estimate(ticket, pool.uncached(ticket)).total_s if ticket.foreground else 0.0
+        cost_s = pool.scale.weigh(ticket).estimate.total_s if ticket.foreground else 0.0
         pool.budget.asked(ticket, cost_s, now)
         if ticket.latency_class is not LatencyClass.INTERACTIVE:
             return True

@@ -22,6 +22,7 @@ from services.router.policy.pace import Pace
 from services.router.policy.placement import Choice, Placement
 from services.router.policy.queue import ModelQueue
 from services.router.policy.queue.order import Entry, Place
+from services.router.policy.scale import Scale
 from services.router.policy.settings import PolicySettings
 from services.router.policy.spread import Hits
 from services.router.policy.worker import BLOCK_TOKENS
@@ -35,6 +36,7 @@ class Parts(NamedTuple):
 
     fleet: Fleet
     queue: ModelQueue
+    scale: Scale
     placement: Placement
     overdrafts: Overdrafts
     pace: Pace
@@ -46,7 +48,7 @@ class Turn:
     def __init__(self, settings: PolicySettings, parts: Parts, held_back: AbstractSet[str]) -> None:
         """`held_back`: tenants of which nothing goes to a worker now."""
         self._settings = settings
-        self._fleet, self._queue, self._placement, self._overdrafts, self._pace = parts
+        self._fleet, self._queue, self._scale, self._placement, self._overdrafts, self._pace = parts
         self._held_back = held_back
         self._passed: set[int] = set()
         self._passed_at = float("nan")
@@ -79,7 +81,7 @@ class Turn:
         head_wait_s = None if entry is head else max(0.0, now - head.ticket.arrival_s)
         if self._pace.target_s is not None and entry.place is not Place.DUE:
             head_wait_s = inf
-        hits = self._hits(entry)
+        hits = self._scale.hits(entry.ticket)
         choice = self._placement.choose(entry.ticket, self._fleet, hits, now, head_wait_s)
         if choice.worker is None and choice.wait_until_s is None and self._overdrafts.due(entry, now):
             choice = self._overdrafts.choose(entry.ticket, hits, now)
@@ -95,11 +97,6 @@ class Turn:
             warm = hits * BLOCK_TOKENS >= share * entry.ticket.prefill_tokens
             entry.warm = warm if some(warm) else None
             entry.hold_until_s = choice.wait_until_s
-
-    def _hits(self, entry: Entry) -> Hits:
-        if not entry.ticket.chains:
-            return self._fleet.index.no_hits()
-        return self._fleet.hits(entry.ticket.chains)
 
     def _closed(self, entry: Entry) -> bool:
         """Whether no worker takes anything of its kind."""

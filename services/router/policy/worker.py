@@ -53,6 +53,13 @@ class WorkerView:
             and self.key not in ticket.barred
         )
 
+    @property
+    def uniform(self) -> bool:
+        """Whether it looks the same to batch work as to the foreground."""
+        return not (self.batch_sequences or self.batch_waiting_tokens) and (
+            self.foreground_credit is None or self.foreground_credit == self.credit
+        )
+
     def credit_for(self, foreground: bool) -> Cost:
         """The credit that a request of another class than BATCH, or of BATCH, has."""
         if foreground and self.foreground_credit is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import partial
 from math import inf
 
 import pytest
@@ -31,7 +32,7 @@ CALM = Outlook(
     opening=False,
     headroom=0.0,
     coming=0.0,
-    prediction=Prediction(0.1, 0.2),
+    predict=partial(Prediction, 0.1, 0.2),
     queue_s=0.0,
     lone_s=0.1,
     lone_first_s=0.05,
@@ -94,7 +95,7 @@ def test_what_may_not_be_shed_is_refused_only_when_nobody_would_wait_so_long(
 ) -> None:
     bound_s = PolicySettings().classes[latency_class].refused_after_s
     for first_s, expected in ((0.9 * bound_s, None), (1.1 * bound_s, RefusalKind.OVERLOADED)):
-        outlook = CALM._replace(headroom=9.0, prediction=Prediction(first_s, first_s))
+        outlook = CALM._replace(headroom=9.0, predict=partial(Prediction, first_s, first_s))
         refusal = admit(make_ticket(1, latency_class), outlook, PolicySettings(), LIMITS, 0.0)
         assert (refusal.kind if refusal else None) is expected
         if refusal:
@@ -102,18 +103,18 @@ def test_what_may_not_be_shed_is_refused_only_when_nobody_would_wait_so_long(
 
 
 def test_what_could_start_at_once_is_not_refused_for_what_its_prompt_takes() -> None:
-    late = CALM._replace(headroom=9.0, prediction=Prediction(0.0, 24.0), opening=True)
+    late = CALM._replace(headroom=9.0, predict=partial(Prediction, 0.0, 24.0), opening=True)
     assert admit(make_ticket(1, I), late, PolicySettings(), LIMITS, 0.0) is None
 
 
 def test_a_target_that_a_lone_request_cannot_keep_is_no_overload() -> None:
-    slow = CALM._replace(prediction=Prediction(0.0, 4.0), lone_first_s=3.9, opening=True)
+    slow = CALM._replace(predict=partial(Prediction, 0.0, 4.0), lone_first_s=3.9, opening=True)
     assert admit(make_ticket(1, I), slow, PolicySettings(), LIMITS, 0.0) is None
 
 
 @pytest.mark.parametrize("latency_class", list(LatencyClass))
 def test_a_deadline_that_cannot_be_met_is_refused_at_once(latency_class: LatencyClass) -> None:
-    outlook = CALM._replace(prediction=Prediction(5.0, 5.1), lone_s=2.0)
+    outlook = CALM._replace(predict=partial(Prediction, 5.0, 5.1), lone_s=2.0)
     for deadline_s, expected in (
         (6.9, RefusalKind.DEADLINE_INFEASIBLE),
         (7.1, None),
@@ -131,7 +132,7 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once(latency_class: Latency
 
 def test_a_deadline_that_no_idle_mesh_would_meet_is_not_to_be_tried_again() -> None:
     """What counts is the time that it was given, not what is left of it now."""
-    outlook = CALM._replace(prediction=Prediction(5.0, 5.1), lone_s=2.0)
+    outlook = CALM._replace(predict=partial(Prediction, 5.0, 5.1), lone_s=2.0)
     for deadline_s, again in ((1.9, False), (2.1, True)):
         its = make_ticket(1, I, deadline_s=deadline_s)
         refusal = admit(its, outlook, PolicySettings(), LIMITS, 0.5)
