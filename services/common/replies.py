@@ -50,6 +50,11 @@ class Replies:
         return self._awaited is not None
 
     @property
+    def failed(self) -> bool:
+        """Whether a message could not be written: no other will be."""
+        return self._failure is not None
+
+    @property
     def since(self) -> float | None:
         """When the message that is under way was begun, by the loop's clock; None: there is none."""
         return None if self._awaited is None or self._awaited.done() else self._since

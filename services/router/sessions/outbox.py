@@ -6,9 +6,8 @@ what does not fit waits for the frame after.
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from headrace.v1 import session_pb2
@@ -38,14 +37,14 @@ class Outbox:
         self._commands: deque[_Entry] = deque()
         self._extra = session_pb2.RouterFrame()
         self._urgent = False
-        self._news = asyncio.Event()
+        self.on_news: Callable[[], None] = lambda: None
+        """Called when there is something to write, and at the end."""
 
-    def put(self, commands: Iterable[Command], booking: Booking | None = None) -> None:
+    def put(self, commands: Sequence[Command], booking: Booking | None = None) -> None:
         """Adds commands; the booking is numbered by the frame that the last of them leaves with."""
-        entries = [_Entry(command, None) for command in commands]
-        entries[-1] = entries[-1]._replace(booking=booking)
-        self._commands.extend(entries)
-        self._news.set()
+        self._commands.extend(_Entry(each, None) for each in commands[:-1])
+        self._commands.append(_Entry(commands[-1], booking))
+        self.on_news()
 
     def demand(self, demand: session_pb2.Demand, *, urgent: bool) -> None:
         """Tells what waits: at once, or with the next frame."""
@@ -66,20 +65,15 @@ class Outbox:
     def wake(self) -> None:
         """Lets a frame leave even without commands."""
         self._urgent = True
-        self._news.set()
+        self.on_news()
 
     def close(self) -> None:
-        """Wakes the writer for good."""
-        self._news.set()
-
-    async def wait(self) -> None:
-        """Returns when there is something to write."""
-        await self._news.wait()
+        """Tells the writer that it is over."""
+        self.on_news()
 
     def take(self) -> session_pb2.RouterFrame | None:
         """The next frame; None when nothing has to be said."""
         if not (self._commands or self._urgent):
-            self._news.clear()
             return None
         self.number += 1
         frame, self._extra, self._urgent = self._extra, session_pb2.RouterFrame(), False

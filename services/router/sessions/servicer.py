@@ -13,11 +13,13 @@ from headrace.v1 import session_pb2
 from services.common import errors, logs
 from services.common.lifecycle import Tasks
 from services.common.members import MeshSecret
+from services.common.replies import Replies
 from services.common.rpc import Context, note_stranger
 from services.router.dispatcher import Dispatcher
 from services.router.metrics import RouterMetrics
 from services.router.models import ModelBook
 from services.router.sessions.handshake import MAX_NAME, Handshake, check_digests
+from services.router.sessions.pen import Pen
 from services.router.sessions.session import Session as WorkerSession
 from services.router.sessions.times import SessionTimes
 
@@ -49,11 +51,11 @@ class SessionServicer:
         self._times = times
         self._metrics = metrics
 
-    async def Session(self, frames: Frames, context: Context) -> AsyncIterator[session_pb2.RouterFrame]:
+    async def Session(self, frames: Frames, context: Context, replies: Replies) -> None:
         """One session; ends when the worker ends it, leaves, or falls silent."""
         handshake = Handshake(self._mesh)
         try:
-            yield handshake.challenge(await self._soon(anext(frames)))
+            replies.begin(handshake.challenge(await self._soon(anext(frames))))
             hello = handshake.admit(await self._soon(anext(frames)))
             await self._check_model(hello)
             self._check_name(hello)
@@ -63,20 +65,15 @@ class SessionServicer:
         except errors.FailedPrecondition as error:
             self._report_refusal(handshake.hello.worker_id, error)
             raise
-        async for frame in self._carry(self._open(hello), frames):
-            yield frame
+        await replies.finish()
+        await self._carry(self._open(hello), frames, replies)
 
-    async def _carry(self, session: WorkerSession, frames: Frames) -> AsyncIterator[session_pb2.RouterFrame]:
+    async def _carry(self, session: WorkerSession, frames: Frames, replies: Replies) -> None:
         self._dispatcher.join(session)
         reader = self._tasks.spawn(_read(session, frames), f"session {session.worker_id}")
         try:
-            yield self._welcome(session)
-            while not session.closed:
-                frame = session.outbox.take()
-                if frame is None:
-                    await session.outbox.wait()
-                else:
-                    yield frame
+            replies.begin(self._welcome(session))
+            await Pen(session, replies).write()
         finally:
             reader.cancel()
             session.close()
