@@ -219,7 +219,7 @@ def _source(request: router_pb2.CountTokensRequest) -> Source:
     kind = request.WhichOneof("prompt")
     if kind is None:
         raise errors.InvalidArgument(FieldViolation("prompt", "needed: text or chat"))
-    faults = rules.chat_faults(request.chat) if kind == "chat" else []
+    faults = rules.chat_faults(request.chat) if kind == "chat" else ()
     if faults:
         raise errors.InvalidArgument(*faults)
     return Source(request.text, None) if kind == "text" else Source(None, request.chat)

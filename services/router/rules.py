@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 from google.protobuf import duration_pb2
+from google.protobuf.message import Message
 from headrace.v1 import router_pb2, types_pb2
 
 from services.common.errors import FieldViolation
 from services.router.policy import LatencyClass
 from services.router.settings import LimitSettings
 
+Faults = Sequence[FieldViolation]
 MAX_STOPS, MAX_STOP_CHARACTERS = 16, 256
 MAX_STOP_TOKEN_IDS = 1024
 MAX_LOGPROBS = 20
@@ -55,38 +58,44 @@ SAMPLING = {
 }
 
 
-def violations(request: router_pb2.GenerateRequest, limits: LimitSettings) -> list[FieldViolation]:
-    """Everything that is wrong with the request's fields; of a resumption only a few count."""
-    if request.HasField("resume"):
-        return [
-            *_id_faults("resume.request_id", request.resume.request_id),
-            *_deadline_faults(request),
-            *_flush_faults(request.flush),
-        ]
-    return [
-        *_prompt_faults(request),
-        *(_sampling_faults(request.sampling) if request.HasField("sampling") else ()),
-        *_stop_faults(request),
-        *_output_faults(request, limits),
-        *_handling_faults(request),
-        *_scope_faults(request),
-    ]
+Given = Mapping[str, Any]
+"""A request's fields that are set, by name."""
 
 
-def _prompt_faults(request: router_pb2.GenerateRequest) -> list[FieldViolation]:
-    kind = request.WhichOneof("prompt")
-    if kind is None:
+def given(request: Message) -> Given:
+    """Those of a message. Most are not set, and to ask each for itself would cost."""
+    return {field.name: value for field, value in request.ListFields()}
+
+
+def violations(fields: Given, limits: LimitSettings) -> list[FieldViolation]:
+    """Everything that is wrong with a request's fields; of a resumption only a few count."""
+    resumes = "resume" in fields
+    rules = OF_A_RESUMPTION if resumes else _RULES
+    found = [] if resumes else _missing(fields)
+    for name, value in fields.items():
+        rule = rules.get(name)
+        if rule is not None:
+            found += rule(value, limits)
+    return found
+
+
+def _missing(fields: Given) -> list[FieldViolation]:
+    if "text" not in fields and "token_ids" not in fields and "chat" not in fields:
         return [FieldViolation("prompt", "needed: text, chat or token_ids")]
-    if kind == "text" and not request.text:
-        return [FieldViolation("text", "must not be empty")]
-    if kind == "chat":
-        return chat_faults(request.chat)
-    if kind == "token_ids" and not request.token_ids.ids:
-        return [FieldViolation("token_ids.ids", "must not be empty")]
+    if fields.get("cache_scope") == types_pb2.CACHE_SCOPE_USER and not fields.get("user"):
+        return [FieldViolation("user", "needed for CACHE_SCOPE_USER")]
     return []
 
 
-def chat_faults(chat: types_pb2.ChatMessages) -> list[FieldViolation]:
+def _text_faults(text: str, _: LimitSettings) -> Faults:
+    return () if text else (FieldViolation("text", "must not be empty"),)
+
+
+def _ids_faults(token_ids: types_pb2.TokenIds, _: LimitSettings) -> Faults:
+    return () if token_ids.ids else (FieldViolation("token_ids.ids", "must not be empty"),)
+
+
+def chat_faults(chat: types_pb2.ChatMessages) -> Faults:
     """What is wrong with a conversation."""
     if not chat.messages:
         return [FieldViolation("chat.messages", "at least one is needed")]
@@ -97,40 +106,35 @@ def chat_faults(chat: types_pb2.ChatMessages) -> list[FieldViolation]:
     ]
 
 
-def _sampling_faults(sampling: types_pb2.SamplingParams) -> list[FieldViolation]:
+def _sampling_faults(sampling: types_pb2.SamplingParams, _: LimitSettings) -> Faults:
     found = []
-    for field, value in sampling.ListFields():
-        bounds = SAMPLING.get(field.name)
+    for name, value in given(sampling).items():
+        bounds = SAMPLING.get(name)
         fault = bounds.fault(value) if bounds is not None else None
         if fault is not None:
-            found.append(FieldViolation(f"sampling.{field.name}", fault))
-    if sampling.logprobs > MAX_LOGPROBS:
-        found.append(FieldViolation("sampling.logprobs", f"at most {MAX_LOGPROBS}"))
-    if len(sampling.stop_token_ids) > MAX_STOP_TOKEN_IDS:
-        found.append(FieldViolation("sampling.stop_token_ids", f"at most {MAX_STOP_TOKEN_IDS}"))
+            found.append(FieldViolation(f"sampling.{name}", fault))
+        if name == "logprobs" and value > MAX_LOGPROBS:
+            found.append(FieldViolation("sampling.logprobs", f"at most {MAX_LOGPROBS}"))
+        if name == "stop_token_ids" and len(value) > MAX_STOP_TOKEN_IDS:
+            found.append(FieldViolation("sampling.stop_token_ids", f"at most {MAX_STOP_TOKEN_IDS}"))
     return found
 
 
-def _stop_faults(request: router_pb2.GenerateRequest) -> list[FieldViolation]:
-    if len(request.stop) > MAX_STOPS:
-        return [FieldViolation("stop", f"at most {MAX_STOPS} strings, not {len(request.stop)}")]
+def _stop_faults(stop: Sequence[str], _: LimitSettings) -> Faults:
+    if len(stop) > MAX_STOPS:
+        return [FieldViolation("stop", f"at most {MAX_STOPS} strings, not {len(stop)}")]
     return [
         FieldViolation(f"stop[{index}]", f"must have 1 to {MAX_STOP_CHARACTERS} characters")
-        for index, each in enumerate(request.stop)
+        for index, each in enumerate(stop)
         if not 1 <= len(each) <= MAX_STOP_CHARACTERS
     ]
 
 
-def _output_faults(request: router_pb2.GenerateRequest, limits: LimitSettings) -> list[FieldViolation]:
-    found = []
-    if request.HasField("max_tokens") and request.max_tokens < 1:
-        found.append(FieldViolation("max_tokens", "must be at least 1"))
-    if request.HasField("grammar"):
-        found += _grammar_faults(request.grammar, limits)
-    return found
+def _length_faults(max_tokens: int, _: LimitSettings) -> Faults:
+    return () if max_tokens >= 1 else (FieldViolation("max_tokens", "must be at least 1"),)
 
 
-def _grammar_faults(grammar: types_pb2.Grammar, limits: LimitSettings) -> list[FieldViolation]:
+def _grammar_faults(grammar: types_pb2.Grammar, limits: LimitSettings) -> Faults:
     kind = grammar.WhichOneof("kind")
     if kind is None or not getattr(grammar, kind):
         return [FieldViolation("grammar", "one kind is needed, and not empty")]
@@ -149,35 +153,32 @@ def _is_schema(text: str) -> bool:
         return False
 
 
-def _handling_faults(request: router_pb2.GenerateRequest) -> list[FieldViolation]:
-    found = _id_faults("request_id", request.request_id) if request.HasField("request_id") else []
-    found += _deadline_faults(request)
-    if request.latency_class == types_pb2.LATENCY_CLASS_SYSTEM:
-        found.append(FieldViolation("latency_class", "SYSTEM is for the mesh's own probes"))
-    elif request.latency_class not in _CLASSES:
-        found.append(FieldViolation("latency_class", f"{request.latency_class} is not known"))
-    for name in ("required_labels", "preferred_labels"):
-        found += _label_faults(name, getattr(request, name))
-    return [*found, *_flush_faults(request.flush)] if request.HasField("flush") else found
+def _class_faults(latency_class: int, _: LimitSettings) -> Faults:
+    if latency_class == types_pb2.LATENCY_CLASS_SYSTEM:
+        return [FieldViolation("latency_class", "SYSTEM is for the mesh's own probes")]
+    if latency_class not in _CLASSES:
+        return [FieldViolation("latency_class", f"{latency_class} is not known")]
+    return []
 
 
-def _id_faults(field: str, request_id: str) -> list[FieldViolation]:
+def _id_faults(request_id: str, _: LimitSettings, field: str = "request_id") -> Faults:
     if _REQUEST_ID.fullmatch(request_id):
         return []
     return [FieldViolation(field, "must be 1 to 128 printable ASCII characters")]
 
 
-def _deadline_faults(request: router_pb2.GenerateRequest) -> list[FieldViolation]:
-    deadline = request.completion_deadline
-    if not request.HasField("completion_deadline") or 0 < seconds(deadline) <= _MAX_DEADLINE_S:
+def _resume_faults(resume: router_pb2.Resume, limits: LimitSettings) -> Faults:
+    return _id_faults(resume.request_id, limits, "resume.request_id")
+
+
+def _deadline_faults(deadline: duration_pb2.Duration, _: LimitSettings) -> Faults:
+    if 0 < seconds(deadline) <= _MAX_DEADLINE_S:
         return []
     return [FieldViolation("completion_deadline", f"must be in (0, {_MAX_DEADLINE_S}] s")]
 
 
-def _label_faults(name: str, labels: Mapping[str, str]) -> list[FieldViolation]:
+def _label_faults(name: str, labels: Mapping[str, str], _: LimitSettings) -> Faults:
     """Labels are kept beside the workers that have them, so they are short."""
-    if not labels:
-        return []
     if len(labels) > MAX_LABELS:
         return [FieldViolation(name, f"at most {MAX_LABELS}")]
     if any(len(text) > MAX_LABEL_CHARACTERS for each in labels.items() for text in each):
@@ -185,7 +186,7 @@ def _label_faults(name: str, labels: Mapping[str, str]) -> list[FieldViolation]:
     return []
 
 
-def _flush_faults(flush: router_pb2.FlushPolicy) -> list[FieldViolation]:
+def _flush_faults(flush: router_pb2.FlushPolicy, _: LimitSettings) -> Faults:
     found = []
     if flush.HasField("max_delay") and not 0 <= seconds(flush.max_delay) <= _MAX_FLUSH_S:
         found.append(FieldViolation("flush.max_delay", f"must be in [0, {_MAX_FLUSH_S:g}] s"))
@@ -194,17 +195,41 @@ def _flush_faults(flush: router_pb2.FlushPolicy) -> list[FieldViolation]:
     return found
 
 
-def _scope_faults(request: router_pb2.GenerateRequest) -> list[FieldViolation]:
-    found = []
-    if request.cache_scope not in SCOPES:
-        found.append(FieldViolation("cache_scope", f"{request.cache_scope} is not known"))
-    if len(request.user.encode()) > MAX_USER_BYTES:
-        found.append(FieldViolation("user", f"at most {MAX_USER_BYTES} bytes"))
-    if request.cache_scope == types_pb2.CACHE_SCOPE_USER and not request.user:
-        found.append(FieldViolation("user", "needed for CACHE_SCOPE_USER"))
-    return found
+def _scope_faults(cache_scope: int, _: LimitSettings) -> Faults:
+    return () if cache_scope in SCOPES else (FieldViolation("cache_scope", f"{cache_scope} is not known"),)
+
+
+def _user_faults(user: str, _: LimitSettings) -> Faults:
+    if len(user.encode()) <= MAX_USER_BYTES:
+        return []
+    return [FieldViolation("user", f"at most {MAX_USER_BYTES} bytes")]
 
 
 def seconds(duration: duration_pb2.Duration) -> float:
     """A duration in seconds."""
     return duration.seconds + duration.nanos / 1e9
+
+
+_Rule = Callable[[Any, LimitSettings], Faults]
+OF_A_RESUMPTION: dict[str, _Rule] = {
+    "resume": _resume_faults,
+    "completion_deadline": _deadline_faults,
+    "flush": _flush_faults,
+}
+_RULES: dict[str, _Rule] = {
+    "text": _text_faults,
+    "chat": lambda chat, _: chat_faults(chat),
+    "token_ids": _ids_faults,
+    "sampling": _sampling_faults,
+    "max_tokens": _length_faults,
+    "stop": _stop_faults,
+    "grammar": _grammar_faults,
+    "latency_class": _class_faults,
+    "request_id": _id_faults,
+    "completion_deadline": _deadline_faults,
+    "cache_scope": _scope_faults,
+    "user": _user_faults,
+    "flush": _flush_faults,
+    "required_labels": partial(_label_faults, "required_labels"),
+    "preferred_labels": partial(_label_faults, "preferred_labels"),
+}

@@ -14,7 +14,7 @@ from headrace.v1 import router_pb2, types_pb2
 from services.common.errors import FieldViolation, InvalidArgument, ResourceExhausted
 from services.router.chains import packed
 from services.router.policy import LatencyClass
-from services.router.rules import SAMPLING, SCOPES, seconds, violations
+from services.router.rules import OF_A_RESUMPTION, SAMPLING, SCOPES, Given, given, seconds, violations
 from services.router.settings import LimitSettings
 
 DEFAULT_MAX_TOKENS = 256
@@ -82,15 +82,16 @@ def size(request: Message, limits: LimitSettings) -> int:
 
 def accept(request: router_pb2.GenerateRequest, limits: LimitSettings) -> Accepted:
     """Reads a request. Raises InvalidArgument, which names every field that is wrong."""
-    found = violations(request, limits)
+    fields = given(request)
+    found = violations(fields, limits)
     if found:
         raise InvalidArgument(*found)
-    return _accepted(_resuming(request) if request.HasField("resume") else request)
+    return _accepted(_resuming(fields) if "resume" in fields else fields)
 
 
 def revived(request: router_pb2.GenerateRequest) -> Accepted:
     """A request that another router has accepted; it has no prompt."""
-    return _accepted(request)
+    return _accepted(given(request))
 
 
 def check_ids(field: str, ids: Sequence[int], vocab_size: int) -> None:
@@ -101,57 +102,55 @@ def check_ids(field: str, ids: Sequence[int], vocab_size: int) -> None:
         raise InvalidArgument(FieldViolation(f"{field}[{position}]", message))
 
 
-def _accepted(request: router_pb2.GenerateRequest) -> Accepted:
-    flush = request.flush
-    kind = request.WhichOneof("prompt")
+def _accepted(fields: Given) -> Accepted:
+    told = fields.get
+    token_ids, flush = told("token_ids"), told("flush")
+    asked, deadline = told("latency_class"), told("completion_deadline")
     return Accepted(
-        request_id=_request_id(request),
-        model=request.model if request.HasField("model") else None,
-        text=request.text if kind == "text" else None,
-        chat=request.chat if kind == "chat" else None,
-        token_ids=packed(request.token_ids.ids[:]) if kind == "token_ids" else None,
-        sampling=complete(request.sampling),
-        max_tokens=request.max_tokens if request.HasField("max_tokens") else DEFAULT_MAX_TOKENS,
-        stops=tuple(request.stop),
-        grammar=request.grammar if request.HasField("grammar") else None,
-        latency_class=LatencyClass(request.latency_class) if request.latency_class else None,
-        completion_s=_given_seconds(request, "completion_deadline"),
-        wait=not request.do_not_queue,
-        cache_scope=SCOPES[request.cache_scope],
-        user=request.user if request.HasField("user") else None,
-        flush_delay_s=_given_seconds(flush, "max_delay"),
-        flush_tokens=flush.max_tokens if flush.HasField("max_tokens") else None,
-        labels=_labels(request.required_labels),
-        preferred_labels=_labels(request.preferred_labels),
-        sheddable=request.sheddable if request.HasField("sheddable") else None,
-        deterministic=request.deterministic,
+        request_id=_request_id(fields),
+        model=told("model"),
+        text=told("text"),
+        chat=told("chat"),
+        token_ids=packed(token_ids.ids[:]) if token_ids is not None else None,
+        sampling=complete(told("sampling")),
+        max_tokens=told("max_tokens", DEFAULT_MAX_TOKENS),
+        stops=tuple(told("stop", ())),
+        grammar=told("grammar"),
+        latency_class=LatencyClass(asked) if asked else None,
+        completion_s=seconds(deadline) if deadline is not None else None,
+        wait=not told("do_not_queue"),
+        cache_scope=SCOPES[told("cache_scope", types_pb2.CACHE_SCOPE_UNSPECIFIED)],
+        user=told("user"),
+        flush_delay_s=seconds(flush.max_delay) if flush and flush.HasField("max_delay") else None,
+        flush_tokens=flush.max_tokens if flush and flush.HasField("max_tokens") else None,
+        labels=_labels(told("required_labels")),
+        preferred_labels=_labels(told("preferred_labels")),
+        sheddable=told("sheddable"),
+        deterministic=told("deterministic", False),
     )
 
 
-def _resuming(request: router_pb2.GenerateRequest) -> router_pb2.GenerateRequest:
+def _resuming(fields: Given) -> Given:
     """What counts of a resumption: the other fields may hold anything."""
-    return router_pb2.GenerateRequest(
-        resume=request.resume,
-        flush=request.flush if request.HasField("flush") else None,
-        completion_deadline=request.completion_deadline if request.HasField("completion_deadline") else None,
-    )
+    return {name: value for name, value in fields.items() if name in OF_A_RESUMPTION}
 
 
-def _request_id(request: router_pb2.GenerateRequest) -> str:
-    if request.HasField("resume"):
-        return request.resume.request_id
-    return request.request_id if request.HasField("request_id") else secrets.token_hex(12)
+def _request_id(fields: Given) -> str:
+    if "resume" in fields:
+        return str(fields["resume"].request_id)
+    return fields.get("request_id") or secrets.token_hex(12)
 
 
-def complete(sampling: types_pb2.SamplingParams) -> types_pb2.SamplingParams:
+def complete(sampling: types_pb2.SamplingParams | None) -> types_pb2.SamplingParams:
     """Sampling parameters with every default written out, the seed excepted."""
     found = types_pb2.SamplingParams()
     found.CopyFrom(_DEFAULTS)
-    found.MergeFrom(sampling)
+    if sampling is not None:
+        found.MergeFrom(sampling)
     return found
 
 
-def _labels(told: Mapping[str, str]) -> frozenset[tuple[str, str]]:
+def _labels(told: Mapping[str, str] | None) -> frozenset[tuple[str, str]]:
     return frozenset(told.items()) if told else NO_LABELS
 
 
@@ -159,7 +158,3 @@ def _largest(ids: Sequence[int]) -> int:
     if isinstance(ids, array) and len(ids) > MANY_IDS:
         return int(np.frombuffer(ids, np.uint32).max())
     return max(ids)
-
-
-def _given_seconds(message: Message, name: str) -> float | None:
-    return seconds(getattr(message, name)) if message.HasField(name) else None

@@ -82,7 +82,7 @@ def sampling(**fields: Any) -> router_pb2.GenerateRequest:
         (request(cache_scope=types_pb2.CACHE_SCOPE_USER), ["user"]),
         (
             request(max_tokens=0, sampling={"temperature": -1, "top_p": 2}, stop=[""]),
-            ["sampling.temperature", "sampling.top_p", "stop[0]", "max_tokens"],
+            ["sampling.temperature", "sampling.top_p", "max_tokens", "stop[0]"],
         ),
     ],
 )
