@@ -10,6 +10,8 @@ from collections.abc import Iterable
 
 from services.common.text.pieces import Piece, TokenTable
 
+_Utf8 = codecs.getincrementaldecoder("utf-8")
+
 
 class IncrementalDecoder:
     """Decodes one stream.
@@ -44,21 +46,26 @@ class IncrementalDecoder:
 
 
 class _ByteLevelJoiner:
-    """Joins bytes across tokens into UTF-8, with U+FFFD where they are none."""
+    """Joins bytes across tokens into UTF-8, with U+FFFD where they are none.
+
+    Most streams never end a token inside a character, and need no decoder.
+    """
 
     def __init__(self) -> None:
-        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._utf8: codecs.IncrementalDecoder | None = None
         self._pending = False
 
     def add(self, piece: Piece, token_id: int) -> str:
         if piece.text is not None and not self._pending:
             return piece.text
+        if self._utf8 is None:
+            self._utf8 = _Utf8(errors="replace")
         decoded = self._utf8.decode(piece.data)
         self._pending = self._utf8.getstate()[0] != b""
         return decoded
 
     def finish(self) -> str:
-        return self._utf8.decode(b"", final=True)
+        return "" if self._utf8 is None else self._utf8.decode(b"", final=True)
 
 
 class _CharacterJoiner:

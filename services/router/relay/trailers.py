@@ -3,7 +3,7 @@
     headrace-request-id     headrace-worker
     headrace-run            class=interactive, reason=asked, attempts=1, cached-response=0
     headrace-usage          prompt=128, cached=64, output=17
-    server-timing           encode;dur=0.412, queue;dur=1.02, …       milliseconds, as W3C has them
+    server-timing           encode;dur=0.412, queue;dur=1.020, …       milliseconds, as W3C has them
 
 Few and long ones: gRPC takes as long for one more as for a whole token.
 """
@@ -41,9 +41,9 @@ def _usage(usage: types_pb2.Usage) -> str:
 
 def _server_timing(timings: types_pb2.Timings) -> str:
     return (
-        f"encode;dur={timings.encode_us / 1e3}, queue;dur={timings.queue_us / 1e3}, "
-        f"prefill;dur={timings.prefill_us / 1e3}, decode;dur={timings.decode_us / 1e3}, "
-        f"first-token;dur={timings.first_token_us / 1e3}, total;dur={timings.total_us / 1e3}, "
-        f"predicted-queue;dur={timings.predicted_queue_us / 1e3}, "
-        f"predicted-first-token;dur={timings.predicted_first_token_us / 1e3}"
+        f"encode;dur={timings.encode_us / 1e3:.3f}, queue;dur={timings.queue_us / 1e3:.3f}, "
+        f"prefill;dur={timings.prefill_us / 1e3:.3f}, decode;dur={timings.decode_us / 1e3:.3f}, "
+        f"first-token;dur={timings.first_token_us / 1e3:.3f}, total;dur={timings.total_us / 1e3:.3f}, "
+        f"predicted-queue;dur={timings.predicted_queue_us / 1e3:.3f}, "
+        f"predicted-first-token;dur={timings.predicted_first_token_us / 1e3:.3f}"
     )
