@@ -15,8 +15,8 @@ from services.common.errors import FieldViolation
 from services.common.scope import ScopeKeys
 from services.router.caching import ENCODING, CacheClient
 from services.router.chains import packed
+from services.router.encode_calls import EncodeCalls, Lane
 from services.router.models import ServedModel
-from services.router.tokenizers import TokenizerPool
 
 KIND = "encoding"
 RETRY_S = 0.5
@@ -83,9 +83,9 @@ class Encoder:
     """Encodes prompts."""
 
     def __init__(
-        self, pool: TokenizerPool, cache: CacheClient | None, long_bytes: int, in_encoding: InEncoding
+        self, calls: EncodeCalls, cache: CacheClient | None, long_bytes: int, in_encoding: InEncoding
     ) -> None:
-        self._pool = pool
+        self._calls = calls
         self._cache = cache
         self._long_bytes = long_bytes
         self._in_encoding = in_encoding
@@ -125,19 +125,12 @@ class Encoder:
         return ids
 
     async def _ask(self, wanted: _Wanted) -> array[int]:
-        request = tokenizer_pb2.EncodeRequest(
-            model=wanted.model.name,
-            items=[wanted.item],
-            scope_digest=wanted.scope.digest if wanted.scope else b"",
-            tenant_tag=wanted.tag,
-        )
-        reply = await self._pool.encode(request, wanted.timeout_s)
-        _check_digests(reply.digests, wanted.model)
-        if len(reply.items) != 1:
-            raise errors.Internal("the tokenizer service answered for another number of texts")
-        if reply.items[0].HasField("failure"):
-            raise _failure(reply.items[0].failure, wanted.source.field)
-        return packed(reply.items[0].ids)
+        lane = Lane(wanted.model.name, wanted.scope.digest if wanted.scope else b"", wanted.tag)
+        found = await self._calls.encode(lane, wanted.item, wanted.timeout_s)
+        _check_digests(found.digests, wanted.model)
+        if found.item.HasField("failure"):
+            raise _failure(found.item.failure, wanted.source.field)
+        return packed(found.item.ids)
 
 
 def _key(source: Source, model: ServedModel, scope: ScopeKeys) -> bytes:

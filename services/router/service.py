@@ -22,6 +22,7 @@ from services.router.admin import AdminServicer
 from services.router.caching import CacheClient
 from services.router.continuity.resumption import Resumption
 from services.router.dispatcher import Dispatcher
+from services.router.encode_calls import EncodeCalls
 from services.router.encoding import Encoder, InEncoding
 from services.router.front_door import RouterServicer
 from services.router.limits import Gate
@@ -119,7 +120,8 @@ class RouterService:
         settings, dispatcher, rpc = self._settings, self._dispatcher, self._metrics.rpc
         history = OutputHistory()
         in_encoding = InEncoding(settings.limits.encoding_bytes)
-        encoder = Encoder(self._pool, self._cache, settings.caching.long_text_bytes, in_encoding)
+        calls = EncodeCalls(self._pool.encode, self.tasks.spawn)
+        encoder = Encoder(calls, self._cache, settings.caching.long_text_bytes, in_encoding)
         preparation = Preparation(
             settings, self._models, encoder, dispatcher.workers, self._keys, self._cache, history
         )
