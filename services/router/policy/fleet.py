@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from services.router.policy.columns import Columns
 from services.router.policy.prefix_index import PrefixIndex
-from services.router.policy.speed import Mask, StepModel, alike
+from services.router.policy.speed import Mask, Speeds, StepModel, alike
 from services.router.policy.spread import Hits
 from services.router.policy.ticket import Cost, Digests, Ticket
 from services.router.policy.worker import WorkerView
@@ -41,6 +41,8 @@ class Fleet(Columns):
         self._told: dict[int, StepModel | None] = {}  # the claims that speeds were worked out from
         self._shown: dict[int, _Shown] = {}  # what disproves a claim
         self._masks: dict[tuple[frozenset[tuple[str, str]], frozenset[str]], Mask] = {}
+        self._models_of: Speeds | None = None
+        self._step_models: dict[int, StepModel] = {}  # of these speeds, as far as asked for
         self._given = 0
         self.last_cold: npt.NDArray[np.int64] = np.zeros(self.width, np.int64)
         """When a worker was last given a request of which it kept little, as a running number."""
@@ -139,14 +141,24 @@ class Fleet(Columns):
         """That run or wait in a worker."""
         return self._kinds[False].all_sequences / max(1, len(self))
 
+    def open_workers(self, foreground: bool) -> int:
+        """How many are ready and have credit for something, of the foreground or of batch work."""
+        return self._kinds[foreground].open_workers
+
     @property
     def any_open(self) -> bool:
         """Whether some worker would take some request now."""
-        return bool(np.count_nonzero(self.open) or np.count_nonzero(self.foreground_open))
+        return bool(self.open_workers(True) or self.open_workers(False))
 
     def model_of(self, position: int) -> StepModel:
         """What is believed of a worker's steps."""
-        return StepModel(*self.speeds.models[:, position].tolist())
+        if self.speeds is not self._models_of:
+            self._models_of, self._step_models = self.speeds, {}
+        model = self._step_models.get(position)
+        if model is None:
+            told = self._models_of.models[:, position].tolist()
+            model = self._step_models[position] = StepModel(*told)
+        return model
 
     def labelled(self, labels: frozenset[tuple[str, str]], capabilities: frozenset[str]) -> Mask:
         """Workers that have all of these."""

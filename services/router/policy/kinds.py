@@ -50,6 +50,7 @@ class Kind:
         self.limits = Limits()
         self.all_sequences = 0.0
         """Of all workers together: whole numbers, so that adding them up as they change is exact."""
+        self.open_workers = 0
         self._bind(np.repeat(_WITHOUT_WORKER, width, axis=1), np.zeros(width, np.bool_))
 
     def take(self, position: int, view: WorkerView) -> None:
@@ -57,7 +58,8 @@ class Kind:
         sequences, tokens = self._amounts(view)
         self.all_sequences += sequences - self.sequences.item(position)
         self.sequences[position], self.waiting_tokens[position] = sequences, tokens
-        opened = self.open[position] = view.open(self._foreground)
+        opened = view.open(self._foreground)
+        self._set_open(position, opened)
         room = self._room_of(view) if opened else -inf
         self.room[position] = room
         usable = view.max_sequences - floor(view.max_sequences * self.limits.reserve)
@@ -69,13 +71,13 @@ class Kind:
         """Takes over what the other kind has just taken of a worker that looks the same to both."""
         self.all_sequences += other.sequences.item(position) - self.sequences.item(position)
         self._values[:, position] = other._values[:, position]
-        self.open[position] = other.open.item(position)
+        self._set_open(position, other.open.item(position))
 
     def drop(self, position: int) -> None:
         """No worker is there any more."""
         self.all_sequences -= self.sequences.item(position)
         self._values[:, position] = _WITHOUT_WORKER[:, 0]
-        self.open[position] = False
+        self._set_open(position, False)
 
     def widen(self, more: int) -> None:
         """So many more columns."""
@@ -91,6 +93,10 @@ class Kind:
         np.multiply(self.waiting_tokens, speeds.token_s, self.queue_s)
         self.ready_load[:] = np.where(ready, self.load, inf)
         self.calm_load[:] = np.where(self.queue_s <= self.limits.queue_s, self.ready_load, inf)
+
+    def _set_open(self, position: int, opened: bool) -> None:
+        self.open_workers += opened - self.open.item(position)
+        self.open[position] = opened
 
     def _amounts(self, view: WorkerView) -> tuple[float, float]:
         """Sequences, and prompt tokens that wait."""

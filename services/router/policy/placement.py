@@ -43,9 +43,9 @@ class Choice(NamedTuple):
     cold: bool = True
     """Less than `warm_share` is cached on the chosen worker."""
 
-    def cost(self, asked: Cost) -> Cost:
-        """What the request takes there: prompt tokens that are cached need no computing."""
-        return _less(asked, self.cached_tokens)
+    def uncached(self, asked: Cost) -> int:
+        """Prompt tokens to compute there."""
+        return max(1, asked.prefill_tokens - self.cached_tokens)
 
 
 NOBODY = Choice(None)
@@ -88,15 +88,13 @@ class Placement:
             able = able & takers if np.count_nonzero(takers) else able
         keepers = self._keepers(able, hits, ticket)
         if keepers is None:
-            return self._among(takers, hits, ticket, fleet) if np.count_nonzero(takers) else NOBODY
+            return self._among(takers, hits, ticket, fleet)
         calm = self._calm(able, fleet, ticket.foreground)
         warm = keepers & calm
         if np.count_nonzero(warm):
             found = self._warm_one(warm, able, takers, _Asked(ticket, fleet, hits, now, head_wait_s))
             if found is not None:
                 return found
-        if not np.count_nonzero(takers):
-            return NOBODY
         return self._among(_preferring(takers, calm & _spacious(fleet, ticket)), hits, ticket, fleet)
 
     def book(self, choice: Choice, ticket: Ticket, fleet: Fleet, now: float) -> Cost:
@@ -151,7 +149,7 @@ class Placement:
         """Workers that keep most of the prompt; None when there is none."""
         prompt = ticket.prefill_tokens
         least = self.settings.warm_share * prompt
-        if not self.settings.warm or least > max(0, prompt - 1):
+        if not self.settings.warm or least > max(0, prompt - 1) or (least > 0 and not ticket.chains):
             return None
         keepers: Mask = (hits >= ceil(least / BLOCK_TOKENS)) & able
         return keepers if np.count_nonzero(keepers) else None
@@ -209,7 +207,11 @@ class Placement:
         return Choice(None, wait_until_s=until) if now < until else None
 
     def _among(self, takers: Mask, hits: Hits, ticket: Ticket, fleet: Fleet) -> Choice:
-        position, several = int(takers.argmax()), np.count_nonzero(takers)
+        """The best of those that take it."""
+        position = int(takers.argmax())
+        if not takers.item(position):
+            return NOBODY
+        several = np.count_nonzero(takers) if fleet.open_workers(ticket.foreground) > 1 else 1
         if several > 1:
             alike = np.count_nonzero(takers & (hits == hits.item(position))) == several
             own = (

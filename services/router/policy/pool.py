@@ -62,12 +62,16 @@ class Pool:
     def submit(self, ticket: Ticket, now: float) -> None:
         """Lets a request wait."""
         estimate = self.scale.weigh(ticket).estimate
-        raw_wait_s = self.predictor.raw_wait_s(ticket)
+        raw_wait_s = self.raw_wait_s(ticket)
         self.predictor.queued(estimate.prefill_s)
         self.pace.came(ticket, self.predictor.reference)
         entry = self.queue.add(ticket, estimate.prefill_s, estimate.total_s, now)
         entry.raw_wait_s = raw_wait_s
         self.queue.put_aside(entry, self._aside.nobody_for(ticket))
+
+    def raw_wait_s(self, ticket: Ticket) -> float:
+        """The wait of a request that is queued now, as predicted before the correction."""
+        return self.predictor.raw_wait_s(ticket, self.scale.weigh(ticket).opening)
 
     def put(self, view: WorkerView) -> None:
         """Takes over what a worker reports; also how a new one becomes known."""
@@ -138,8 +142,7 @@ class Pool:
         """The situation that a request would come into."""
         fleet, predictor, latency_class = self.fleet, self.predictor, ticket.latency_class
         predictor.look(now)
-        uncached, estimate = self.scale.weigh(ticket)
-        opening = some(fleet.openings(ticket))
+        uncached, estimate, opening = self.scale.weigh(ticket)
         own = self.queue.of_tenant(ticket.tenant)
         return Outlook(
             workers=opening or some(fleet.suited(ticket)),
@@ -177,7 +180,7 @@ class Pool:
 
     def _book(self, entry: Entry, choice: Choice, now: float) -> Placed:
         ticket, predictor = entry.ticket, self.predictor
-        uncached = choice.cost(ticket.cost).prefill_tokens
+        uncached = choice.uncached(ticket.cost)
         estimate = self.scale.estimate(ticket, uncached)
         raw_first_s = predictor.first_there_s(ticket, uncached, choice.position)
         cost = self.placement.book(choice, ticket, self.fleet, now)

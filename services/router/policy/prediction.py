@@ -111,15 +111,19 @@ class Predictor:
         suited = self.fleet.suited(ticket)
         if not some(suited):
             return None
-        wait_s = self.corrected_wait_s(ticket, self.raw_wait_s(ticket))
+        raw_wait_s = self.raw_wait_s(ticket, some(self.fleet.openings(ticket)))
+        wait_s = self.corrected_wait_s(ticket, raw_wait_s)
         waited_s = max(0.0, now - ticket.arrival_s)
         first_s = self.corrected_first_s(ticket, self.raw_first_s(ticket, uncached))
         return Prediction(wait_s, waited_s + wait_s + first_s)
 
-    def raw_wait_s(self, ticket: Ticket) -> float:
-        """Wait before the correction: what is ahead in its class, at its class's share of the pool."""
+    def raw_wait_s(self, ticket: Ticket, opening: bool) -> float:
+        """Wait before the correction: what is ahead in its class, at its class's share of the pool.
+
+        `opening`: whether a worker could take it at once.
+        """
         held = self.queue.held[ticket.latency_class]
-        if not held.requests and some(self.fleet.openings(ticket)):
+        if opening and not held.requests:
             return 0.0
         workers = int(np.count_nonzero(self.fleet.suited(ticket)))
         if not workers:

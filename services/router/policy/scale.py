@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from services.router.policy.columns import some
 from services.router.policy.fleet import Fleet
 from services.router.policy.prediction import Estimate, Predictor
 from services.router.policy.spread import Hits
@@ -17,32 +18,13 @@ from services.router.policy.worker import BLOCK_TOKENS
 
 
 class Weight(NamedTuple):
-    """What a request costs on a worker that keeps so much of it."""
+    """A request, on the worker that keeps most of its prompt."""
 
     uncached: int
     """Prompt tokens to compute."""
     estimate: Estimate
-
-
-class _Looked(NamedTuple):
-    """A prompt that was looked up, as the index was then."""
-
-    chains: Mapping[bytes, Digests]
-    index_changes: int
-    hits: Hits
-
-
-class _Weighed(NamedTuple):
-    """A request that was weighed, as the workers were then."""
-
-    ticket: Ticket
-    fleet_changes: int
-    hits: Hits
-    weight: Weight
-
-    def holds(self, ticket: Ticket, fleet: Fleet) -> bool:
-        """Whether it is about this request and these workers, whatever they keep."""
-        return self.ticket is ticket and self.fleet_changes == fleet.changes
+    opening: bool
+    """Whether some worker could take it at once."""
 
 
 class Scale:
@@ -51,34 +33,40 @@ class Scale:
     def __init__(self, fleet: Fleet, predictor: Predictor) -> None:
         self._fleet = fleet
         self._predictor = predictor
-        self._looked: _Looked | None = None
-        self._weighed: _Weighed | None = None
+        self._chains: Mapping[bytes, Digests] | None = None
+        self._hits = fleet.index.no_hits()
+        self._index_changes = -1  # when it was looked up
+        self._ticket: Ticket | None = None
+        self._weight = Weight(0, Estimate(0.0, 0.0), False)
+        self._fleet_changes = -1  # when it was weighed
 
     def hits(self, ticket: Ticket) -> Hits:
         """Blocks of its prompt that each worker keeps; not to be written to. [positions]"""
-        chains, index, last = ticket.chains, self._fleet.index, self._looked
-        if last is not None and last.chains is chains and last.index_changes == index.changes:
-            return last.hits
-        hits = self._fleet.hits(chains) if chains else index.no_hits()
-        self._looked = _Looked(chains, index.changes, hits)
-        return hits
+        chains, index = ticket.chains, self._fleet.index
+        if chains is not self._chains or index.changes != self._index_changes:
+            self._chains, self._index_changes, self._ticket = chains, index.changes, None
+            self._hits = self._fleet.hits(chains) if chains else index.no_hits()
+        return self._hits
 
     def weigh(self, ticket: Ticket) -> Weight:
-        """On the worker that keeps most of its prompt."""
-        hits, last = self.hits(ticket), self._weighed
-        if last is not None and last.hits is hits and last.holds(ticket, self._fleet):
-            return last.weight
-        uncached = self._uncached(ticket, hits)
-        weight = Weight(uncached, self._predictor.estimate(ticket, uncached))
-        self._weighed = _Weighed(ticket, self._fleet.changes, hits, weight)
-        return weight
+        """What it costs at least, and whether it could start."""
+        hits = self.hits(ticket)
+        if not self._holds(ticket):
+            uncached = self._uncached(ticket, hits)
+            estimate = self._predictor.estimate(ticket, uncached)
+            self._weight = Weight(uncached, estimate, some(self._fleet.openings(ticket)))
+            self._ticket, self._fleet_changes = ticket, self._fleet.changes
+        return self._weight
 
     def estimate(self, ticket: Ticket, uncached: int) -> Estimate:
-        """On a worker that keeps all of it but so many tokens."""
-        last = self._weighed
-        if last is not None and last.weight.uncached == uncached and last.holds(ticket, self._fleet):
-            return last.weight.estimate
+        """What it costs on a worker that keeps all of it but so many tokens."""
+        if self._weight.uncached == uncached and self._holds(ticket):
+            return self._weight.estimate
         return self._predictor.estimate(ticket, uncached)
+
+    def _holds(self, ticket: Ticket) -> bool:
+        """Whether the last weight is of this request and of the workers as they are."""
+        return ticket is self._ticket and self._fleet.changes == self._fleet_changes
 
     def _uncached(self, ticket: Ticket, hits: Hits) -> int:
         if not ticket.chains or not len(self._fleet):

@@ -7,7 +7,6 @@ caller's clock; one that jumps changes what is overdue, never who gets which sha
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -83,7 +82,7 @@ class Scheduler:
         self._pools: dict[str, Pool] = {}
         self._model_of: dict[str, str] = {}
         self._waits_in: dict[int, Pool] = {}
-        self._waiting_of: Counter[str] = Counter()
+        self._waiting_of: dict[str, int] = {}
         self._seats: dict[int, Seat] = {}
         self._batch: dict[str, dict[int, Seat]] = {}
         self._displaced: dict[int, int] = {}
@@ -124,7 +123,7 @@ class Scheduler:
         self.remove(ticket.number)
         pool.submit(ticket, ticket.arrival_s if now is None else now)
         self._waits_in[ticket.number] = pool
-        self._waiting_of[ticket.tenant] += 1
+        self._waiting_of[ticket.tenant] = self._waiting_of.get(ticket.tenant, 0) + 1
 
     def remove(self, number: int) -> Ticket | None:
         """Takes a waiting request out; None when it does not wait."""

@@ -13,8 +13,6 @@ from collections.abc import Set as AbstractSet
 from math import inf
 from typing import NamedTuple
 
-import numpy as np
-
 from services.router.policy.columns import some
 from services.router.policy.fleet import Fleet
 from services.router.policy.overdrafts import Overdrafts
@@ -100,9 +98,7 @@ class Turn:
 
     def _closed(self, entry: Entry) -> bool:
         """Whether no worker takes anything of its kind."""
-        return not np.count_nonzero(
-            self._fleet.foreground_open if entry.ticket.foreground else self._fleet.open
-        )
+        return not self._fleet.open_workers(entry.ticket.foreground)
 
     def _is_shut(self, entry: Entry) -> bool:
         """Whether none of the workers that have what it asks for takes anything: it is in nobody's way."""

@@ -80,7 +80,7 @@ def test_a_warm_worker_is_taken_before_an_idle_cold_one() -> None:
     fleet.index.stored("warm", digests[:85])
     choice = chosen(Placement(), ticket(6400, digests), fleet)
     assert (choice.worker, choice.cached_tokens, choice.cold) == ("warm", 85 * 64, False)
-    assert choice.cost(Cost(6400, 1, 101)) == Cost(15 * 64, 1, 101)
+    assert choice.uncached(Cost(6400, 1, 101)) == 15 * 64
 
 
 def test_at_least_one_token_is_computed_of_a_prompt_that_is_cached_whole() -> None:
@@ -89,7 +89,7 @@ def test_at_least_one_token_is_computed_of_a_prompt_that_is_cached_whole() -> No
     fleet.index.stored("w", digests)
     it = ticket(640, digests)
     choice = chosen(Placement(), it, fleet)
-    assert choice.cost(it.cost).prefill_tokens == 1
+    assert choice.uncached(it.cost) == 1
 
 
 @pytest.mark.parametrize("overload", [{"sequences": 40}, {"waiting_tokens": 40_000}])

@@ -50,10 +50,10 @@ def test_a_wait_is_what_is_ahead_in_the_class_at_its_share_of_the_workers() -> N
         it = pool(workers)
         for number in range(10):
             it.submit(make_ticket(number, S, prompt=5000), 0.0)
-        waits[workers] = it.predictor.raw_wait_s(make_ticket(99, S))
+        waits[workers] = it.raw_wait_s(make_ticket(99, S))
         assert waits[workers] == pytest.approx(it.queue.held[S].cost_s / workers, rel=0.01)
         it.submit(make_ticket(50, I), 0.0)
-        contended = it.predictor.raw_wait_s(make_ticket(99, S))
+        contended = it.raw_wait_s(make_ticket(99, S))
         assert contended == pytest.approx(waits[workers] * 95 / 25, rel=0.01)
 
 
@@ -61,8 +61,8 @@ def test_a_light_tenant_does_not_wait_for_a_heavy_ones_backlog() -> None:
     it = pool()
     for number in range(50):
         it.submit(make_ticket(number, S, "heavy", prompt=5000), 0.0)
-    assert it.predictor.raw_wait_s(make_ticket(99, S, "light")) == it.predictor.gap_s
-    assert it.predictor.raw_wait_s(make_ticket(99, S, "heavy")) > 1.0
+    assert it.raw_wait_s(make_ticket(99, S, "light")) == it.predictor.gap_s
+    assert it.raw_wait_s(make_ticket(99, S, "heavy")) > 1.0
 
 
 def test_nothing_is_predicted_where_no_worker_is_there() -> None:
