@@ -139,7 +139,7 @@ class Fleet(Columns):
     @property
     def mean_sequences(self) -> float:
         """That run or wait in a worker."""
-        return self._kinds[False].all_sequences / max(1, len(self))
+        return self._kinds[False].all_sequences / (len(self.index.positions) or 1)
 
     def open_workers(self, foreground: bool) -> int:
         """How many are ready and have credit for something, of the foreground or of batch work."""

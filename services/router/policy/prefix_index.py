@@ -36,6 +36,7 @@ class PrefixIndex:
         self._table = DigestTable()
         self._sets = WorkerSets()
         self._spread = Spread(LEAST_WIDTH)
+        self._no_hits = _zeros(LEAST_WIDTH)
         self._free = list(range(LEAST_WIDTH - 1, -1, -1))
         self._blocks: list[int] = [0] * LEAST_WIDTH
         self._kept: list[int] = [0] * LEAST_WIDTH
@@ -127,8 +128,8 @@ class PrefixIndex:
         self._sweep()
 
     def no_hits(self) -> Hits:
-        """Zeroes for every position."""
-        return np.zeros(self.width, np.int32)
+        """Zeroes for every position; read-only."""
+        return self._no_hits
 
     def match(self, digests: Digests) -> Hits:
         """Blocks of a chain that each position keeps, from the beginning on without a gap. [width]"""
@@ -210,9 +211,15 @@ class PrefixIndex:
         self._blocks += [0] * self.width
         self._kept += [0] * self.width
         self._expected.widen(width)
-        self._spread = Spread(width)
+        self._spread, self._no_hits = Spread(width), _zeros(width)
         self.width = width
         self.changes += 1
+
+
+def _zeros(width: int) -> Hits:
+    zeros = np.zeros(width, np.int32)
+    zeros.setflags(write=False)
+    return zeros
 
 
 def _words(digests: Digests) -> tuple[Words, Words]:

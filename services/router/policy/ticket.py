@@ -29,9 +29,12 @@ class Cost(NamedTuple):
     kv_blocks: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Ticket:
-    """A request that waits. Times are seconds of the dispatcher's clock."""
+    """A request that waits; nobody writes to it. Times are seconds of the dispatcher's clock.
+
+    It is made for every request, and making a frozen one takes four times as long.
+    """
 
     number: int
     model: str
@@ -67,6 +70,14 @@ class Ticket:
     tpot_target_s: float | None = None
     queued_bytes: int = 0
     """Memory that it holds while it waits."""
+    foreground: bool = field(init=False, compare=False, repr=False)
+    """Whether batch work gives way to it in a worker."""
+    prefill_tokens: int = field(init=False, compare=False, repr=False)
+    """Prompt tokens (and output to compute again) as if nothing were cached."""
+
+    def __post_init__(self) -> None:
+        self.foreground = self.latency_class is not LatencyClass.BATCH
+        self.prefill_tokens = self.cost.prefill_tokens
 
     @property
     def last_word_s(self) -> float:
@@ -74,13 +85,3 @@ class Ticket:
         if self.deadline_s is None:
             return inf
         return self.deadline_s - min(LAST_WORD_S, (self.deadline_s - self.arrival_s) / 4)
-
-    @property
-    def foreground(self) -> bool:
-        """Whether batch work gives way to it in a worker."""
-        return self.latency_class is not LatencyClass.BATCH
-
-    @property
-    def prefill_tokens(self) -> int:
-        """Prompt tokens (and output to compute again) as if nothing were cached."""
-        return self.cost.prefill_tokens
