@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from services.router.policy import Cost, LatencyClass, PolicySettings, Ticket
 from services.router.policy.queue import Lane, ModelQueue
 from services.router.policy.queue.counters import Counters, Prices
+from services.router.policy.queue.lane import TenantLane
 from services.router.policy.queue.order import Entry, TenantOrder
 from services.router.policy.queue.ranked import Ranked
 from services.router.policy.queue.shares import Shares
@@ -462,3 +463,27 @@ def test_what_waits_is_counted_by_class_and_tenant() -> None:
     queue.remove(2)
     assert all(held.requests == 0 and held.cost_s == 0.0 for held in queue.held.values())
     assert all(not tenants for tenants in queue.tenants.values())
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_lane_of_one_gives_what_one_that_always_has_orders_gives(data: st.DataObject) -> None:
+    lanes = [TenantLane(TenantOrder, Counters(PRICES)) for _ in range(2)]
+    held: dict[int, tuple[Entry, ...]] = {}
+    for step in range(30):
+        now = float(step)
+        if held and data.draw(st.booleans()):
+            number = data.draw(st.sampled_from(sorted(held)))
+            for lane, entry in zip(lanes, held.pop(number), strict=True):
+                lane.remove(entry, entry.ticket.tenant)
+        else:
+            tenant, due_s = data.draw(st.sampled_from("ab")), now + data.draw(st.floats(-3.0, 3.0))
+            its = ticket(step, tenant=tenant)
+            held[step] = tuple(Entry(its, 0.0, 1.0, due_s, due_s, 1e9, restore_s=now + 4.0) for _ in lanes)
+            for lane, entry in zip(lanes, held[step], strict=True):
+                lane.counters.wait(tenant, 1.0)
+                lane.add(entry, tenant)
+        assert lanes[1].orders is not None, "looking is what makes them"
+        one, other = ([(each.ticket.number, each.place) for each in it.in_order(now, 8)] for it in lanes)
+        assert one == other
+        assert [it.size for it in lanes] == [len(held)] * 2

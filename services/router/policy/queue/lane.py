@@ -7,6 +7,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import islice
+from typing import NamedTuple
 
 from services.router.policy.classify import LatencyClass
 from services.router.policy.queue.counters import Counters
@@ -50,40 +51,63 @@ class Held:
 Order = TenantOrder | OverdueOrder
 
 
-class TenantLane:
-    """The tenants of one lane."""
+class _Sole(NamedTuple):
+    """The only request of a lane, whose tenant has no order yet."""
 
-    __slots__ = ("_order", "chained", "counters", "orders", "size")
+    entry: Entry
+    tenant: str
+
+
+class TenantLane:
+    """The tenants of one lane.
+
+    A request that comes into an empty lane mostly goes at once: only when somebody looks behind it, or it is
+    late, does its tenant get an order.
+    """
+
+    __slots__ = ("_order", "_orders", "_sole", "chained", "counters", "size")
 
     def __init__(self, order: Callable[[], Order], counters: Counters) -> None:
         self._order = order
+        self._orders: dict[str, Order] = {}
+        self._sole: _Sole | None = None
         self.counters = counters
-        self.orders: dict[str, Order] = {}
         self.size = 0
         self.chained = 0
         """Requests that may be warm somewhere."""
 
+    @property
+    def orders(self) -> dict[str, Order]:
+        """By tenant."""
+        sole, self._sole = self._sole, None
+        if sole is not None:
+            self._line_up(*sole)
+        return self._orders
+
     def add(self, entry: Entry, tenant: str) -> None:
         """Puts a request in its place."""
-        order = self.orders.get(tenant)
-        if order is None:
-            order = self.orders[tenant] = self._order()
-        order.add(entry)
+        if self.size:
+            self._line_up(entry, tenant)
+        else:
+            self._sole = _Sole(entry, tenant)
         self.size += 1
         self.chained += bool(entry.ticket.chains)
 
     def remove(self, entry: Entry, tenant: str) -> None:
         """Takes a request out."""
-        order = self.orders[tenant]
-        order.remove(entry)
         self.size -= 1
         self.chained -= bool(entry.ticket.chains)
+        if self._sole is not None:
+            self._sole = None
+            return
+        order = self._orders[tenant]
+        order.remove(entry)
         if not order:
-            del self.orders[tenant]
+            del self._orders[tenant]
 
     def tenants(self, without: AbstractSet[str] = frozenset()) -> Iterator[Order]:
         """The tenants that have something here, the least served first."""
-        for tenant in self.counters.tenants() if len(self.orders) > 1 else tuple(self.orders):
+        for tenant in self.counters.tenants():
             order = self.orders.get(tenant)
             if order is not None and tenant not in without:
                 yield order
@@ -99,6 +123,11 @@ class TenantLane:
 
         `shut`: which cannot go now, whatever else goes; a bounded number of them is in nobody's way.
         """
+        sole = self._sole
+        if sole is not None and sole.entry.due_s >= now:
+            if sole.tenant not in without and not shut(sole.entry):
+                yield sole.entry
+            return
         looked_at = 0
         for order in self.tenants(without):
             found = 0
@@ -111,3 +140,10 @@ class TenantLane:
                     return
                 if found == of_one_tenant:
                     break
+
+    def _line_up(self, entry: Entry, tenant: str) -> None:
+        orders = self.orders
+        order = orders.get(tenant)
+        if order is None:
+            order = orders[tenant] = self._order()
+        order.add(entry)

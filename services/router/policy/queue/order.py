@@ -93,7 +93,6 @@ class TenantOrder:
     def add(self, entry: Entry) -> None:
         """Puts a request in its place."""
         self._entries[entry.ticket.number] = entry
-        entry.place = Place.DUE
         self.in_time_s += entry.cost_s
         self._ranks[Place.DUE].add(_key(entry))
 

@@ -18,7 +18,7 @@ from math import inf
 from services.router.policy.classify import LatencyClass
 from services.router.policy.queue.counters import Counters, Prices
 from services.router.policy.queue.lane import LANES, Held, Lane, TenantLane
-from services.router.policy.queue.order import Entry, OverdueOrder, TenantOrder
+from services.router.policy.queue.order import Entry, OverdueOrder, Place, TenantOrder
 from services.router.policy.queue.shares import Shares, bounded
 from services.router.policy.settings import ClassPolicy, PolicySettings
 from services.router.policy.ticket import Ticket
@@ -179,7 +179,7 @@ class ModelQueue:
     def alone(self, entry: Entry) -> bool:
         """Whether no other tenant waits in its lane, or nothing there can be warm."""
         lane = self._lanes[entry.lane]
-        return len(lane.orders) < 2 or not lane.chained
+        return lane.size < 2 or not lane.chained or len(lane.orders) < 2
 
     def heads(self, lane: int, most: int) -> Iterator[Entry]:
         """The first requests of the tenants of a lane, the least served tenants first."""
@@ -194,7 +194,7 @@ class ModelQueue:
         return counters.counter(self._tenant(entry.ticket)) - counters.counter(self._tenant(before.ticket))
 
     def _line_up(self, entry: Entry) -> None:
-        ticket = entry.ticket
+        ticket, entry.place = entry.ticket, Place.DUE
         self._arrive(entry)
         self._lanes[ticket.latency_class].add(entry, self._tenant(ticket))
         if self._settings.aging and entry.overdue_s < inf:
