@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection
 
 from services.worker.engine.report import Commands
+from services.worker.engine.wire import unpacked
 
 
 class Inbox:
@@ -26,5 +27,7 @@ class Inbox:
         Raises EOFError or OSError when the other side is gone.
         """
         while self._poll.poll(None if wait_s is None else 1e3 * wait_s):
-            yield self._connection.recv()
+            commands = unpacked(self._connection.recv_bytes())
+            assert isinstance(commands, Commands), "nothing else is sent to an engine"
+            yield commands
             wait_s = 0.0

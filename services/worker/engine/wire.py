@@ -1,35 +1,48 @@
-"""What crosses the engine's pipe as bytes: pickles, and a step's tokens as a head with columns after it.
+"""What crosses the engine's pipe as bytes, by its first one: a step's tokens, a report, commands, a pickle.
 
-Of the latter there is one every few milliseconds; a pickle of it, whose names are looked up in modules each
-time, would be a tenth of what a worker does for a step.
+Tokens, of which there are some every few milliseconds, are a head with columns after it. Reports and commands
+are plain values. The engine's first words and its last are pickles.
 """
 
 from __future__ import annotations
 
+import marshal
 import pickle
 from struct import Struct
 
 import numpy as np
 
-from services.worker.engine.report import Progress, TokenReport
+from services.worker.engine import values
+from services.worker.engine.report import Commands, Progress, StepReport, TokenReport
 from services.worker.scheduler.events import Outputs
 
-_TOKENS = 0x54
-"""The first byte of a TokenReport; that of a pickle is 0x80."""
+_TOKENS, _REPORT, _COMMANDS = 0x54, 0x52, 0x43
+"""First bytes; that of a pickle is 0x80."""
 _HEAD = Struct("<B?6xIIqIIdd")  # that, has_work, rows, and the rest of the progress; a multiple of 8 bytes
 _HANDLE, _INT = 8, 4  # bytes
 
 
 def packed(message: object) -> bytes:
-    """The message as bytes; `Connection.recv` reads all but TokenReports, too."""
+    """The message as bytes."""
     if isinstance(message, TokenReport):
         return _packed_tokens(message)
+    if isinstance(message, StepReport):
+        return bytes((_REPORT,)) + marshal.dumps(values.of_report(message))
+    if isinstance(message, Commands):
+        return bytes((_COMMANDS,)) + marshal.dumps(values.of_commands(message))
     return pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
 
 
 def unpacked(body: bytes) -> object:
     """The message that was packed; its arrays are read-only."""
-    return _unpacked_tokens(body) if body[0] == _TOKENS else pickle.loads(body)
+    kind = body[0]
+    if kind == _TOKENS:
+        return _unpacked_tokens(body)
+    if kind == _REPORT:
+        return values.report(marshal.loads(memoryview(body)[1:]))
+    if kind == _COMMANDS:
+        return values.commands(marshal.loads(memoryview(body)[1:]))
+    return pickle.loads(body)
 
 
 def _packed_tokens(report: TokenReport) -> bytes:

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from services.worker.scheduler.packed import Packed
 from services.worker.scheduler.request import NO_IDS, FinishReason
 from services.worker.scheduler.step import Bool, Float32, Int32, Int64
 
@@ -33,7 +32,7 @@ class TokenNews(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class OutputLogprobs(Packed):
+class OutputLogprobs:
     """Log-probabilities of some tokens of `Outputs`: those of one step."""
 
     rows: Int32  # [m] of Outputs
@@ -50,7 +49,7 @@ class OutputLogprobs(Packed):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Outputs(Packed):
+class Outputs:
     """New tokens of all sequences as arrays, a row each; those of one sequence are in order."""
 
     handles: Int64  # [n]
@@ -149,7 +148,7 @@ class Served(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class KVEvents(Packed):
+class KVEvents:
     """Changes of the set of reusable blocks, in order; numbers run without gaps while the engine lives."""
 
     first_number: int  # of digests[0]

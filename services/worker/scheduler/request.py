@@ -10,8 +10,6 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from services.worker.scheduler.packed import Packed
-
 Ids = npt.NDArray[np.int32]
 
 NO_IDS: Ids = np.empty(0, dtype=np.int32)
@@ -50,7 +48,7 @@ class Grammar:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling(Packed):
+class Sampling:
     """How the next token is chosen from the logits.
 
     Order: penalties, min_tokens, grammar, temperature, top-k, top-p (over what top-k left), min-p, noise.
@@ -99,7 +97,7 @@ class Sampling(Packed):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Request(Packed):
+class Request:
     """One sequence to generate.
 
     A resumed request carries the ids that its client has in `delivered`: generation goes on at output index

@@ -16,18 +16,23 @@ from services.worker.scheduler.events import (
     NO_OUTPUTS,
     NO_TERMINALS,
     Credits,
+    Finished,
     KVEvents,
     KVSnapshot,
     Load,
     OutputLogprobs,
     Outputs,
+    Rejected,
+    RejectReason,
     Returned,
     Room,
     Served,
     Terminals,
+    Timings,
     TokenLogprobs,
+    Usage,
 )
-from services.worker.scheduler.request import Grammar, LatencyClass, Request, Sampling
+from services.worker.scheduler.request import FinishReason, Grammar, LatencyClass, Request, Sampling
 
 LOGPROBS = OutputLogprobs(
     np.array([0, 2], np.int32),
@@ -60,6 +65,23 @@ REQUEST = Request(
     latency_class=LatencyClass.BATCH,
     kv_key=b"k" * 32,
 )
+RESUMED = replace(
+    REQUEST,
+    sampling=Sampling(),
+    grammar=None,
+    delivered=np.array([4], np.int32),
+    latency_class=LatencyClass.SYSTEM,
+    deadline_s=2.5,
+    ttft_target_s=0.5,
+    tpot_target_s=0.25,
+    public_kv_key=b"p" * 32,
+    public_prefix_tokens=64,
+    expected_output_tokens=3,
+    tenant=b"t" * 16,
+    session=2,
+)
+FINISHED = Finished(3, FinishReason.EOS, Usage(1, 2, 3, 4, 5), Timings(0.5, 0.25, 0.125), 7)
+REJECTED = Rejected(4, RejectReason.TOO_LONG, "too long")
 REPORT = StepReport(
     last_command=2**40,
     load=Load(1, 2, 3, 4, 5, 6, 15, 7, 8),
@@ -89,16 +111,13 @@ def same(one: Any, other: Any) -> bool:
 @pytest.mark.parametrize(
     "message",
     [
-        OUTPUTS,
-        NO_OUTPUTS,
-        KVEvents(3, np.array([True, False]), (b"a" * 32, b"b" * 32)),
-        REQUEST,
         REPORT,
         REPORT.without_news(),
         replace(REPORT, outputs=Outputs(OUTPUTS.handles, OUTPUTS.indices, OUTPUTS.tokens)),
         TokenReport(replace(OUTPUTS, logprobs=()), Progress(2**40, True, 1.75, 2, 3, 0.25)),
         TokenReport(NO_OUTPUTS, Progress(10, False, 1.75, 2, 2, 0.25)),
-        Commands(last_number=3, submits=[REQUEST, REQUEST], aborts=[1], drain=True),
+        replace(REPORT, terminals=Terminals((FINISHED,), (REJECTED,))),
+        Commands(last_number=3, submits=[REQUEST, RESUMED], aborts=[1], drain=True),
     ],
     ids=lambda message: type(message).__name__,
 )
