@@ -102,7 +102,7 @@ class _Account:
     demand: Demand = NO_DEMAND
     admitted: int = 0  # when it was last admitted, as a running number
     share: Room = NOTHING
-
+    charged: Room = NOTHING  # what was submitted since the last report
     exposure: Room = NOTHING  # the most that any of its grants leaves
 
     def granted(self, frame: int, room: Room) -> None:
@@ -113,8 +113,9 @@ class _Account:
             self.grants.append(_Grant(frame, room))
         self.exposure = self.exposure.most(room)
 
-    def charged(self, cost: Room, admission: int) -> None:
+    def charge(self, cost: Room, admission: int) -> None:
         """A submission used some, of whichever grant it was."""
+        self.charged = self.charged.plus(cost)
         for grant in self.grants:
             grant.left = grant.left.minus(cost)
         self.exposure = self.exposure.minus(cost).most(NOTHING)
@@ -141,6 +142,7 @@ class CreditBook:
         self._idle = True
         self._accounts: dict[int, _Account] = {}
         self._charges: dict[int, _Charge] = {}
+        self._charged = NOTHING  # by all of them
         self._admissions = 0
         self._divided = False  # whether shares are those of the last report and demand
 
@@ -152,11 +154,13 @@ class CreditBook:
     def close(self, session: int) -> None:
         """A session ends: its grants are void, what it submitted stays."""
         del self._accounts[session]
-        self._charges = {
-            key: charge
-            for key, charge in self._charges.items()
-            if charge.session != session or charge.command is not None
-        }
+        self._forget(
+            [
+                key
+                for key, charge in self._charges.items()
+                if charge.session == session and charge.command is None
+            ]
+        )
         self._changed()
 
     def report(self, window: Room, last_command: int, *, idle: bool) -> None:
@@ -165,11 +169,13 @@ class CreditBook:
             return
         self._window = window
         self._idle = idle
-        self._charges = {
-            key: charge
-            for key, charge in self._charges.items()
-            if charge.command is None or charge.command > last_command
-        }
+        self._forget(
+            [
+                key
+                for key, charge in self._charges.items()
+                if charge.command is not None and charge.command <= last_command
+            ]
+        )
         self._changed()
 
     def demand(self, session: int, demand: Demand) -> None:
@@ -193,7 +199,8 @@ class CreditBook:
     def charge(self, session: int, key: int, cost: Room) -> None:
         """Charges a submission that was admitted, whatever credit the session has here."""
         self._admissions += 1
-        self._accounts[session].charged(cost, self._admissions)
+        self._accounts[session].charge(cost, self._admissions)
+        self._charged = self._charged.plus(cost)
         self.changes += 1
         self._charges[key] = _Charge(session, cost, None)
 
@@ -205,7 +212,8 @@ class CreditBook:
 
     def released(self, key: int) -> None:
         """A charged request will never go to the engine."""
-        if self._charges.pop(key, None) is not None:
+        if key in self._charges:
+            self._forget([key])
             self.changes += 1
 
     def grant(self, session: int, frame: int) -> Room:
@@ -213,10 +221,13 @@ class CreditBook:
         if not self._divided:
             self._divide()
         account = self._accounts[session]
-        others = self._sum(each.exposure for key, each in self._accounts.items() if key != session)
-        room = self.free().minus(others).least(account.share).most(NOTHING)
+        room = self.free()
+        for other in self._accounts.values():
+            if other is not account:
+                room = room.minus(other.exposure)
+        room = room.least(account.share).most(NOTHING)
         account.granted(frame, room)
-        return room.plus(self._sum(each.cost for each in self._charges.values() if each.session == session))
+        return room.plus(account.charged)
 
     def acknowledged(self, session: int, frame: int) -> None:
         """The router has handled `frame`: it uses no grant from before it any more."""
@@ -224,11 +235,23 @@ class CreditBook:
 
     def free(self) -> Room:
         """What nobody was given or has submitted, exposures not counted."""
-        return self._window.minus(self._sum(each.cost for each in self._charges.values())).most(NOTHING)
+        return self._window.minus(self._charged).most(NOTHING)
 
     def exposure(self) -> Room:
         """What all routers together may still submit."""
-        return self._sum(account.exposure for account in self._accounts.values())
+        total = NOTHING
+        for account in self._accounts.values():
+            total = total.plus(account.exposure)
+        return total
+
+    def _forget(self, keys: Iterable[int]) -> None:
+        """Of these the window says it, or they will never be begun."""
+        for key in keys:
+            charge = self._charges.pop(key)
+            self._charged = self._charged.minus(charge.cost)
+            account = self._accounts.get(charge.session)
+            if account is not None:
+                account.charged = account.charged.minus(charge.cost)
 
     def _changed(self) -> None:
         self.changes += 1
@@ -237,18 +260,14 @@ class CreditBook:
     def _divide(self) -> None:
         self._divided = True
         free, accounts = self.free(), list(self._accounts.values())
+        if len(accounts) == 1:
+            accounts[0].share = free
+            return
         tokens = _shares(free.prefill_tokens, accounts, [each.demand.prefill_tokens for each in accounts])
         sequences = _shares(free.sequences, accounts, [each.demand.requests for each in accounts])
         blocks = _shares(free.kv_blocks, accounts, [each.demand.prefill_tokens for each in accounts])
         for account, *share in zip(accounts, tokens, sequences, blocks, strict=True):
             account.share = Room(*share)
-
-    @staticmethod
-    def _sum(rooms: Iterable[Room]) -> Room:
-        total = NOTHING
-        for room in rooms:
-            total = total.plus(room)
-        return total
 
 
 def _shares(amount: int, accounts: list[_Account], demands: list[int]) -> list[int]:
