@@ -156,16 +156,12 @@ class EngineClient:
         self._progress = message.progress
         if self._hearer is None or self._arrived:
             self._arrived.append(message)
-        else:
-            self._hand_over(message, self._hearer)
+            self._news.set()
             return
-        self._news.set()
-
-    def _hand_over(self, report: StepReport | TokenReport, hearer: Hearer) -> None:
-        if isinstance(report, StepReport):
-            self._last = report
+        if isinstance(message, StepReport):
+            self._last = message
         try:
-            hearer(report)
+            self._hearer(message)
         except Exception as error:
             self._last_words = error
             self._news.set()

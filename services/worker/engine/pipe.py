@@ -71,7 +71,7 @@ class EnginePipe(asyncio.Protocol):
     def _hear_all(self, data: bytes | bytearray) -> int:
         """Hears the messages that are whole; where the first that is not begins."""
         begin = 0
-        while (frame := _frame(data, begin)) is not None:
+        while begin < len(data) and (frame := _frame(data, begin)) is not None:
             body, begin = frame
             self._hear(unpacked(body))
         return begin

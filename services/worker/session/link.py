@@ -198,9 +198,9 @@ async def _send(call: Call, session: Session, faults: FrameFaults) -> None:
     """Writes what there is, one frame at a time, until a leaving session has nothing left to say."""
     while not (session.leaving and session.settled):
         await session.news.wait()
-        while (frame := session.take()) is not None:
-            if (tampered := faults.tamper(frame)) is not None:
-                await call.write(tampered)
+        frame = session.take()
+        if frame is not None and (tampered := faults.tamper(frame)) is not None:
+            await call.write(tampered)
     await call.done_writing()
 
 

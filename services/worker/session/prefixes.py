@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache, partial
 
 from headrace.v1 import session_pb2
 
@@ -13,6 +14,8 @@ from services.worker.session.intake import to_ids
 
 NAME_BYTES = 16  # of a digest, as the wire tells it
 NAMES_A_PIECE = 3000
+ROOTS = 1024
+"""Keys whose chains' roots are kept."""
 
 
 class Prefixes:
@@ -20,7 +23,7 @@ class Prefixes:
 
     def __init__(self, engine: EngineDescription) -> None:
         self._block_tokens = engine.spec.block_size
-        self._numerics_id = engine.numerics_id
+        self._root = lru_cache(ROOTS)(partial(_root, engine.numerics_id, engine.spec.block_size))
         self._names: set[bytes] = set()
         self.number = 0
 
@@ -43,9 +46,8 @@ class Prefixes:
             key = submit.public_kv_key if found < public else submit.kv_key
             if not key:
                 break
-            parent = parent or chain_root(key, self._numerics_id, self._block_tokens)
-            block = to_ids(ids[found * size : (found + 1) * size])
-            parent = extend_chain(key, parent, block.astype("<u4").tobytes())
+            parent = parent or self._root(key)
+            parent = extend_chain(key, parent, to_ids(ids[found * size : (found + 1) * size]).tobytes())
             if parent[:NAME_BYTES] not in self._names:
                 break
             found += 1
@@ -61,3 +63,7 @@ class Prefixes:
                 digests=b"".join(names[start : start + NAMES_A_PIECE]),
                 last=start == starts[-1],
             )
+
+
+def _root(numerics_id: bytes, block_tokens: int, key: bytes) -> bytes:
+    return chain_root(key, numerics_id, block_tokens)

@@ -92,7 +92,10 @@ class Session:
             self.news.set()
 
     def take(self) -> session_pb2.WorkerFrame | None:
-        """The next frame to write; None when there is nothing to say. Raises Misbehaved."""
+        """The next frame to write; None when there is nothing to say. Raises Misbehaved.
+
+        `news` is set afterwards if something is left to say.
+        """
         self._faults.check()
         if self._outgoing.empty:
             self.news.clear()
@@ -103,6 +106,8 @@ class Session:
         if frame.HasField("load"):
             self._grant(frame)
         self._written(receipt)
+        if self._outgoing.empty:
+            self.news.clear()
         return frame
 
     def tell(self, columns: Columns) -> None:
