@@ -39,7 +39,7 @@ class Ageing:
                 continue
             starved = sequence.last_launch_s + (ageing_s(sequence.request, self._settings) or 0.0) <= now
             if starved:
-                sequence.place = raised(sequence.place)
+                sequence.stand(raised(sequence.place))
                 sequence.last_launch_s = now  # the next tier is as far away again
             self.watch(sequence)
             if starved:

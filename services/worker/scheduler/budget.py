@@ -30,6 +30,7 @@ SHORTEST = 0.25  # of what is expected: as shorter no step is learned from
 _PACE_STEP = 0.1  # of one step in the running pace
 _PACE_RANGE = (0.3, 3.0)  # of one step: an outlier moves the pace by no more
 _SCALE = np.array([1.0, 1e2, 1e5, 1e4, 1e1])  # typical features: keeps the least squares well conditioned
+_SCALES: tuple[float, ...] = tuple(_SCALE.tolist())
 _RIDGE = 1e-6  # holds a coefficient that recent steps say nothing about where it was
 ERROR_WEIGHT = 0.01  # of one step in the running mean of errors, once a hundred were seen
 _PRIOR_WEIGHT = 1e-3  # of the prior, in steps
@@ -56,8 +57,9 @@ class StepModel:
 
     def __init__(self, prior: StepModelState = PRIOR) -> None:
         self._weights = np.array(prior.coefficients) * _SCALE
-        self._moments = np.eye(5) * _PRIOR_WEIGHT  # of features with features, fading
-        self._targets = self._moments @ self._weights  # of features with 1
+        moments = np.eye(5) * _PRIOR_WEIGHT
+        self._moments: list[float] = moments.ravel().tolist()  # of features with features, fading
+        self._targets: list[float] = (moments @ self._weights).tolist()  # of features with 1
         self._coefficients = prior.coefficients
         self._pace = 1.0  # of the machine now, times what the coefficients expect
         self._quantile = prior.quantile
@@ -88,11 +90,11 @@ class StepModel:
         predicted = self.predict(cost) / self._quantile
         seconds = max(seconds, SHORTEST * predicted, 1e-6)
         self._track(predicted, seconds)
-        features = np.array(cost) / (_SCALE * seconds)  # relative: the target is 1
-        self._moments *= _FORGETTING
-        self._moments += features[:, None] * features
-        self._targets *= _FORGETTING
-        self._targets += features
+        # Plain numbers: arrays of so few take ten times as long. Relative: the target is 1.
+        features = [value / (scale * seconds) for value, scale in zip(cost, _SCALES, strict=True)]
+        products = [one * other for one in features for other in features]
+        self._moments = [_FORGETTING * old + new for old, new in zip(self._moments, products, strict=True)]
+        self._targets = [_FORGETTING * old + new for old, new in zip(self._targets, features, strict=True)]
         if self._observed <= _SOLVE_ALWAYS or self._observed % _SOLVE_EVERY == 0:
             self._weights = self._solve()
             a, b, c, d, e = (self._weights / _SCALE).tolist()
@@ -100,9 +102,10 @@ class StepModel:
 
     def _solve(self) -> Vector:
         """Least squares without negative weights: the most negative is left out, until none is."""
-        ridge = _RIDGE * self._moments.trace()
-        moments = self._moments + ridge * np.eye(5)
-        targets = self._targets + ridge * self._weights
+        moments = np.array(self._moments).reshape(5, 5)
+        ridge = _RIDGE * moments.trace()
+        moments += ridge * np.eye(5)
+        targets = np.array(self._targets) + ridge * self._weights
         kept = np.arange(5)
         while len(kept):
             solution = np.linalg.solve(moments[np.ix_(kept, kept)], targets[kept])

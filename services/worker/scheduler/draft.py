@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from array import array
-from itertools import accumulate, compress
+from typing import Any
 
 import numpy as np
 
+from services.worker.scheduler.residents import Residents
 from services.worker.scheduler.sequence import Sequence
 from services.worker.scheduler.step import (
     LAST_SAMPLED,
+    Bool,
     Constrained,
     Int32,
     SlotInit,
@@ -31,6 +33,9 @@ class Draft:
 
     def __len__(self) -> int:
         return len(self.decodes) + len(self.chunks)
+
+    def __contains__(self, sequence: object) -> bool:
+        return sequence in self.decodes or sequence in self.chunks
 
     @property
     def cost(self) -> StepCost:
@@ -58,31 +63,54 @@ class Draft:
         self._attention -= take * (sequence.computed + take / 2.0)
 
 
-def build_step(number: int, draft: Draft, entering: list[Sequence]) -> Step:
-    """The draft as arrays, decodes first; those in `entering` are new in their slots."""
+def build_step(number: int, draft: Draft, residents: Residents) -> Step:
+    """The draft as arrays, decodes first; the runner is told with it what it lacks of these sequences."""
     rows = [*draft.decodes, *draft.chunks]
-    samples = [True] * len(draft.decodes)
-    samples += [sequence.missing == take for sequence, take in draft.chunks.items()]
-    new_blocks = [len(sequence.blocks) - sequence.announced for sequence in rows]
+    decodes = len(draft.decodes)
+    samples = np.ones(len(rows), np.bool_)
+    samples[decodes:] = [sequence.missing == take for sequence, take in draft.chunks.items()]
+    query_lens = np.ones(len(rows), np.int32)
+    query_lens[decodes:] = list(draft.chunks.values())
+    entering = residents.entering(draft.chunks, number)
+    offsets, blocks = _new_blocks(rows, residents.announce(draft))
     return Step(
         number=number,
-        slots=np.array([sequence.slot for sequence in rows], np.int32),
-        query_lens=np.array([1] * len(draft.decodes) + list(draft.chunks.values()), np.int32),
-        context_lens=np.array([sequence.computed for sequence in rows], np.int32),
+        slots=_column([sequence.slot for sequence in rows]),
+        query_lens=query_lens,
+        context_lens=_column([sequence.computed for sequence in rows]),
         tokens=_tokens(draft),
-        samples=np.array(samples, np.bool_),
-        output_indices=np.array([sequence.outputs + sequence.pending for sequence in rows], np.int64),
-        block_offsets=np.array([0, *accumulate(new_blocks)], np.int32),
-        block_ids=np.array(
-            [block for s in compress(rows, new_blocks) for block in s.blocks[s.announced :]], np.int32
-        ),
+        samples=samples,
+        output_indices=np.frombuffer(array("q", [each.outputs + each.pending for each in rows]), np.int64),
+        block_offsets=offsets,
+        block_ids=blocks,
         inits=tuple(_slot_init(sequence) for sequence in entering),
         cost=draft.cost,
-        constrained=tuple(
-            Constrained(row, sequence.handle)
-            for row, sequence in enumerate(rows)
-            if sequence.constrained and samples[row]
-        ),
+        constrained=_constrained(rows, samples) if residents.constrained else (),
+    )
+
+
+def _column(values: list[Any]) -> Int32:
+    """By way of an array: numpy takes twice as long for a list."""
+    return np.frombuffer(array("i", values), np.int32)
+
+
+def _new_blocks(rows: list[Sequence], told: dict[Sequence, list[int]]) -> tuple[Int32, Int32]:
+    """Offsets and ids of the blocks that are new to the runner. Few rows have some."""
+    counts = np.zeros(len(rows) + 1, np.int32)
+    blocks: list[int] = []
+    if told:
+        for row, sequence in enumerate(rows, 1):
+            if sequence in told:
+                counts[row] = len(told[sequence])
+                blocks += told[sequence]
+    return np.cumsum(counts, dtype=np.int32), _column(blocks)
+
+
+def _constrained(rows: list[Sequence], samples: Bool) -> tuple[Constrained, ...]:
+    return tuple(
+        Constrained(row, sequence.handle)
+        for row, sequence in enumerate(rows)
+        if sequence.constrained and samples[row]
     )
 
 

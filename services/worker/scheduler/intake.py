@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -63,14 +64,15 @@ class Intake:
         sequence.backlog = sequence.length - found
         cost = StepCost(1.0, sequence.backlog, sequence.backlog * (found + sequence.backlog / 2.0), 0.0, 0.0)
         prefill_s = model.predict(cost)
-        sequence.place = place_of(request, self._settings, prefill_s, had_s, now)
+        sequence.stand(place_of(request, self._settings, prefill_s, had_s, now))
         sequence.lengthy = is_lengthy(request, self._settings, prefill_s)
         return sequence
 
     def _stop_ids(self, request: Request) -> frozenset[int]:
+        """Ids that no vocabulary has never come."""
         eos = () if request.sampling.ignore_eos else self._facts.eos_ids
         named = (*request.sampling.stop_token_ids, *eos)
-        return frozenset(token for token in named if 0 <= token < self._facts.vocab_size)  # others never come
+        return _shared(frozenset(token for token in named if 0 <= token < self._facts.vocab_size))
 
     def _faults(self, request: Request) -> list[str]:
         sampling, vocab = request.sampling, self._facts.vocab_size
@@ -96,6 +98,12 @@ class Intake:
         faults = [message for fine, message in checks if not fine]
         field_fault = sampling.fault()
         return faults if field_fault is None else [*faults, field_fault]
+
+
+@lru_cache(1024)
+def _shared(ids: frozenset[int]) -> frozenset[int]:
+    """One set for all requests with the same ids: each step looks into that of every sequence."""
+    return ids
 
 
 def _below(ids: Ids, limit: int) -> bool:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence as Rows
+from typing import NamedTuple, Self, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from services.worker.scheduler.events import (
     NO_OUTPUTS,
@@ -26,11 +28,28 @@ from services.worker.scheduler.request import FinishReason
 from services.worker.scheduler.sequence import Sequence
 from services.worker.scheduler.step import Int32, Int64, Logprobs, Sampled, Step
 
+_Kind = TypeVar("_Kind", bound=np.generic)
+
+
+class _Heard(NamedTuple):
+    """Sequences that got a token in one step; mostly they are those of the step before."""
+
+    sequences: list[Sequence]
+    handles: Int64
+    tenants: Counter[bytes]
+
+    @classmethod
+    def of(cls, sequences: list[Sequence]) -> Self:
+        """These."""
+        handles = np.array([sequence.handle for sequence in sequences], np.int64)
+        return cls(sequences, handles, Counter([sequence.tenant for sequence in sequences]))
+
 
 class Ledger:
     """Events since the last `take`."""
 
     def __init__(self) -> None:
+        self._heard = _Heard.of([])
         self._clear()
 
     @property
@@ -47,14 +66,17 @@ class Ledger:
         """The tokens that these rows of a step chose; `sequences` are those of all its rows."""
         if not rows:
             return
-        heard, chosen = [sequences[row] for row in rows], np.array(rows)
+        heard = [sequences[row] for row in rows]
+        if heard != self._heard.sequences:
+            self._heard = _Heard.of(heard)
+        chosen: Int64 | slice = slice(None) if len(rows) == len(sequences) else np.array(rows)
         if sampled.logprobs is not None:
-            self._logprobs.append(self._of_tokens(sampled.logprobs, chosen, sequences))
-        self._handles.append(np.array([sequence.handle for sequence in heard], np.int64))
+            self._logprobs.append(self._of_tokens(sampled.logprobs, np.array(rows), sequences))
+        self._handles.append(self._heard.handles)
         self._indices.append(step.output_indices[chosen])
         self._tokens.append(sampled.tokens[chosen])
         self._count += len(rows)
-        for tenant, count in Counter([sequence.tenant for sequence in heard]).items():
+        for tenant, count in self._heard.tenants.items():
             self.served(tenant, 0, count)
 
     def _of_tokens(self, logprobs: Logprobs, rows: Int64, sequences: Rows[Sequence]) -> OutputLogprobs:
@@ -113,9 +135,9 @@ class Ledger:
         if not self._tokens:
             return NO_OUTPUTS
         return Outputs(
-            np.concatenate(self._handles),
-            np.concatenate(self._indices).astype(np.int32),
-            np.concatenate(self._tokens),
+            _joined(self._handles),
+            _joined(self._indices).astype(np.int32),
+            _joined(self._tokens),
             tuple(self._logprobs),
         )
 
@@ -132,6 +154,10 @@ class Ledger:
         self._rejected: list[Rejected] = []
         self._returned: list[Returned] = []
         self._served: dict[bytes, tuple[int, int]] = {}
+
+
+def _joined(parts: list[npt.NDArray[_Kind]]) -> npt.NDArray[_Kind]:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _timings(sequence: Sequence, now: float) -> Timings:

@@ -81,7 +81,7 @@ class Planner:
         background: list[Sequence] = []
         for sequence in self._residents.decoding.values():
             if sequence.masked and sequence.outputs + sequence.pending < sequence.max_outputs:
-                (background if sequence.place.tier > 1 else foreground).append(sequence)
+                (background if sequence.background else foreground).append(sequence)
         return foreground, background
 
     def _until_s(self, target_s: float | None, decode_s: float) -> float:

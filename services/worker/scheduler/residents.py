@@ -17,6 +17,8 @@ class Residents:
         self.decoding: dict[int, Sequence] = {}
         self.promised = 0  # blocks that they will probably need beyond those they have
         self._entered: list[Sequence] = []  # the runner has not been told yet
+        self._grown: dict[Sequence, None] = {}  # a set: the runner has not been told of all their blocks
+        self._constrained = 0  # that have grammars
         self._pool = pool
         self._block_tokens = block_tokens
         self._free_slots = list(range(max_seqs - 1, -1, -1))
@@ -46,6 +48,8 @@ class Residents:
         self._promise(sequence, self.blocks_for(length) - len(found))
         self.prefilling[sequence.handle] = sequence
         self._entered.append(sequence)
+        self._grown[sequence] = None
+        self._constrained += sequence.constrained
 
     def grow(self, sequence: Sequence, tokens: int) -> bool:
         """Make room for `tokens` in all; False when the pool has too few blocks, and nothing is taken."""
@@ -55,6 +59,7 @@ class Residents:
         if blocks is None:
             return False
         sequence.blocks.extend(blocks)
+        self._grown[sequence] = None
         sequence.capacity = len(sequence.blocks) * self._block_tokens
         self._promise(sequence, sequence.promised - len(blocks))
         return True
@@ -76,6 +81,8 @@ class Residents:
         self.decoding.pop(sequence.handle, None)
         if sequence in self._entered:
             self._entered.remove(sequence)
+        self._grown.pop(sequence, None)
+        self._constrained -= sequence.constrained
         self._promise(sequence, 0)
         self._pool.release(sequence.move_out(), sequence.last_step)
 
@@ -87,6 +94,20 @@ class Residents:
             sequence.entered_step = step
         return entering
 
+    @property
+    def constrained(self) -> bool:
+        """Whether any has a grammar."""
+        return self._constrained > 0
+
+    def announce(self, rows: Container[Sequence]) -> dict[Sequence, list[int]]:
+        """Blocks of a step's sequences that the runner has not been told of; it is told with that step."""
+        told = {}
+        for sequence in [each for each in self._grown if each in rows]:
+            del self._grown[sequence]
+            told[sequence] = sequence.blocks[sequence.announced :]
+            sequence.announced = len(sequence.blocks)
+        return told
+
     def launched_decodes(self, sequences: Iterable[Sequence], step: int, now: float) -> None:
         """A step with the newest token of each is on its way, and chooses their next."""
         for sequence in sequences:
@@ -94,9 +115,9 @@ class Residents:
             sequence.pending += 1
             sequence.last_step = step
             sequence.last_launch_s = now
-            sequence.announced = len(sequence.blocks)
-            if sequence.constrained:
-                sequence.masked = False
+        if self._constrained:
+            for sequence in sequences:
+                sequence.masked = sequence.masked and not sequence.constrained
 
     def launched_chunk(self, sequence: Sequence, take: int, step: int, now: float) -> None:
         """A step with `take` tokens of it is on its way; after the last one it decodes."""
@@ -108,7 +129,6 @@ class Residents:
         sequence.computed += take
         sequence.last_step = step
         sequence.last_launch_s = now
-        sequence.announced = len(sequence.blocks)
 
     def _promise(self, sequence: Sequence, blocks: int) -> None:
         self.promised += max(0, blocks) - sequence.promised

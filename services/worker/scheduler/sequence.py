@@ -27,6 +27,7 @@ class Sequence:
 
     __slots__ = (
         "announced",
+        "background",
         "backlog",
         "blocks",
         "cached_tokens",
@@ -79,6 +80,7 @@ class Sequence:
         self.logprobs = request.sampling.logprobs or 0  # of the best ids
         self.constrained = request.grammar is not None  # each token waits for the host to see the one before
         self.place = Place(0, 0.0, request.handle)  # the intake gives the real one
+        self.background = False  # takes what is left over; a BATCH request that has aged does so no longer
         self.lengthy = False  # its prompt alone takes far longer than its first token may; the intake says
         self.chain = chain
         self.tpot_s = tpot_s
@@ -116,10 +118,10 @@ class Sequence:
         """Tokens to compute that need no unknown mask: the last one is where the next token is chosen."""
         return self.missing if self.masked else self.missing - 1
 
-    @property
-    def background(self) -> bool:
-        """Takes what is left over; a BATCH request that has aged does so no longer."""
-        return self.place.tier > 1
+    def stand(self, place: Place) -> None:
+        """Takes its place in line."""
+        self.place = place
+        self.background = place.tier > 1
 
     @property
     def length(self) -> int:
