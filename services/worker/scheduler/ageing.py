@@ -31,6 +31,10 @@ class Ageing:
             self._number += 1
             heapq.heappush(self._checks, _Check(sequence.last_launch_s + bound_s, self._number, sequence))
 
+    def is_due(self, now: float) -> bool:
+        """Whether `rise` would look at a sequence."""
+        return bool(self._checks) and self._checks[0].due_s <= now
+
     def rise(self, now: float) -> Iterator[Sequence]:
         """Give a better place to whoever waited too long, and say who it was."""
         while self._checks and self._checks[0].due_s <= now:

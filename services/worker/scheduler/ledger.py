@@ -62,19 +62,20 @@ class Ledger:
         ends = self._finished or self._rejected or self._returned
         return bool(self._tokens) and not (ends or self._logprobs)
 
-    def tokens(self, step: Step, sampled: Sampled, rows: list[int], sequences: Rows[Sequence]) -> None:
+    def tokens(self, step: Step, sampled: Sampled, rows: Rows[int], sequences: list[Sequence]) -> None:
         """The tokens that these rows of a step chose; `sequences` are those of all its rows."""
         if not rows:
             return
-        heard = [sequences[row] for row in rows]
+        every = len(rows) == len(sequences)
+        heard = sequences if every else [sequences[row] for row in rows]
         if heard != self._heard.sequences:
             self._heard = _Heard.of(heard)
-        chosen: Int64 | slice = slice(None) if len(rows) == len(sequences) else np.array(rows)
+        chosen: Int64 | slice = slice(None) if every else np.array(rows)
         if sampled.logprobs is not None:
             self._logprobs.append(self._of_tokens(sampled.logprobs, np.array(rows), sequences))
         self._handles.append(self._heard.handles)
         self._indices.append(step.output_indices[chosen])
-        self._tokens.append(sampled.tokens[chosen])
+        self._tokens.append(np.array(sampled.tokens[chosen]))
         self._count += len(rows)
         for tenant, count in self._heard.tenants.items():
             self.served(tenant, 0, count)

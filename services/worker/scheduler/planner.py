@@ -64,8 +64,7 @@ class Planner:
         decode_s = self._model.predict(draft.cost)
         target_s = min({s.tpot_s for s in foreground if s.tpot_s is not None}, default=None)
         until_s = self._until_s(target_s, decode_s)
-        prompts_until_s = max(until_s, self._settings.stretch * decode_s)
-        self.prompt_room_s = prompts_until_s - decode_s
+        prompts_until_s = self._leave_room(until_s, decode_s)
         self._add_prompts(draft, prompts_until_s, now, background=False)
         if foreground or draft:
             self._foreground_seen_s = now
@@ -75,6 +74,18 @@ class Planner:
                 until_s = self._batch_until_s(target_s, decode_s)
             self._add_background(draft, background, until_s, now, gated=gated)
         return draft
+
+    def decodes_alone(self, cost: StepCost, target_s: float | None, now: float) -> None:
+        """Takes note of a step of foreground decodes while nothing else is there."""
+        decode_s = self._model.predict(cost)
+        self._leave_room(self._until_s(target_s, decode_s), decode_s)
+        self._foreground_seen_s = now
+
+    def _leave_room(self, until_s: float, decode_s: float) -> float:
+        """How long prompts may make the step."""
+        prompts_until_s = max(until_s, self._settings.stretch * decode_s)
+        self.prompt_room_s = prompts_until_s - decode_s
+        return prompts_until_s
 
     def _decodes(self) -> tuple[list[Sequence], list[Sequence]]:
         foreground: list[Sequence] = []

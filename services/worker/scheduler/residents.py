@@ -7,6 +7,7 @@ from itertools import chain
 
 from services.worker.scheduler.blocks import BlockPool
 from services.worker.scheduler.sequence import Sequence
+from services.worker.scheduler.steady import SteadyDecodes
 
 
 class Residents:
@@ -14,7 +15,9 @@ class Residents:
 
     def __init__(self, pool: BlockPool, block_tokens: int, max_seqs: int) -> None:
         self.prefilling: dict[int, Sequence] = {}  # by handle: more than the newest token is to compute
-        self.decoding: dict[int, Sequence] = {}
+        self._decoding: dict[int, Sequence] = {}
+        self.steady: SteadyDecodes | None = None
+        """Of those that decode; what it knows is not in them."""
         self.promised = 0  # blocks that they will probably need beyond those they have
         self._entered: list[Sequence] = []  # the runner has not been told yet
         self._grown: dict[Sequence, None] = {}  # a set: the runner has not been told of all their blocks
@@ -24,10 +27,22 @@ class Residents:
         self._free_slots = list(range(max_seqs - 1, -1, -1))
 
     def __len__(self) -> int:
-        return len(self.prefilling) + len(self.decoding)
+        return len(self.prefilling) + len(self._decoding)
 
     def __iter__(self) -> Iterator[Sequence]:
         return chain(self.prefilling.values(), self.decoding.values())
+
+    @property
+    def decoding(self) -> dict[int, Sequence]:
+        """By handle: only the newest token is to compute."""
+        self.dissolve()
+        return self._decoding
+
+    def dissolve(self) -> None:
+        """What is known of sequences is in them when this returns."""
+        if self.steady is not None:
+            steady, self.steady = self.steady, None
+            steady.dissolve()
 
     @property
     def free_slots(self) -> int:
@@ -76,9 +91,10 @@ class Residents:
     def leave(self, sequence: Sequence) -> None:
         """Take slot and blocks back; blocks are free when the last launched step with it completes."""
         assert sequence.slot is not None
+        self.dissolve()
         self._free_slots.append(sequence.slot)
         self.prefilling.pop(sequence.handle, None)
-        self.decoding.pop(sequence.handle, None)
+        self._decoding.pop(sequence.handle, None)
         if sequence in self._entered:
             self._entered.remove(sequence)
         self._grown.pop(sequence, None)
@@ -123,7 +139,7 @@ class Residents:
         """A step with `take` tokens of it is on its way; after the last one it decodes."""
         if sequence.missing == take:
             del self.prefilling[sequence.handle]
-            self.decoding[sequence.handle] = sequence
+            self._decoding[sequence.handle] = sequence
             sequence.pending += 1
             sequence.masked = not sequence.constrained
         sequence.computed += take

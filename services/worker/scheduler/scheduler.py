@@ -35,6 +35,7 @@ from services.worker.scheduler.recent import RecentWork
 from services.worker.scheduler.request import FinishReason, LatencyClass, Request
 from services.worker.scheduler.residents import Residents
 from services.worker.scheduler.sequence import Sequence
+from services.worker.scheduler.steady import LEAST, SteadyDecodes
 from services.worker.scheduler.step import (
     NOT_FINITE,
     NOT_SAMPLED,
@@ -93,17 +94,19 @@ class Scheduler:
             self._forecast,
             chunked=capabilities.chunked_prefill,
         )
-        self._sequences: dict[int, Sequence] = {}
+        self._unfinished: dict[int, Sequence] = {}  # by handle
         self._deadlines: list[tuple[float, int]] = []
         self._launched: deque[_Launched] = deque()
         self._last_step = 0
+        self._last_rows: list[Sequence] = []
+        self._columns = planner is Planner  # another one may not plan decodes alone as that does
         self._draining = False
         self._batch = 0  # unfinished requests of class BATCH
 
     @property
     def has_work(self) -> bool:
         """Whether any request is unfinished."""
-        return bool(self._sequences)
+        return bool(self._unfinished)
 
     @property
     def has_news(self) -> bool:
@@ -113,7 +116,7 @@ class Scheduler:
     @property
     def can_run(self) -> bool:
         """Whether any request waits for steps, and not only for the mask of its grammar."""
-        return any(sequence.masked for sequence in self._sequences.values())
+        return any(sequence.masked for sequence in self._unfinished.values())
 
     def add(self, request: Request, now: float) -> bool:
         """Accept a request, or record why not; returns whether it was accepted."""
@@ -124,7 +127,7 @@ class Scheduler:
         had_s = self._recent.of(request.tenant, now)
         sequence = self._intake.sequence(request, self.model, self._pool, had_s, now)
         if not self._ends_at_once(sequence, now):
-            self._sequences[request.handle] = sequence
+            self._unfinished[request.handle] = sequence
             self._batch += request.latency_class is LatencyClass.BATCH
             self._waiting.push(sequence)
             self._ageing.watch(sequence)
@@ -134,35 +137,40 @@ class Scheduler:
 
     def mask_known(self, handle: int) -> None:
         """Its grammar has said what the next token of a request may be. Unknown handles are ignored."""
-        sequence = self._sequences.get(handle)
+        sequence = self._unfinished.get(handle)
         if sequence is not None:
             sequence.masked = True
 
     def grammar_ends(self, handle: int, now: float, failure: str | None = None) -> None:
         """End a request whose output matches its grammar whole, or cannot any more: `failure` says why."""
-        sequence = self._sequences.get(handle)
+        sequence = self._unfinished.get(handle)
         if sequence is not None:
             reason = FinishReason.EOS if failure is None else FinishReason.GRAMMAR
             self._finish(sequence, reason, now, message=failure or "")
 
     def abort(self, handle: int, now: float) -> None:
         """End a request as CANCELLED: in no step planned from now on. Unknown handles are ignored."""
-        sequence = self._sequences.get(handle)
+        sequence = self._unfinished.get(handle)
         if sequence is not None:
             self._finish(sequence, FinishReason.CANCELLED, now)
 
     def drain(self) -> None:
         """Return everything unfinished, and reject what comes later."""
         self._draining = True
-        for sequence in list(self._sequences.values()):
+        for sequence in list(self._unfinished.values()):
             self._forget(sequence)
             self._ledger.returned(sequence)
 
     def plan(self, now: float) -> Step | None:
         """The next step, whose tokens count as computed from now on; None when nothing can or may run."""
         self._expire(now)
-        for risen in self._ageing.rise(now):
-            self._waiting.moved_up(risen)
+        if self._ageing.is_due(now):
+            self._residents.dissolve()
+            for risen in self._ageing.rise(now):
+                self._waiting.moved_up(risen)
+        steady = self._residents.steady
+        if steady is not None and self._may_go_on(steady):
+            return self._launch_steady(steady, now)
         draft = self._planner.draft(now)
         return self._launch(draft, now) if draft else None
 
@@ -172,6 +180,12 @@ class Scheduler:
         assert number == step.number, "steps are committed in the order of their launch"
         self.model.observe(step.cost, seconds)
         self._pool.complete(number)
+        steady = self._residents.steady
+        if steady is not None and sequences is steady.sequences:
+            if steady.settle(sampled):
+                self._ledger.tokens(step, sampled, range(len(sequences)), sequences)
+                return
+            self._residents.dissolve()
         heard = self._settle(step, sampled, sequences, now)
         self._ledger.tokens(step, sampled, heard, sequences)
 
@@ -225,7 +239,7 @@ class Scheduler:
         """What batch work has, waiting or resident, that gives way to foreground requests."""
         if not self._batch:
             return _NOTHING
-        behind = [each for each in self._sequences.values() if self._gives_way(each)]
+        behind = [each for each in self._unfinished.values() if self._gives_way(each)]
         waiting = sum([each.backlog for each in behind if each.slot is None])
         prefilling = sum([each.missing for each in behind if each.handle in self._residents.prefilling])
         blocks = sum([len(each.blocks) + each.promised for each in behind])
@@ -239,8 +253,8 @@ class Scheduler:
     def check(self) -> None:
         """Raise AssertionError when blocks or requests are out of balance; for tests and idle times."""
         self._pool.check()
-        assert len(self._sequences) == len(self._residents) + len(self._waiting)
-        if not self._sequences and not self._launched:
+        assert len(self._unfinished) == len(self._residents) + len(self._waiting)
+        if not self._unfinished and not self._launched:
             assert self._pool.statistics().held == 0, "blocks are held by nobody"
 
     @property
@@ -254,10 +268,16 @@ class Scheduler:
         prefilling = self._residents.prefilling.values()
         return self._waiting.lengthy_tokens + sum([each.missing for each in prefilling if each.lengthy])
 
+    @property
+    def _sequences(self) -> dict[int, Sequence]:
+        """All that are unfinished, as they are now: for who looks on."""
+        self._residents.dissolve()
+        return self._unfinished
+
     def _refusal(self, request: Request) -> Rejected | None:
         if self._draining:
             return Rejected(request.handle, RejectReason.DRAINING, "the engine is draining")
-        if request.handle in self._sequences:
+        if request.handle in self._unfinished:
             return Rejected(request.handle, RejectReason.DUPLICATE_HANDLE, "the handle is in use")
         return None
 
@@ -275,7 +295,7 @@ class Scheduler:
     def _expire(self, now: float) -> None:
         while self._deadlines and self._deadlines[0][0] <= now:
             due_s, handle = heapq.heappop(self._deadlines)
-            sequence = self._sequences.get(handle)
+            sequence = self._unfinished.get(handle)
             if sequence is not None and sequence.request.deadline_s == due_s:
                 self._finish(sequence, FinishReason.DEADLINE, now)
 
@@ -289,7 +309,34 @@ class Scheduler:
             self._residents.launched_chunk(sequence, take, self._last_step, now)
             if sequence.first_step_s is None:
                 sequence.first_step_s = now
-        self._launched.append(_Launched(self._last_step, [*draft.decodes, *draft.chunks]))
+        rows = [*draft.decodes, *draft.chunks]
+        self._launched.append(_Launched(self._last_step, rows))
+        if self._is_steady(draft, rows):
+            self._residents.steady = SteadyDecodes(rows, step, self._residents)
+        self._last_rows = rows
+        return step
+
+    def _is_steady(self, draft: Draft, rows: list[Sequence]) -> bool:
+        """Whether these decode alone, as in the step before."""
+        return (
+            self._columns
+            and len(rows) >= LEAST
+            and not draft.chunks
+            and rows == self._last_rows
+            and len(rows) == len(self._residents)
+            and not self._residents.constrained
+            and not any([each.background for each in rows])
+        )
+
+    def _may_go_on(self, steady: SteadyDecodes) -> bool:
+        others = self._waiting or self._residents.prefilling
+        return not others and steady.may_go_on(self._pool.available)
+
+    def _launch_steady(self, steady: SteadyDecodes, now: float) -> Step:
+        self._planner.decodes_alone(steady.next_cost, steady.target_s, now)
+        step = steady.launch(now, unseen=bool(self._launched))
+        self._last_step = step.number
+        self._launched.append(_Launched(step.number, steady.sequences))
         return step
 
     def _chunk_s(self, sequence: Sequence, take: int) -> float:
@@ -349,7 +396,7 @@ class Scheduler:
             self._forecast.observe(sequence)
 
     def _forget(self, sequence: Sequence) -> None:
-        del self._sequences[sequence.handle]
+        del self._unfinished[sequence.handle]
         self._batch -= sequence.request.latency_class is LatencyClass.BATCH
         sequence.finished = True
         if sequence.slot is None:
