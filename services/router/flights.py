@@ -1,12 +1,19 @@
-"""All requests of this router process between acceptance and end, with their deadlines."""
+"""All requests of this router process between acceptance and end, with their deadlines.
+
+Nearly all end long before their deadline, so they share one timer, which is set for the first of them.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Callable, Iterator
+from heapq import heapify, heappop, heappush
 
 from services.router.relay.flight import Flight
+
+FEW = 1024
+"""So many deadlines of requests that have ended may lie about, beside one for each that has not."""
 
 
 class Flights:
@@ -19,7 +26,9 @@ class Flights:
     def __init__(self, deadline_passed: Callable[[Flight], None]) -> None:
         self._deadline_passed = deadline_passed
         self._by_number: dict[int, Flight] = {}
-        self._timers: dict[int, asyncio.TimerHandle] = {}
+        self._deadlines: list[tuple[float, int]] = []
+        """A heap, with the numbers of the requests: of those that have ended, too."""
+        self._timer: asyncio.TimerHandle | None = None
         self._on_start: dict[int, Callable[[], None]] = {}
 
     def __len__(self) -> int:
@@ -42,9 +51,7 @@ class Flights:
         if on_start is not None:
             self._on_start[number] = on_start
         if deadline_s is not None:
-            left_s = max(0.0, deadline_s - time.monotonic())
-            loop = asyncio.get_running_loop()
-            self._timers[number] = loop.call_later(left_s, self._deadline_passed, flight)
+            self._await(deadline_s, number)
 
     def started(self, flight: Flight) -> None:
         """A request got a worker."""
@@ -57,6 +64,30 @@ class Flights:
         number = flight.order.number
         self._by_number.pop(number, None)
         self._on_start.pop(number, None)
-        timer = self._timers.pop(number, None)
-        if timer is not None:
-            timer.cancel()
+
+    def _await(self, deadline_s: float, number: int) -> None:
+        if len(self._deadlines) >= 2 * len(self._by_number) + FEW:
+            self._deadlines = [each for each in self._deadlines if each[1] in self._by_number]
+            heapify(self._deadlines)
+        heappush(self._deadlines, (deadline_s, number))
+        if self._deadlines[0][1] == number:
+            self._set_timer()
+
+    def _set_timer(self) -> None:
+        """For the first deadline that a request has."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while self._deadlines and self._deadlines[0][1] not in self._by_number:
+            heappop(self._deadlines)
+        if self._deadlines:
+            left_s = max(0.0, self._deadlines[0][0] - time.monotonic())
+            self._timer = asyncio.get_running_loop().call_later(left_s, self._time_is_up)
+
+    def _time_is_up(self) -> None:
+        now = time.monotonic()
+        while self._deadlines and self._deadlines[0][0] <= now:
+            flight = self._by_number.get(heappop(self._deadlines)[1])
+            if flight is not None:
+                self._deadline_passed(flight)
+        self._set_timer()

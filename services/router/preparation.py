@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import secrets
 import time
 from array import array
 from collections.abc import Mapping
@@ -175,7 +174,7 @@ class Preparation:
             model=model.name,
             prompt_ids=prompt.ids,
             max_tokens=max_tokens,
-            sampling=_seeded(accepted.sampling),
+            sampling=accepted.sampling,
             grammar=accepted.grammar,
             stops=accepted.stops,
             latency_class=latency_class,
@@ -243,12 +242,3 @@ def _lacking(capability: str, model: str) -> errors.HeadraceError:
     if capability == DETERMINISTIC:
         return errors.FailedPrecondition(message, reason="NOT_DETERMINISTIC")
     return errors.Unimplemented(message)
-
-
-def _seeded(sampling: types_pb2.SamplingParams) -> types_pb2.SamplingParams:
-    """With a seed: the caller's, a fresh one for sampled requests, 0 for greedy ones."""
-    found = types_pb2.SamplingParams()
-    found.CopyFrom(sampling)
-    if not found.HasField("seed"):
-        found.seed = secrets.randbits(64) if found.temperature > 0 else 0
-    return found

@@ -43,7 +43,7 @@ class Accepted:
     chat: types_pb2.ChatMessages | None
     token_ids: array[int] | None
     sampling: types_pb2.SamplingParams
-    """Complete but for the seed, which may be unset."""
+    """Complete."""
     max_tokens: int
     stops: tuple[str, ...]
     grammar: types_pb2.Grammar | None
@@ -142,11 +142,13 @@ def _request_id(fields: Given) -> str:
 
 
 def complete(sampling: types_pb2.SamplingParams | None) -> types_pb2.SamplingParams:
-    """Sampling parameters with every default written out, the seed excepted."""
+    """Sampling parameters with every default written out, and a seed: of greedy ones 0, else a fresh one."""
     found = types_pb2.SamplingParams()
     found.CopyFrom(_DEFAULTS)
     if sampling is not None:
         found.MergeFrom(sampling)
+    if not found.HasField("seed"):
+        found.seed = secrets.randbits(64) if found.temperature > 0 else 0
     return found
 
 

@@ -99,7 +99,8 @@ def test_defaults_are_written_out() -> None:
     assert found.request_id
     assert found.sampling.top_p == found.sampling.repetition_penalty == 1
     assert found.sampling.HasField("temperature")
-    assert not found.sampling.HasField("seed")
+    assert found.sampling.HasField("seed")
+    assert found.sampling.seed == 0
     assert not found.sampling.HasField("logprobs")
 
 
