@@ -224,7 +224,7 @@ class Dispatcher:
 
     def _dispatch(self) -> None:
         now = time.monotonic()
-        moved = list(islice(self._failover.released(now), MOVED_A_TURN))
+        moved = self._moved(now) if self._failover.migrations else []
         for flight in moved:
             self._wait(flight, now)
         if len(moved) == MOVED_A_TURN:
@@ -237,6 +237,10 @@ class Dispatcher:
             self._seat(assignment, now)
         self._make_way(now)
         self._tell_demand()
+
+    def _moved(self, now: float) -> list[Flight]:
+        """Requests that have lost their worker, and whose turn it is to wait for another."""
+        return list(islice(self._failover.released(now), MOVED_A_TURN))
 
     def _tell_demand(self) -> None:
         if not (len(self.scheduler) or self._told_demand):

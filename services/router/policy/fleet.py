@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from services.router.policy.columns import Columns
+from services.router.policy.columns import Columns, some
 from services.router.policy.prefix_index import PrefixIndex
 from services.router.policy.speed import Mask, Speeds, StepModel, alike
 from services.router.policy.spread import Hits
@@ -56,6 +56,12 @@ class Fleet(Columns):
 
     def __contains__(self, key: str) -> bool:
         return key in self.index.positions
+
+    @property
+    def sole(self) -> int | None:
+        """The position of the only worker, where there is but one."""
+        positions = self.index.positions
+        return next(iter(positions.values())) if len(positions) == 1 else None
 
     def get(self, key: str) -> WorkerView | None:
         """The values of a worker."""
@@ -192,6 +198,17 @@ class Fleet(Columns):
         """Workers that could take the request at once."""
         able, affordable = self.suited(ticket), self.affordable(ticket.cost, ticket.foreground)
         return affordable if able is self.ready else able & affordable
+
+    def opens(self, ticket: Ticket) -> bool:
+        """Whether some worker could take the request at once."""
+        sole = self.sole
+        return some(self.openings(ticket)) if sole is None else self.takes(sole, ticket)
+
+    def takes(self, position: int, ticket: Ticket, reserve: bool = False) -> bool:
+        """Whether the worker at a position could take the request at once; `reserve` as in `affordable`."""
+        kind = self._kinds[ticket.foreground]
+        room = (kind.unreserved_room if reserve else kind.room).item(position)
+        return room >= ticket.cost.kv_blocks and self.at(position).suits(ticket)
 
     def affordable(self, cost: Cost, foreground: bool = False, reserve: bool = False) -> Mask:
         """Workers that are ready and whose credit covers a request, by the rule of `WorkerView.affords`.

@@ -81,6 +81,9 @@ class Placement:
             head_wait_s: how long the first request of the queue has waited, when this one is not the first;
                 infinite for one that may wait for a warm worker as long as any may.
         """
+        sole = fleet.sole
+        if sole is not None and self._takes(sole, hits, ticket, fleet):
+            return self._choice(sole, hits, ticket, fleet)
         able = self._able(ticket, fleet)
         takers = self._takers(able, hits, ticket, fleet)
         if ticket.preferred_labels:
@@ -127,17 +130,30 @@ class Placement:
 
     def _takers(self, able: Mask, hits: Hits, ticket: Ticket, fleet: Fleet) -> Mask:
         """Those of them with credit, and with sequence slots that are not kept for short requests."""
-        settings = self.settings
-        short = (
-            ticket.prefill_tokens < settings.short_prompt_tokens
-            and ticket.expected_output < settings.short_output_tokens
-        )
+        short = self._short(ticket)
         fleet.limit(self._limits)
-        reserve = settings.short_slice > 0 and not short
-        takers = fleet.affordable(ticket.cost, ticket.foreground, reserve)
+        takers = fleet.affordable(ticket.cost, ticket.foreground, self._limits.reserve > 0 and not short)
         if not short and self._lengthy.possible(hits, ticket, fleet):
             takers = takers & self._lengthy.places(hits, ticket, fleet)
         return takers if able is fleet.ready else takers & able
+
+    def _takes(self, position: int, hits: Hits, ticket: Ticket, fleet: Fleet) -> bool:
+        """Whether the only worker takes it now: then there is none to prefer, nor one to wait for."""
+        short = self._short(ticket)
+        fleet.limit(self._limits)
+        if not fleet.takes(position, ticket, self._limits.reserve > 0 and not short):
+            return False
+        if short or not self._lengthy.possible(hits, ticket, fleet):
+            return True
+        return self._lengthy.places(hits, ticket, fleet).item(position)
+
+    def _short(self, ticket: Ticket) -> bool:
+        """Whether it may have sequence slots that are kept for short requests."""
+        settings = self.settings
+        return (
+            ticket.prefill_tokens < settings.short_prompt_tokens
+            and ticket.expected_output < settings.short_output_tokens
+        )
 
     def _sharers(self, warm: Mask, hits: Hits, ticket: Ticket, fleet: Fleet) -> Mask:
         """Warm workers with credit for what the prompt does not share there."""
@@ -221,6 +237,9 @@ class Placement:
             )
             scores = np.where(takers, self._scores.of(own, ticket, fleet), inf)
             position = self._of_equals(scores, hits, ticket, fleet)
+        return self._choice(position, hits, ticket, fleet)
+
+    def _choice(self, position: int, hits: Hits, ticket: Ticket, fleet: Fleet) -> Choice:
         tokens = cached_tokens(hits, position, ticket)
         return Choice(fleet.at(position).key, position, tokens, None, self._cold(tokens, ticket))
 

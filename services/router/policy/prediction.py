@@ -111,7 +111,7 @@ class Predictor:
         suited = self.fleet.suited(ticket)
         if not some(suited):
             return None
-        raw_wait_s = self.raw_wait_s(ticket, some(self.fleet.openings(ticket)))
+        raw_wait_s = self.raw_wait_s(ticket, self.fleet.opens(ticket))
         wait_s = self.corrected_wait_s(ticket, raw_wait_s)
         waited_s = max(0.0, now - ticket.arrival_s)
         first_s = self.corrected_first_s(ticket, self.raw_first_s(ticket, uncached))

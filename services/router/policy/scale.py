@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from services.router.policy.columns import some
 from services.router.policy.fleet import Fleet
 from services.router.policy.prediction import Estimate, Predictor
 from services.router.policy.spread import Hits
@@ -54,7 +53,7 @@ class Scale:
         if not self._holds(ticket):
             uncached = self._uncached(ticket, hits)
             estimate = self._predictor.estimate(ticket, uncached)
-            self._weight = Weight(uncached, estimate, some(self._fleet.openings(ticket)))
+            self._weight = Weight(uncached, estimate, self._fleet.opens(ticket))
             self._ticket, self._fleet_changes = ticket, self._fleet.changes
         return self._weight
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from math import inf, nan
 
@@ -454,3 +455,25 @@ def test_settings_that_cannot_hold_are_named(fault: str, settings_: PlacementSet
     assert len(faults) == 1
     assert faults[0].startswith(fault)
     assert PlacementSettings().validate() == []
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_the_only_worker_is_chosen_as_beside_one_that_takes_nothing(seed: int) -> None:
+    draw = random.Random(seed)
+    values = {
+        "sequences": draw.choice([0, 5, 60]),
+        "waiting_tokens": draw.choice([0, 5_000, 500_000]),
+        "credit": Cost(draw.choice([0, 8192]), draw.choice([0, 1, 64]), draw.choice([3, 120, 10_000])),
+        "max_tokens": draw.choice([5_000, 100_000]),
+        "labels": draw.choice([frozenset(), EU]),
+        "ready": draw.random() < 0.9,
+    }
+    digests = chain(draw.choice([1, 90]))
+    labels, output = draw.choice([frozenset(), EU]), draw.choice([10, 500])
+    it = ticket(draw.choice([100, 6_000, 60_000]), digests, labels=labels, expected_output=output)
+    choices, kept = [], draw.choice([0, 1, 85])
+    for others in ((), (closed("other", ready=False),)):
+        fleet = fleet_of(worker("w", **values), *others)
+        fleet.index.stored("w", digests[:kept])
+        choices.append(chosen(Placement(), it, fleet))
+    assert choices[0] == choices[1]
