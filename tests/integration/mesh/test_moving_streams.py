@@ -21,7 +21,7 @@ QUICK, SLOW = 0.02, 0.2
 def simulated(directory: Path, step_s: float) -> dict[str, str]:
     """Settings of a worker with steps of so many seconds."""
     calibration = directory / f"steps-of-{step_s}.toml"
-    calibration.write_text(f"[step]\nstep_s = {step_s}\n")
+    calibration.write_text(f"[step]\nstep_s = {step_s}\ntoken_s = {step_s / 1000}\n")
     return {"engine": "simulated", "simulated_calibration": str(calibration)}
 
 
