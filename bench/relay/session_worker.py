@@ -1,8 +1,9 @@
 """Workers without an engine on real sessions: one frame a step. `python -m bench.relay.session_worker`.
 
-Each frame says what a real worker's says at that point: news of sequences, as columns where they are one id,
-load and progress every STATE_S, credit with what changes it, and what was done for whom every SERVED_S. All
-workers live in one process; each attaches to every router that is named.
+Each frame says what a real worker's says at that point: news of sequences, kept together where that is asked
+for, as columns where they are ids alone, load and progress with them every STATE_S or alone every QUIET_S,
+credit with what changes it, and what was done for whom every SERVED_S. All workers live in one process; each
+attaches to every router that is named.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import grpc
 import uvloop
@@ -22,22 +25,47 @@ from services.common.transport import Tls, channel
 
 HEARTBEAT_S = 0.2
 STATE_S = 0.05
+QUIET_S = 0.1
 SERVED_S = 0.1
 MAX_TOKENS = 8192
 BLOCKS = 16_384
 _NUMERICS = b"n" * 32
 
 
+class _Merge(NamedTuple):
+    tokens: int
+    wait_s: float
+
+
+_AT_ONCE = _Merge(0, 0.0)
+
+
+@dataclass(slots=True)
+class _Running:
+    """One request; the first index is that of its first token here."""
+
+    attempt: int
+    first: int
+    made: int
+    told: int
+    tokens: int
+    tag: bytes
+    merge: _Merge
+
+
 class Link:
     """One session of one worker."""
 
-    def __init__(self, address: str, mesh: MeshSecret, hello: session_pb2.Hello, text: Text) -> None:
+    def __init__(
+        self, address: str, mesh: MeshSecret, hello: session_pb2.Hello, text: Text, step_s: float
+    ) -> None:
         self._stub = session_pb2_grpc.SessionServiceStub(channel(address, Tls()))
         self._mesh = mesh
         self._hello = hello
         self._text = text
-        self._running: dict[int, list[int]] = {}  # by slot: attempt, index, tokens
-        self._tags: dict[int, bytes] = {}
+        self._step_s = step_s
+        self._running: dict[int, _Running] = {}  # by slot
+        self._kept: dict[_Merge, list[float]] = {}  # steps, and since when
         self._served: dict[bytes, list[int]] = {}
         self._told_served: dict[bytes, list[int]] = {}
         self._columns = False
@@ -65,38 +93,58 @@ class Link:
         return asyncio.create_task(self._listen(call))
 
     def step(self) -> None:
-        """One id more for every request of this session, in one frame."""
+        """One id more for every request of this session, in one frame where any of them has to be told."""
         now = time.monotonic()
         if not self._running and now - self._said_s < HEARTBEAT_S:
             return
         self._steps += bool(self._running)
         frame = session_pb2.WorkerFrame()
-        for slot, state in list(self._running.items()):
-            self._advance(frame, slot, state)
-        if now - self._state_s >= STATE_S or (len(self._running), self._booked) != self._credited:
+        due = self._due(now)
+        for slot, each in list(self._running.items()):
+            each.made += 1
+            if each.made - each.first == 1 or each.made == each.tokens or each.merge in due:
+                self._tell(frame, slot, each)
+        tells = bool(frame.updates) or frame.HasField("next_tokens")
+        if max(frame.next_tokens.counts, default=1) == 1:
+            frame.next_tokens.ClearField("counts")
+        changed = (len(self._running), self._booked) != self._credited
+        if changed or now - self._state_s >= (STATE_S if tells else QUIET_S):
             self._tell_state(frame)
             self._state_s = now
+        elif not tells:
+            return
         if now - self._served_s >= SERVED_S:
             self._tell_served(frame)
             self._served_s = now
         self._said_s = now
         self._say(frame)
 
-    def _advance(self, frame: session_pb2.WorkerFrame, slot: int, state: list[int]) -> None:
-        attempt, index, tokens = state
-        state[1] += 1
-        self._served[self._tags[slot]][1] += 1
-        if state[1] < tokens and self._columns:
+    def _due(self, now: float) -> set[_Merge]:
+        """Whose tokens must not wait for the next step."""
+        due = {_AT_ONCE}
+        for merge in {each.merge for each in self._running.values()} - due:
+            kept = self._kept.setdefault(merge, [0, now])
+            kept[0] += 1
+            if kept[0] >= merge.tokens or now + self._step_s - kept[1] > merge.wait_s:
+                due.add(merge)
+                del self._kept[merge]
+        return due
+
+    def _tell(self, frame: session_pb2.WorkerFrame, slot: int, each: _Running) -> None:
+        index, new = each.told, each.made - each.told
+        ids = [self._text.at(place) for place in range(index, each.made)]
+        each.told = each.made
+        self._served[each.tag][1] += new
+        if each.made < each.tokens and self._columns:
             columns = frame.next_tokens
             columns.slots.append(slot)
-            columns.attempts.append(attempt)
+            columns.attempts.append(each.attempt)
             columns.indices.append(index)
-            columns.token_ids.append(self._text.at(index))
+            columns.token_ids.extend(ids)
+            columns.counts.append(new)
             return
-        update = frame.updates.add(
-            slot=slot, attempt=attempt, first_index=index, token_ids=[self._text.at(index)]
-        )
-        if state[1] == tokens:
+        update = frame.updates.add(slot=slot, attempt=each.attempt, first_index=index, token_ids=ids)
+        if each.made == each.tokens:
             update.end.reason = session_pb2.END_REASON_LENGTH
             del self._running[slot]
 
@@ -140,8 +188,10 @@ class Link:
         self._acknowledged = frame.number
         for submit in frame.submits:
             self._booked = frame.number
-            self._running[submit.slot] = [submit.attempt, submit.next_index, submit.max_tokens]
-            self._tags[submit.slot] = submit.tenant_tag
+            index, merge = submit.next_index, _Merge(submit.merge.tokens, submit.merge.wait_ms / 1000)
+            self._running[submit.slot] = _Running(
+                submit.attempt, index, index, index, submit.max_tokens, submit.tenant_tag, merge
+            )
             self._served.setdefault(submit.tenant_tag, [0, 0])[0] += submit.prompt_tokens
         for cancel in frame.cancels:
             if self._running.pop(cancel.slot, None) is not None:
@@ -187,6 +237,7 @@ def _hello(number: int, slots: int, known: tokenizer_pb2.TokenizerDescription) -
         digests=digests,
         engine="scripted",
         device="none",
+        merges=True,
         kv_spec=session_pb2.KvSpec(
             block_tokens=64, blocks=BLOCKS, max_sequences=slots, max_tokens=MAX_TOKENS
         ),
@@ -199,7 +250,7 @@ async def _work(
     mesh = MeshSecret.read(secret)
     known = await _description(tokenizer, mesh)
     links = [
-        [Link(address, mesh, _hello(number, slots, known), text) for address in routers]
+        [Link(address, mesh, _hello(number, slots, known), text, step_s) for address in routers]
         for number in range(workers)
     ]
     listening = [await link.open() for worker in links for link in worker]

@@ -26,10 +26,10 @@ class Spread:
         self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
 
-    def observe(self, value: float) -> None:
-        """One more."""
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
+    def observe(self, value: float, times: int = 1) -> None:
+        """So many more."""
+        self._counts[bisect_left(self._bounds, value)] += times
+        self._sum += value * times
 
     def family(self) -> HistogramMetricFamily:
         """All that was observed."""
@@ -45,7 +45,7 @@ class EngineState(Collector):
         self.cached_tokens = 0
         self.last: StepReport | None = None
         self._prompt_tokens = self._output_tokens = self._steps = 0
-        self._uncounted: list[Progress] = []
+        self._uncounted: list[tuple[Progress, int]] = []  # each with the steps that it stands for
         self._batch = Spread("headrace_worker_batch_size", "Sequences in a step", COUNTS)
         self._tokens = Spread("headrace_worker_step_tokens", "Tokens in a step", TOKENS)
         self._seconds = Spread("headrace_worker_step_seconds", "Duration of a step", STEP_S)
@@ -61,15 +61,18 @@ class EngineState(Collector):
         self._count_steps()
 
     def stepped(self, progress: Progress) -> None:
-        """Takes the last finished step, which is a new one; it is counted with the next report."""
+        """Takes the last finished step, which is a new one; it is counted with the next report.
+
+        Steps that were not told, because their tokens waited for others, count as that one.
+        """
+        self._uncounted.append((progress, progress.finished_steps - self._steps))
         self._steps = progress.finished_steps
-        self._uncounted.append(progress)
 
     def _count_steps(self) -> None:
-        for progress in self._uncounted:
-            self._batch.observe(progress.batch_size)
-            self._tokens.observe(progress.step_tokens)
-            self._seconds.observe(progress.step_s)
+        for progress, steps in self._uncounted:
+            self._batch.observe(progress.batch_size, steps)
+            self._tokens.observe(progress.step_tokens, steps)
+            self._seconds.observe(progress.step_s, steps)
         self._uncounted.clear()
 
     def collect(self) -> Iterator[Metric]:

@@ -132,6 +132,7 @@ class PipedWorker:
             session_id=self.theirs.session_id,
             resume=self.theirs.resumed,
             next_tokens=mesh.next_tokens,
+            token_counts=mesh.next_tokens,
         )
         self.ours = WorkerHalf(self.desk, welcome, mesh.now)
         held, self._held = self._held, {}

@@ -27,7 +27,7 @@ from services.worker.scheduler.events import (
     TokenLogprobs,
     Usage,
 )
-from services.worker.scheduler.request import FinishReason, Request
+from services.worker.scheduler.request import FinishReason, Merge, Request
 from services.worker.scheduler.step import Capabilities, KVSpec
 from tests.support.engines import describe
 
@@ -45,6 +45,7 @@ class RecordingEngine:
         self.description = description
         self.requests: dict[int, Request] = {}
         self.aborted: list[int] = []
+        self.merged: dict[int, Merge | None] = {}
         self.drained = False
         self.number = 0
         self.made: dict[int, int] = {}
@@ -60,6 +61,11 @@ class RecordingEngine:
 
     def abort(self, handle: int) -> int:
         self.aborted.append(handle)
+        self.number += 1
+        return self.number
+
+    def merge(self, handle: int, merge: Merge | None) -> int:
+        self.merged[handle] = merge
         self.number += 1
         return self.number
 

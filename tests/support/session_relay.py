@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator, Mapping
+from itertools import islice
 from typing import Any, Self
 
 import grpc
@@ -81,9 +82,10 @@ class Border:
 
 def _spread(told: session_pb2.NextTokens) -> Iterator[session_pb2.SequenceUpdate]:
     """The same as updates."""
-    columns = told.slots, told.attempts, told.indices, told.token_ids
-    for slot, attempt, index, token in zip(*columns, strict=True):
-        yield session_pb2.SequenceUpdate(slot=slot, attempt=attempt, first_index=index, token_ids=[token])
+    ids, counts = iter(told.token_ids), told.counts or [1] * len(told.slots)
+    for slot, attempt, index, count in zip(told.slots, told.attempts, told.indices, counts, strict=True):
+        new = list(islice(ids, count))
+        yield session_pb2.SequenceUpdate(slot=slot, attempt=attempt, first_index=index, token_ids=new)
 
 
 class _Conversation:

@@ -84,7 +84,7 @@ class WorkerFrame(_message.Message):
     def __init__(self, number: _Optional[int] = ..., acknowledged_command: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., proof: _Optional[_Union[Proof, _Mapping]] = ..., updates: _Optional[_Iterable[_Union[SequenceUpdate, _Mapping]]] = ..., returned: _Optional[_Iterable[_Union[Returned, _Mapping]]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., kv_events: _Optional[_Union[KvEvents, _Mapping]] = ..., kv_snapshot: _Optional[_Union[KvSnapshot, _Mapping]] = ..., tenant_service: _Optional[_Iterable[_Union[TenantService, _Mapping]]] = ..., step_model: _Optional[_Union[StepModel, _Mapping]] = ..., draining: _Optional[_Union[Draining, _Mapping]] = ..., foreground_credit: _Optional[_Union[Credit, _Mapping]] = ..., claimed: _Optional[_Iterable[_Union[Claimed, _Mapping]]] = ..., next_tokens: _Optional[_Union[NextTokens, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol_version", "worker_id", "incarnation", "nonce", "model", "digests", "engine", "engine_version", "device", "kv_spec", "capabilities", "labels", "vocab_size", "eos_token_ids", "held", "held_more")
+    __slots__ = ("protocol_version", "worker_id", "incarnation", "nonce", "model", "digests", "engine", "engine_version", "device", "kv_spec", "capabilities", "labels", "vocab_size", "eos_token_ids", "held", "held_more", "merges")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -108,6 +108,7 @@ class Hello(_message.Message):
     EOS_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     HELD_FIELD_NUMBER: _ClassVar[int]
     HELD_MORE_FIELD_NUMBER: _ClassVar[int]
+    MERGES_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     worker_id: str
     incarnation: int
@@ -124,7 +125,8 @@ class Hello(_message.Message):
     eos_token_ids: _containers.RepeatedScalarFieldContainer[int]
     held: _containers.RepeatedCompositeFieldContainer[HeldRequest]
     held_more: HeldRequests
-    def __init__(self, protocol_version: _Optional[int] = ..., worker_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., nonce: _Optional[bytes] = ..., model: _Optional[str] = ..., digests: _Optional[_Union[_types_pb2.ModelDigests, _Mapping]] = ..., engine: _Optional[str] = ..., engine_version: _Optional[str] = ..., device: _Optional[str] = ..., kv_spec: _Optional[_Union[KvSpec, _Mapping]] = ..., capabilities: _Optional[_Iterable[str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., vocab_size: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., held: _Optional[_Iterable[_Union[HeldRequest, _Mapping]]] = ..., held_more: _Optional[_Union[HeldRequests, _Mapping]] = ...) -> None: ...
+    merges: bool
+    def __init__(self, protocol_version: _Optional[int] = ..., worker_id: _Optional[str] = ..., incarnation: _Optional[int] = ..., nonce: _Optional[bytes] = ..., model: _Optional[str] = ..., digests: _Optional[_Union[_types_pb2.ModelDigests, _Mapping]] = ..., engine: _Optional[str] = ..., engine_version: _Optional[str] = ..., device: _Optional[str] = ..., kv_spec: _Optional[_Union[KvSpec, _Mapping]] = ..., capabilities: _Optional[_Iterable[str]] = ..., labels: _Optional[_Mapping[str, str]] = ..., vocab_size: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., held: _Optional[_Iterable[_Union[HeldRequest, _Mapping]]] = ..., held_more: _Optional[_Union[HeldRequests, _Mapping]] = ..., merges: _Optional[bool] = ...) -> None: ...
 
 class KvSpec(_message.Message):
     __slots__ = ("block_tokens", "blocks", "max_sequences", "max_tokens")
@@ -209,7 +211,7 @@ class Challenge(_message.Message):
     def __init__(self, nonce: _Optional[bytes] = ..., mac: _Optional[bytes] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("router_id", "session_id", "siblings", "heartbeat_ms", "resume_grace_ms", "resume", "orphan_hold_ms", "next_tokens")
+    __slots__ = ("router_id", "session_id", "siblings", "heartbeat_ms", "resume_grace_ms", "resume", "orphan_hold_ms", "next_tokens", "token_counts")
     ROUTER_ID_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     SIBLINGS_FIELD_NUMBER: _ClassVar[int]
@@ -218,6 +220,7 @@ class Welcome(_message.Message):
     RESUME_FIELD_NUMBER: _ClassVar[int]
     ORPHAN_HOLD_MS_FIELD_NUMBER: _ClassVar[int]
     NEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_COUNTS_FIELD_NUMBER: _ClassVar[int]
     router_id: str
     session_id: str
     siblings: _containers.RepeatedScalarFieldContainer[str]
@@ -226,7 +229,8 @@ class Welcome(_message.Message):
     resume: _containers.RepeatedCompositeFieldContainer[ResumeRequest]
     orphan_hold_ms: int
     next_tokens: bool
-    def __init__(self, router_id: _Optional[str] = ..., session_id: _Optional[str] = ..., siblings: _Optional[_Iterable[str]] = ..., heartbeat_ms: _Optional[int] = ..., resume_grace_ms: _Optional[int] = ..., resume: _Optional[_Iterable[_Union[ResumeRequest, _Mapping]]] = ..., orphan_hold_ms: _Optional[int] = ..., next_tokens: _Optional[bool] = ...) -> None: ...
+    token_counts: bool
+    def __init__(self, router_id: _Optional[str] = ..., session_id: _Optional[str] = ..., siblings: _Optional[_Iterable[str]] = ..., heartbeat_ms: _Optional[int] = ..., resume_grace_ms: _Optional[int] = ..., resume: _Optional[_Iterable[_Union[ResumeRequest, _Mapping]]] = ..., orphan_hold_ms: _Optional[int] = ..., next_tokens: _Optional[bool] = ..., token_counts: _Optional[bool] = ...) -> None: ...
 
 class ResumeRequest(_message.Message):
     __slots__ = ("request_id", "slot", "attempt", "next_index", "handle")
@@ -243,7 +247,7 @@ class ResumeRequest(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., slot: _Optional[int] = ..., attempt: _Optional[int] = ..., next_index: _Optional[int] = ..., handle: _Optional[int] = ...) -> None: ...
 
 class Submit(_message.Message):
-    __slots__ = ("slot", "request_id", "attempt", "next_index", "prompt_tokens", "prompt_ids", "delivered_ids", "sampling", "max_tokens", "grammar", "latency_class", "remaining_ms", "waited_ms", "ttft_target_ms", "tpot_target_ms", "expected_output_tokens", "kv_key", "public_kv_key", "public_prefix_tokens", "tenant_tag", "traceparent", "claim_key", "router_state")
+    __slots__ = ("slot", "request_id", "attempt", "next_index", "prompt_tokens", "prompt_ids", "delivered_ids", "sampling", "max_tokens", "grammar", "latency_class", "remaining_ms", "waited_ms", "ttft_target_ms", "tpot_target_ms", "expected_output_tokens", "kv_key", "public_kv_key", "public_prefix_tokens", "tenant_tag", "traceparent", "claim_key", "router_state", "merge")
     SLOT_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
@@ -267,6 +271,7 @@ class Submit(_message.Message):
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     CLAIM_KEY_FIELD_NUMBER: _ClassVar[int]
     ROUTER_STATE_FIELD_NUMBER: _ClassVar[int]
+    MERGE_FIELD_NUMBER: _ClassVar[int]
     slot: int
     request_id: str
     attempt: int
@@ -290,7 +295,16 @@ class Submit(_message.Message):
     traceparent: str
     claim_key: bytes
     router_state: bytes
-    def __init__(self, slot: _Optional[int] = ..., request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., next_index: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., delivered_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., max_tokens: _Optional[int] = ..., grammar: _Optional[_Union[_types_pb2.Grammar, _Mapping]] = ..., latency_class: _Optional[_Union[_types_pb2.LatencyClass, str]] = ..., remaining_ms: _Optional[int] = ..., waited_ms: _Optional[int] = ..., ttft_target_ms: _Optional[int] = ..., tpot_target_ms: _Optional[int] = ..., expected_output_tokens: _Optional[int] = ..., kv_key: _Optional[bytes] = ..., public_kv_key: _Optional[bytes] = ..., public_prefix_tokens: _Optional[int] = ..., tenant_tag: _Optional[bytes] = ..., traceparent: _Optional[str] = ..., claim_key: _Optional[bytes] = ..., router_state: _Optional[bytes] = ...) -> None: ...
+    merge: Merge
+    def __init__(self, slot: _Optional[int] = ..., request_id: _Optional[str] = ..., attempt: _Optional[int] = ..., next_index: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., delivered_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[_types_pb2.SamplingParams, _Mapping]] = ..., max_tokens: _Optional[int] = ..., grammar: _Optional[_Union[_types_pb2.Grammar, _Mapping]] = ..., latency_class: _Optional[_Union[_types_pb2.LatencyClass, str]] = ..., remaining_ms: _Optional[int] = ..., waited_ms: _Optional[int] = ..., ttft_target_ms: _Optional[int] = ..., tpot_target_ms: _Optional[int] = ..., expected_output_tokens: _Optional[int] = ..., kv_key: _Optional[bytes] = ..., public_kv_key: _Optional[bytes] = ..., public_prefix_tokens: _Optional[int] = ..., tenant_tag: _Optional[bytes] = ..., traceparent: _Optional[str] = ..., claim_key: _Optional[bytes] = ..., router_state: _Optional[bytes] = ..., merge: _Optional[_Union[Merge, _Mapping]] = ...) -> None: ...
+
+class Merge(_message.Message):
+    __slots__ = ("tokens", "wait_ms")
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    WAIT_MS_FIELD_NUMBER: _ClassVar[int]
+    tokens: int
+    wait_ms: int
+    def __init__(self, tokens: _Optional[int] = ..., wait_ms: _Optional[int] = ...) -> None: ...
 
 class RouterState(_message.Message):
     __slots__ = ("request", "model", "class_reason", "encode_us")
@@ -341,18 +355,20 @@ class Claimed(_message.Message):
     def __init__(self, claim_key: _Optional[bytes] = ..., found: _Optional[bool] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., handle: _Optional[int] = ..., output_tokens: _Optional[int] = ..., end: _Optional[_Union[SequenceEnd, _Mapping]] = ..., orphaned: _Optional[bool] = ..., offset: _Optional[int] = ..., ids: _Optional[_Iterable[int]] = ..., first_logprob: _Optional[int] = ..., logprobs: _Optional[_Iterable[_Union[_types_pb2.PositionLogprobs, _Mapping]]] = ..., last: _Optional[bool] = ...) -> None: ...
 
 class Adopt(_message.Message):
-    __slots__ = ("handle", "slot", "attempt", "next_index", "claim_key")
+    __slots__ = ("handle", "slot", "attempt", "next_index", "claim_key", "merge")
     HANDLE_FIELD_NUMBER: _ClassVar[int]
     SLOT_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     NEXT_INDEX_FIELD_NUMBER: _ClassVar[int]
     CLAIM_KEY_FIELD_NUMBER: _ClassVar[int]
+    MERGE_FIELD_NUMBER: _ClassVar[int]
     handle: int
     slot: int
     attempt: int
     next_index: int
     claim_key: bytes
-    def __init__(self, handle: _Optional[int] = ..., slot: _Optional[int] = ..., attempt: _Optional[int] = ..., next_index: _Optional[int] = ..., claim_key: _Optional[bytes] = ...) -> None: ...
+    merge: Merge
+    def __init__(self, handle: _Optional[int] = ..., slot: _Optional[int] = ..., attempt: _Optional[int] = ..., next_index: _Optional[int] = ..., claim_key: _Optional[bytes] = ..., merge: _Optional[_Union[Merge, _Mapping]] = ...) -> None: ...
 
 class PromptPiece(_message.Message):
     __slots__ = ("slot", "attempt", "offset", "ids")
@@ -393,16 +409,18 @@ class DrainRequest(_message.Message):
     def __init__(self, grace_ms: _Optional[int] = ...) -> None: ...
 
 class NextTokens(_message.Message):
-    __slots__ = ("slots", "attempts", "indices", "token_ids")
+    __slots__ = ("slots", "attempts", "indices", "token_ids", "counts")
     SLOTS_FIELD_NUMBER: _ClassVar[int]
     ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
     INDICES_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
     slots: _containers.RepeatedScalarFieldContainer[int]
     attempts: _containers.RepeatedScalarFieldContainer[int]
     indices: _containers.RepeatedScalarFieldContainer[int]
     token_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, slots: _Optional[_Iterable[int]] = ..., attempts: _Optional[_Iterable[int]] = ..., indices: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    counts: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, slots: _Optional[_Iterable[int]] = ..., attempts: _Optional[_Iterable[int]] = ..., indices: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., counts: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class SequenceUpdate(_message.Message):
     __slots__ = ("slot", "attempt", "first_index", "token_ids", "logprobs", "end")

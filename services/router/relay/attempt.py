@@ -45,6 +45,8 @@ class Seat(NamedTuple):
     worker_id: str
     slot: int
     numerics: bytes
+    merges: bool = False
+    """Whether its worker keeps tokens until as many are there as go to the client together."""
 
 
 def numerics_label(numerics: bytes) -> frozenset[tuple[str, str]]:

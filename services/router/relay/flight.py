@@ -17,7 +17,7 @@ from services.router.policy import Prediction, Ticket
 from services.router.relay import report
 from services.router.relay.attempt import NOT_CLAIMABLE, Blame, Claimable, Progress, Seat, numerics_label
 from services.router.relay.order import BLOCK_TOKENS, Order
-from services.router.relay.outlet import Outlet
+from services.router.relay.outlet import AT_ONCE, Flush, Outlet
 from services.router.relay.text import TextReader
 
 STOP = types_pb2.FINISH_REASON_STOP
@@ -76,6 +76,13 @@ class Flight:
         return order.ticket(len(self.ids), self.barred, chains, alike)
 
     @property
+    def merging(self) -> Flush:
+        """How much its worker may keep together; nothing where each token is looked at as it comes."""
+        merging = self.outlet.merging
+        looked_at = self._text.decode is None or self.order.sampling.HasField("logprobs")
+        return AT_ONCE if looked_at or merging.tokens == 1 else merging
+
+    @property
     def proven(self) -> bool:
         """Whether it got a token on its seat: what kills a worker does so when it comes there."""
         return len(self.ids) > self.had_before
@@ -83,7 +90,7 @@ class Flight:
     def take_seat(self, seat: Seat, now: float) -> None:
         """Begins the next attempt on a worker."""
         self.attempt += 1
-        self.seat = seat
+        self.keep_seat(seat)
         self.had_before = len(self.ids)
         self.queue_s += now - self.waiting_since
         self.submitted_s = now
@@ -97,6 +104,7 @@ class Flight:
     def keep_seat(self, seat: Seat) -> None:
         """The attempt goes on under another slot: the worker is back before it was given up."""
         self.seat = seat
+        self.outlet.merged = seat.merges and self.merging is not AT_ONCE
 
     def leave_seat(self) -> None:
         """Ends the attempt; its late updates no longer count."""
@@ -147,6 +155,15 @@ class Flight:
             self.fail(slow)
             return Progress.CUT
         return Progress.ONGOING
+
+    def next_tokens(self, index: int, ids: list[int], now: float) -> Progress:
+        """Takes some new ids of the running attempt, which goes on."""
+        self.last_update_s = now
+        behind = len(self.ids) - index
+        if behind < 0:
+            return Progress.GAP
+        fresh = ids[behind:]
+        return Progress.CUT if fresh and self._take(fresh, (), None, now) else Progress.ONGOING
 
     def _take(
         self,

@@ -26,6 +26,11 @@ class Flush(NamedTuple):
     tokens: int
 
 
+AT_ONCE = Flush(0.0, 1)
+WHOLE = Flush(0.2, 64)
+"""Of what nobody reads before the end: so much is lost at most where its worker dies."""
+
+
 class Patience(NamedTuple):
     """What is borne of a client that does not read."""
 
@@ -52,6 +57,10 @@ class Outlet:
         self._most_tokens = 1 if flush.delay_s == 0 else flush.tokens
         self._in_time = False
         self._delay_s = flush.delay_s
+        self.merging = WHOLE if whole else Flush(flush.delay_s, self._most_tokens)
+        """How much may be made before any of it is wanted here."""
+        self.merged = False
+        """Whether what comes has waited for that already."""
         self._patience = patience
         self._whole = whole
         self._loop = asyncio.get_running_loop()
@@ -87,7 +96,7 @@ class Outlet:
             self.kept.text.append(text)
             self.kept.logprobs.extend(logprobs)
         if not (self._due or self._whole or ends):
-            if self._index == 0 or len(self._ids) >= self._most_tokens:
+            if self.merged or self._index == 0 or len(self._ids) >= self._most_tokens:
                 self._make_due()
             elif len(self._ids) == len(ids):
                 self._wait_for_more()
@@ -107,7 +116,7 @@ class Outlet:
             self.kept.text.append(text)
         if not (self._due or self._whole):
             waiting = len(self._ids)
-            if waiting >= self._most_tokens or self._index == 0:
+            if self.merged or waiting >= self._most_tokens or self._index == 0:
                 self._make_due()
             elif not self._in_time and step % self._most_tokens == 0:
                 self._in_time = True

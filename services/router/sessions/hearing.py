@@ -6,7 +6,7 @@ counted and dropped.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from headrace.v1 import session_pb2
@@ -31,6 +31,8 @@ _RETURNED_FOR_GOOD = (
     session_pb2.RETURN_REASON_UNSUPPORTED,
 )
 """The others say that it might have gone at another moment: its worker gets nothing for a little."""
+_Row = tuple[int, int, int, int | list[int]]
+"""Slot, attempt, index of the first new id, and that alone or all of them."""
 log = logs.get(__name__)
 
 
@@ -113,13 +115,16 @@ class Hearing:
             self._settle(flight, update.slot, progress, now)
 
     def _next_tokens(self, told: session_pb2.NextTokens, now: float) -> None:
-        """One new id each of many flights; of columns that do not fit together nothing is taken."""
-        columns = told.slots[:], told.attempts[:], told.indices[:], told.token_ids[:]
-        if len(set(map(len, columns))) != 1:
+        """New ids of many flights; of columns that do not fit together nothing is taken."""
+        columns = told.slots[:], told.attempts[:], told.indices[:]
+        ids: list[int] = told.token_ids[:]
+        counts: list[int] = told.counts[:]
+        if len({*map(len, columns), len(counts or ids)}) != 1 or (counts and not _fit(counts, ids)):
             self._session.misbehaved("torn_columns")
             return
         self._steps += 1
-        rows: Iterable[tuple[int, int, int, int]] = zip(*columns, strict=True)
+        new: Iterable[int | list[int]] = _cut(ids, counts) if counts else ids
+        rows: Iterable[_Row] = zip(*columns, new, strict=True)
         if 0 in columns[2]:
             rows = sorted(rows, key=_goes_on)
         for slot, attempt, index, token in rows:
@@ -128,7 +133,10 @@ class Hearing:
             if flight is None:
                 continue
             had, before_s = len(flight.ids), flight.last_token_s
-            progress = flight.next_token(index, token, now, self._steps)
+            if isinstance(token, int):
+                progress = flight.next_token(index, token, now, self._steps)
+            else:
+                progress = flight.next_tokens(index, token, now)
             if len(flight.ids) > had:
                 self.streamed.note(flight, had, before_s, now)
             if progress is not Progress.ONGOING:
@@ -194,6 +202,19 @@ def _parted(
     return begins, goes_on
 
 
-def _goes_on(row: tuple[int, int, int, int]) -> bool:
+def _fit(counts: list[int], ids: list[int]) -> bool:
+    """Whether so many ids each are all that there are."""
+    return min(counts) > 0 and sum(counts) == len(ids)
+
+
+def _cut(ids: list[int], counts: list[int]) -> Iterator[list[int]]:
+    """The ids of each."""
+    begin = 0
+    for count in counts:
+        yield ids[begin : begin + count]
+        begin += count
+
+
+def _goes_on(row: _Row) -> bool:
     """Whether a row of columns brings another token than the first."""
     return row[2] > 0

@@ -142,6 +142,7 @@ class SessionServicer:
                 orphan_hold_ms=max(1, int(self._times.orphan_hold_s * 1000)),
                 resume=session.resumed,
                 next_tokens=True,
+                token_counts=True,
             ),
         )
 

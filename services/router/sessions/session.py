@@ -128,12 +128,15 @@ class Session:
         """Seats a flight; the command leaves with the others of this turn."""
         slot = self._seats.free_slot()
         numerics = self.hello.digests.numerics
-        flight.take_seat(Seat(self.worker_id, slot, numerics), now)
+        flight.take_seat(self._seat(slot), now)
         commands = submit.commands(flight, slot, numerics, now)
         booking = Booking(cost, foreground=flight.order.latency_class is not LatencyClass.BATCH)
         self.account.book(booking)
         self._seats.take(slot, Occupied(flight.attempt, booking, flight))
         self.outbox.put(commands, booking)
+
+    def _seat(self, slot: int) -> Seat:
+        return Seat(self.worker_id, slot, self.hello.digests.numerics, self.hello.merges)
 
     def claim(self, claim: session_pb2.Claim) -> None:
         """Asks for a request, whoever submitted it."""
@@ -142,7 +145,7 @@ class Session:
     def adopt(self, flight: Flight, handle: int, now: float) -> None:
         """Goes on, as the next attempt, with what runs there under `handle`: its load has it already."""
         slot = self._seats.free_slot()
-        flight.take_seat(Seat(self.worker_id, slot, self.hello.digests.numerics), now)
+        flight.take_seat(self._seat(slot), now)
         booking = Booking(NOTHING, foreground=flight.order.latency_class is not LatencyClass.BATCH)
         self._seats.take(slot, Occupied(flight.attempt, booking, flight))
         self.outbox.put([submit.adoption(flight, slot, handle)], booking)
@@ -205,7 +208,7 @@ class Session:
     def take_up(self, flight: Flight, booking: Booking, handle: int) -> None:
         """Goes on with what the worker still holds under `handle`: its load has it, no credit is taken."""
         slot = self._seats.free_slot()
-        flight.keep_seat(Seat(self.worker_id, slot, self.hello.digests.numerics))
+        flight.keep_seat(self._seat(slot))
         self._seats.take(slot, Occupied(flight.attempt, booking, flight))
         self.resumed.append(submit.resumption(flight, slot, handle))
 

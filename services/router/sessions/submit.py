@@ -9,6 +9,7 @@ from headrace.v1 import session_pb2
 from services.router.policy import Waiting
 from services.router.relay.flight import Flight
 from services.router.relay.order import WIRE_CLASS, Order
+from services.router.relay.outlet import AT_ONCE
 from services.router.sessions.outbox import Command
 from services.router.sessions.served import service_tag
 
@@ -35,6 +36,7 @@ def adoption(flight: Flight, slot: int, handle: int) -> session_pb2.Adopt:
         attempt=flight.attempt,
         next_index=len(flight.ids),
         claim_key=flight.claimable.key,
+        merge=_merge(flight),
     )
 
 
@@ -80,7 +82,15 @@ def _submit(flight: Flight, slot: int, numerics: bytes, now: float) -> session_p
         traceparent=order.traceparent,
         claim_key=flight.claimable.key,
         router_state=flight.claimable.state,
+        merge=_merge(flight),
     )
+
+
+def _merge(flight: Flight) -> session_pb2.Merge | None:
+    merging = flight.merging
+    if merging is AT_ONCE:
+        return None
+    return session_pb2.Merge(tokens=merging.tokens, wait_ms=_ms(merging.delay_s))
 
 
 def _ids_in_submit(flight: Flight) -> int:

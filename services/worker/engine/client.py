@@ -17,7 +17,7 @@ from services.worker.engine.process import EngineHost, host_engine
 from services.worker.engine.report import Commands, Progress, StepReport, TokenReport
 from services.worker.engine.settings import EngineSettings
 from services.worker.engine.watch import TICK_S, HangWatch
-from services.worker.scheduler.request import Request
+from services.worker.scheduler.request import Merge, Request
 
 Hearer = Callable[[StepReport | TokenReport], None]
 
@@ -70,6 +70,11 @@ class EngineClient:
     def abort(self, handle: int) -> int:
         """End a request; unknown and finished handles are ignored. Returns the number of this command."""
         self._command().aborts.append(handle)
+        return self._number
+
+    def merge(self, handle: int, merge: Merge | None) -> int:
+        """Let the tokens of a request go together as `merge` says. Returns the number of this command."""
+        self._command().merges.append((handle, merge))
         return self._number
 
     def drain(self) -> int:

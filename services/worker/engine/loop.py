@@ -68,6 +68,8 @@ class EngineLoop:
                 settled = self._settle_if_due(launched)
                 if not (launched or settled):
                     self._going_since_s = time.monotonic()
+                if not (launched or self._in_flight):
+                    self._scheduler.keep_nothing()
                 if settled and not news and self._may_wait_to_tell_state():
                     self._report_tokens(outbox)
                 elif news or settled or self._scheduler.has_news:
@@ -89,6 +91,8 @@ class EngineLoop:
         for request in commands.submits:
             if self._scheduler.add(request, now) and request.grammar is not None:
                 self._grammars.begin(request)
+        for handle, merge in commands.merges:
+            self._scheduler.merge(handle, merge)
         for handle in commands.aborts:
             self._scheduler.abort(handle, now)
         if commands.drain:
@@ -145,6 +149,8 @@ class EngineLoop:
         return recent and not self._snapshot_wanted and self._scheduler.only_tokens
 
     def _report_tokens(self, outbox: Outbox) -> None:
+        if not self._scheduler.has_tokens:  # all of them wait for those of the next steps
+            return
         progress = self._progress._replace(has_work=self._has_work)
         outbox.send_tokens(TokenReport(self._scheduler.take_tokens(), progress))
 

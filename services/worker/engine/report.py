@@ -18,7 +18,7 @@ from services.worker.scheduler.events import (
     Served,
     Terminals,
 )
-from services.worker.scheduler.request import Request
+from services.worker.scheduler.request import Merge, Request
 from services.worker.scheduler.step import StepCost
 
 
@@ -29,6 +29,7 @@ class Commands:
     last_number: int = 0  # commands are numbered one by one
     submits: list[Request] = field(default_factory=list)
     aborts: list[int] = field(default_factory=list)  # handles; applied after the submits
+    merges: list[tuple[int, Merge | None]] = field(default_factory=list)  # likewise: of unfinished requests
     drain: bool = False  # return everything unfinished, reject what comes later
     kv_snapshot: bool = False
     close: bool = False

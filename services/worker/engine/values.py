@@ -39,6 +39,7 @@ from services.worker.scheduler.request import (
     Grammar,
     Ids,
     LatencyClass,
+    Merge,
     Request,
     Sampling,
 )
@@ -60,14 +61,16 @@ _sampling_values = attrgetter(*_SAMPLING)
 def of_commands(commands: Commands) -> Values:
     """What `commands` takes."""
     submits = [_of_request(each) for each in commands.submits]
+    merges = [(handle, _of_merge(merge)) for handle, merge in commands.merges]
     flags = commands.drain, commands.kv_snapshot, commands.close
-    return commands.last_number, submits, commands.aborts, *flags
+    return commands.last_number, submits, commands.aborts, merges, *flags
 
 
 def commands(values: Values) -> Commands:
     """The commands of these values."""
-    number, submits, *rest = values
-    return Commands(number, [_request(each) for each in submits], *rest)
+    number, submits, aborts, merges, *flags = values
+    changes = [(handle, _merge(merge)) for handle, merge in merges]
+    return Commands(number, [_request(each) for each in submits], aborts, changes, *flags)
 
 
 def of_report(report: StepReport) -> Values:
@@ -112,20 +115,30 @@ def _of_request(request: Request) -> Values:
         _sampling_values(request.sampling),
         None if grammar is None else (grammar.kind, grammar.source),
         int(request.latency_class),
+        _of_merge(request.merge),
         _request_values(request),
     )
 
 
 def _request(values: Values) -> Request:
-    prompt, delivered, sampling, grammar, latency_class, rest = values
+    prompt, delivered, sampling, grammar, latency_class, merge, rest = values
     return Request(
         prompt=_ids(prompt),
         delivered=_ids(delivered),
         sampling=Sampling(**dict(zip(_SAMPLING, sampling, strict=True))),
         grammar=None if grammar is None else Grammar(*grammar),
         latency_class=LatencyClass(latency_class),
+        merge=_merge(merge),
         **dict(zip(_REQUEST, rest, strict=True)),
     )
+
+
+def _of_merge(merge: Merge | None) -> Values | None:
+    return None if merge is None else tuple(merge)
+
+
+def _merge(values: Values | None) -> Merge | None:
+    return None if values is None else Merge._make(values)
 
 
 def _ids(content: bytes) -> Ids:

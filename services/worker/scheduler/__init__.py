@@ -10,5 +10,6 @@ in real time, the simulator in virtual time.
     policy.py    order, classes, ageing                budget.py    how long a step will take
     planner.py   who is in the next step               draft.py     that step as arrays
     residents.py who has a slot                        ledger.py    what happened, until asked for
-    scheduler.py add, abort, plan, commit              packed.py    messages as bytes
+    steady.py    rows that stay as they are            kept.py      tokens that go together
+    scheduler.py add, abort, plan, commit
 """

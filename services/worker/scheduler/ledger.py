@@ -24,25 +24,46 @@ from services.worker.scheduler.events import (
     Timings,
     Usage,
 )
-from services.worker.scheduler.request import FinishReason
+from services.worker.scheduler.kept import KeptTokens, Told
+from services.worker.scheduler.request import FinishReason, Merge
 from services.worker.scheduler.sequence import Sequence
 from services.worker.scheduler.step import Int32, Int64, Logprobs, Sampled, Step
 
 _Kind = TypeVar("_Kind", bound=np.generic)
 
 
-class _Heard(NamedTuple):
-    """Sequences that got a token in one step; mostly they are those of the step before."""
+class _Part(NamedTuple):
+    """Those of them whose tokens go together: their places, handles, and how many each tenant has."""
 
-    sequences: list[Sequence]
+    merge: Merge | None
+    places: Int64 | slice
     handles: Int64
     tenants: Counter[bytes]
 
     @classmethod
-    def of(cls, sequences: list[Sequence]) -> Self:
+    def of(cls, merge: Merge | None, places: Int64 | slice, sequences: list[Sequence]) -> Self:
         """These."""
         handles = np.array([sequence.handle for sequence in sequences], np.int64)
-        return cls(sequences, handles, Counter([sequence.tenant for sequence in sequences]))
+        return cls(merge, places, handles, Counter([sequence.tenant for sequence in sequences]))
+
+
+class _Heard(NamedTuple):
+    """Sequences that got a token in one step; mostly they are those of the step before."""
+
+    sequences: list[Sequence]
+    parts: list[_Part]
+
+    @classmethod
+    def of(cls, sequences: list[Sequence]) -> Self:
+        """These."""
+        merges = [sequence.merge for sequence in sequences]
+        if merges and merges.count(merges[0]) == len(merges):
+            return cls(sequences, [_Part.of(merges[0], slice(None), sequences)])
+        parts = []
+        for merge in dict.fromkeys(merges):
+            places = [place for place, each in enumerate(merges) if each == merge]
+            parts.append(_Part.of(merge, np.array(places), [sequences[place] for place in places]))
+        return cls(sequences, parts)
 
 
 class Ledger:
@@ -50,6 +71,8 @@ class Ledger:
 
     def __init__(self) -> None:
         self._heard = _Heard.of([])
+        self._kept = KeptTokens()
+        self._leaving: dict[int, bytes] = {}  # tenants of requests that ended with tokens kept, by handle
         self._clear()
 
     @property
@@ -60,10 +83,25 @@ class Ledger:
     def only_tokens(self) -> bool:
         """Whether there are tokens without log-probabilities, and no request began or ended."""
         ends = self._finished or self._rejected or self._returned
-        return bool(self._tokens) and not (ends or self._logprobs)
+        return bool(self._tokens or self._kept) and not (ends or self._logprobs)
 
-    def tokens(self, step: Step, sampled: Sampled, rows: Rows[int], sequences: list[Sequence]) -> None:
+    @property
+    def has_tokens(self) -> bool:
+        """Whether there are tokens to be told now."""
+        return bool(self._tokens)
+
+    def merge(self, sequence: Sequence, merge: Merge | None) -> None:
+        """How the sequence's tokens go together from now on."""
+        if sequence.merge != merge:
+            if sequence.merge is not None:
+                self.tell_all()
+            sequence.merge, self._heard = merge, _Heard.of([])
+
+    def tokens(
+        self, step: Step, sampled: Sampled, rows: Rows[int], sequences: list[Sequence], now: float
+    ) -> None:
         """The tokens that these rows of a step chose; `sequences` are those of all its rows."""
+        self._let_go()  # of what ended with this step, ahead of its last tokens
         if not rows:
             return
         every = len(rows) == len(sequences)
@@ -71,14 +109,45 @@ class Ledger:
         if heard != self._heard.sequences:
             self._heard = _Heard.of(heard)
         chosen: Int64 | slice = slice(None) if every else np.array(rows)
-        if sampled.logprobs is not None:
-            self._logprobs.append(self._of_tokens(sampled.logprobs, np.array(rows), sequences))
-        self._handles.append(self._heard.handles)
-        self._indices.append(step.output_indices[chosen])
-        self._tokens.append(np.array(sampled.tokens[chosen]))
-        self._count += len(rows)
-        for tenant, count in self._heard.tenants.items():
+        indices, tokens = step.output_indices[chosen], np.array(sampled.tokens[chosen])
+        for merge, places, handles, tenants in self._heard.parts:
+            outputs = Outputs(handles, indices[places].astype(np.int32), tokens[places])
+            if merge is not None:
+                self._kept.keep(merge, outputs, tenants, now)
+                continue
+            if sampled.logprobs is not None:
+                self._logprobs.append(self._of_tokens(sampled.logprobs, np.array(rows)[places], sequences))
+            self._tell(Told(outputs, tenants))
+
+    def tell_due(self, now: float, next_s: float) -> None:
+        """Tells what must not wait for the end of the next step, which is expected to take `next_s`."""
+        for told in self._kept.due(now, next_s):
+            self._tell(told)
+
+    def tell_all(self) -> None:
+        """Keeps nothing back."""
+        for told in self._kept.everything():
+            self._tell(told)
+
+    def _let_go(self) -> None:
+        if self._leaving:
+            for told in self._kept.of(self._leaving):
+                self._tell(told)
+            self._leaving.clear()
+
+    def _tell(self, told: Told) -> None:
+        outputs = told.outputs
+        self._handles.append(outputs.handles)
+        self._indices.append(outputs.indices)
+        self._tokens.append(outputs.tokens)
+        self._count += len(outputs)
+        for tenant, count in told.tenants.items():
             self.served(tenant, 0, count)
+
+    def _leaves(self, sequence: Sequence) -> None:
+        if sequence.merge is not None:
+            self._leaving[sequence.handle] = sequence.tenant
+            sequence.merge, self._heard = None, _Heard.of([])
 
     def _of_tokens(self, logprobs: Logprobs, rows: Int64, sequences: Rows[Sequence]) -> OutputLogprobs:
         told = np.full(len(sequences), -1, np.int32)
@@ -98,6 +167,7 @@ class Ledger:
         self, sequence: Sequence, reason: FinishReason, now: float, stop_token_id: int | None, message: str
     ) -> None:
         """The sequence's one terminal event."""
+        self._leaves(sequence)
         usage = Usage(
             sequence.prompt_len,
             sequence.cached_tokens or 0,
@@ -112,6 +182,7 @@ class Ledger:
         self._rejected.append(rejected)
 
     def returned(self, sequence: Sequence) -> None:
+        self._leaves(sequence)
         self._returned.append(Returned(sequence.handle, sequence.outputs))
 
     def take_tokens(self) -> Outputs:
@@ -122,8 +193,9 @@ class Ledger:
 
     def take(self, kv: KVEvents) -> Events:
         """Everything since the last call, with the block pool's changes."""
+        outputs = self._outputs()
         served = {tenant: Served(*counts) for tenant, counts in self._served.items()}
-        events = Events(self._outputs(), self._terminals(), kv, served)
+        events = Events(outputs, self._terminals(), kv, served)
         self._clear()
         return events
 
@@ -133,18 +205,19 @@ class Ledger:
         return Terminals(tuple(self._finished), tuple(self._rejected), tuple(self._returned))
 
     def _outputs(self) -> Outputs:
+        self._let_go()
         if not self._tokens:
             return NO_OUTPUTS
         return Outputs(
             _joined(self._handles),
-            _joined(self._indices).astype(np.int32),
+            _joined(self._indices),
             _joined(self._tokens),
             tuple(self._logprobs),
         )
 
     def _clear_tokens(self) -> None:
         self._handles: list[Int64] = []  # of tokens, by step; the next two likewise
-        self._indices: list[Int64] = []
+        self._indices: list[Int32] = []
         self._tokens: list[Int32] = []
         self._logprobs: list[OutputLogprobs] = []
         self._count = 0  # tokens of all steps

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -96,6 +96,13 @@ class Sampling:
         )
 
 
+class Merge(NamedTuple):
+    """Tokens of a request that go together: so many, or fewer once the first has waited `wait_s` seconds."""
+
+    tokens: int
+    wait_s: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Request:
     """One sequence to generate.
@@ -122,3 +129,4 @@ class Request:
     expected_output_tokens: int | None = None  # a prediction, for admission only; None: the class's average
     tenant: bytes = b""  # an opaque tag that served tokens are counted under
     session: int = 0  # which router session submitted it, for credits
+    merge: Merge | None = None  # None: each token is told with the step that made it; not with logprobs

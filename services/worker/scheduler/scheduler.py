@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
+from dataclasses import replace
 from typing import NamedTuple
 
 from services.worker.scheduler.ageing import Ageing
@@ -32,7 +33,7 @@ from services.worker.scheduler.ledger import Ledger
 from services.worker.scheduler.planner import Planner
 from services.worker.scheduler.policy import SchedulerSettings
 from services.worker.scheduler.recent import RecentWork
-from services.worker.scheduler.request import FinishReason, LatencyClass, Request
+from services.worker.scheduler.request import FinishReason, LatencyClass, Merge, Request
 from services.worker.scheduler.residents import Residents
 from services.worker.scheduler.sequence import Sequence
 from services.worker.scheduler.steady import LEAST, SteadyDecodes
@@ -61,6 +62,7 @@ class _Launched(NamedTuple):
 
     number: int
     sequences: list[Sequence]
+    cost: StepCost
 
 
 class Scheduler:
@@ -97,6 +99,7 @@ class Scheduler:
         self._unfinished: dict[int, Sequence] = {}  # by handle
         self._deadlines: list[tuple[float, int]] = []
         self._launched: deque[_Launched] = deque()
+        self._begun: list[Sequence] = []  # had their first tokens in the step that is settled
         self._last_step = 0
         self._last_rows: list[Sequence] = []
         self._columns = planner is Planner  # another one may not plan decodes alone as that does
@@ -176,23 +179,46 @@ class Scheduler:
 
     def commit(self, step: Step, sampled: Sampled, now: float, seconds: float) -> None:
         """Settle the oldest launched step, which took `seconds`."""
-        number, sequences = self._launched.popleft()
+        number, sequences, _ = self._launched.popleft()
         assert number == step.number, "steps are committed in the order of their launch"
         self.model.observe(step.cost, seconds)
         self._pool.complete(number)
         steady = self._residents.steady
         if steady is not None and sequences is steady.sequences:
             if steady.settle(sampled):
-                self._ledger.tokens(step, sampled, range(len(sequences)), sequences)
+                self._ledger.tokens(step, sampled, range(len(sequences)), sequences, now)
+                self._ledger.tell_due(now, self._next_step_s(seconds))
                 return
             self._residents.dissolve()
         heard = self._settle(step, sampled, sequences, now)
-        self._ledger.tokens(step, sampled, heard, sequences)
+        self._ledger.tokens(step, sampled, heard, sequences, now)
+        self._ledger.tell_due(now, self._next_step_s(seconds))
+        for sequence in self._begun:
+            if not sequence.finished:
+                self._ledger.merge(sequence, sequence.request.merge)
+        self._begun.clear()
 
     @property
     def only_tokens(self) -> bool:
         """Whether requests have new tokens and nothing else, and none waits for its first."""
         return self._ledger.only_tokens and not (self._waiting or self._residents.prefilling)
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether there are new tokens to be told now, and not only such as may wait for others."""
+        return self._ledger.has_tokens
+
+    def keep_nothing(self) -> None:
+        """Tokens wait for no others: no step follows soon."""
+        self._ledger.tell_all()
+
+    def merge(self, handle: int, merge: Merge | None) -> None:
+        """How tokens of a request go together from now on. Unknown handles are ignored."""
+        sequence = self._unfinished.get(handle)
+        if sequence is not None:
+            sequence.request = replace(sequence.request, merge=merge)
+            if sequence.first_token_s is not None:
+                self._ledger.merge(sequence, merge)
 
     def take_tokens(self) -> Outputs:
         """The new tokens; what else happened is for `take_events`."""
@@ -310,7 +336,7 @@ class Scheduler:
             if sequence.first_step_s is None:
                 sequence.first_step_s = now
         rows = [*draft.decodes, *draft.chunks]
-        self._launched.append(_Launched(self._last_step, rows))
+        self._launched.append(_Launched(self._last_step, rows, step.cost))
         if self._is_steady(draft, rows):
             self._residents.steady = SteadyDecodes(rows, step, self._residents)
         self._last_rows = rows
@@ -336,8 +362,12 @@ class Scheduler:
         self._planner.decodes_alone(steady.next_cost, steady.target_s, now)
         step = steady.launch(now, unseen=bool(self._launched))
         self._last_step = step.number
-        self._launched.append(_Launched(step.number, steady.sequences))
+        self._launched.append(_Launched(step.number, steady.sequences, step.cost))
         return step
+
+    def _next_step_s(self, seconds: float) -> float:
+        """How long it will be until the next step ends, where the last took `seconds`."""
+        return max(seconds, self.model.predict(self._launched[0].cost)) if self._launched else seconds
 
     def _chunk_s(self, sequence: Sequence, take: int) -> float:
         return self.model.predict(StepCost(0.0, take, take * (sequence.computed + take / 2.0), 0.0, 0.0))
@@ -375,6 +405,8 @@ class Scheduler:
             outputs = sequence.outputs = sequence.outputs + 1
             if sequence.first_token_s is None:
                 sequence.first_token_s = now
+                if sequence.request.merge is not None:
+                    self._begun.append(sequence)
             if token in sequence.stop_ids:
                 self._finish(sequence, sequence.stop_reason(token), now, stop_token_id=token)
             elif outputs >= sequence.max_outputs:

@@ -17,7 +17,7 @@ from itertools import islice
 from services.common.kv_chain import chain_root, extend_chain
 from services.worker.scheduler.blocks import Link
 from services.worker.scheduler.policy import Place
-from services.worker.scheduler.request import FinishReason, Request
+from services.worker.scheduler.request import FinishReason, Merge, Request
 
 NEVER = sys.maxsize
 
@@ -48,6 +48,7 @@ class Sequence:
         "logprobs",
         "masked",
         "max_outputs",
+        "merge",
         "outputs",
         "pending",
         "place",
@@ -111,6 +112,7 @@ class Sequence:
         self.first_step_s: float | None = None
         self.first_token_s: float | None = None
         self.finished = False
+        self.merge: Merge | None = None  # that of the request once it has its first token here
         self.masked = not self.constrained  # whoever knows the grammar says when it is
 
     @property

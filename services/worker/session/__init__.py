@@ -10,6 +10,7 @@
     ends.py       how requests end       records.py     what may be claimed
     prefixes.py   reusable blocks        books.py       credits of all and of foreground work
     home.py       a session, to others   credits.py     what each session may submit, pure
+    columns.py    new ids of many jobs   tampering.py   faults on purpose, for tests
 
 A request lives here as a `Job`. It outlasts a broken session for the grace that the router named, with all
 output that the router has not acknowledged, and goes on in the next session from the index that it lacks.

@@ -13,13 +13,13 @@ from services.worker.engine.base import EngineDescription
 from services.worker.engine.report import StepReport, TokenReport
 from services.worker.metrics import WorkerMetrics
 from services.worker.scheduler.events import Rejected
-from services.worker.scheduler.request import Request
+from services.worker.scheduler.request import Merge, Request
 from services.worker.session.books import Books
 from services.worker.session.credits import Room
 from services.worker.session.ends import RETURNED_FOR, ending, refused
 from services.worker.session.hearing import Hearing
 from services.worker.session.home import Home
-from services.worker.session.intake import to_request
+from services.worker.session.intake import merge_of, to_request
 from services.worker.session.job import Job
 from services.worker.session.prefixes import Prefixes
 from services.worker.session.prompts import Arrival
@@ -36,6 +36,9 @@ class Engine(Protocol):
 
     def abort(self, handle: int) -> int:
         """End a request; returns the number of this command."""
+
+    def merge(self, handle: int, merge: Merge | None) -> int:
+        """Let a request's tokens go together otherwise; returns the number of this command."""
 
     def drain(self) -> int:
         """Have everything unfinished returned; returns the number of this command."""
@@ -138,6 +141,8 @@ class Desk:
             record.owner.lose(job, *before)
         self.records.move(adopt.claim_key, session)
         self.adopt(session, job)
+        if job.handle in self._jobs:
+            self.last_command = self.engine.merge(job.handle, merge_of(adopt.merge, described=job.described))
         self.metrics.adopted.inc()
         return job
 

@@ -57,6 +57,7 @@ class Identity:
             labels=labels,
             vocab_size=engine.vocab_size,
             eos_token_ids=engine.eos_ids,
+            merges=True,
         )
 
     def hello(self, nonce: bytes, held: Iterable[Job]) -> session_pb2.Hello:

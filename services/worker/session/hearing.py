@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from services.worker.scheduler.events import NO_OUTPUTS, Outputs
+from services.worker.scheduler.step import Int64
 from services.worker.session.job import Job
 from services.worker.session.steady import LEAST, SteadyBatch
 
@@ -38,9 +39,9 @@ class Hearing:
     def _hear_steady(self, outputs: Outputs) -> bool:
         """Whether a steady batch took them: that of the steps before, or one that begins."""
         if self._steady is None and len(outputs) >= LEAST:
-            before, self._last_handles = self._last_handles, outputs.handles
-            if np.array_equal(before, outputs.handles):
-                self._steady = SteadyBatch.of(outputs.handles, self._jobs)
+            before, self._last_handles = self._last_handles, of_one_step(outputs.handles)
+            if np.array_equal(before, self._last_handles):
+                self._steady = SteadyBatch.of(self._last_handles, self._jobs)
         return self._steady is not None and self._steady.hear(outputs)
 
     def _hear_each(self, outputs: Outputs) -> None:
@@ -53,3 +54,9 @@ class Hearing:
         for handle, logprobs in outputs.described():
             if (job := jobs.get(handle)) is not None:
                 job.describe(logprobs)
+
+
+def of_one_step(handles: Int64) -> Int64:
+    """The handles of a report's first step: those before the first comes again."""
+    again = np.flatnonzero(handles[1:] == handles[:1])
+    return handles[: again[0] + 1] if len(again) else handles

@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from headrace.v1 import session_pb2
 
 from services.worker.engine.report import StepReport
+from services.worker.session.columns import Columns
 
 if TYPE_CHECKING:
     from services.worker.session.job import Job
-
-
-@dataclass(slots=True, eq=False)
-class Columns:
-    """One new id each of many jobs, as a frame tells them."""
-
-    slots: list[int]
-    attempts: list[int]
-    indices: list[int]
-    token_ids: list[int]
-    told: bool = False
-    """Whether a frame has them."""
 
 
 class Home(Protocol):
@@ -35,6 +23,9 @@ class Home(Protocol):
 
     columns: bool
     """Whether its router reads columns."""
+
+    counts: bool
+    """Whether it reads such with more than one id each."""
 
     line: dict[int, Job]
     """Jobs with output or an end to send, by handle, in the order in which they got it."""

@@ -10,11 +10,14 @@ import numpy as np
 from headrace.v1 import session_pb2, types_pb2
 
 from services.worker.engine.base import EngineDescription
-from services.worker.scheduler.request import Grammar, Ids, LatencyClass, Request, Sampling
+from services.worker.scheduler.request import Grammar, Ids, LatencyClass, Merge, Request, Sampling
 from services.worker.session.prompts import Arrival
 
 KEY_BYTES = 32
 TAG_BYTES = 16
+MOST_MERGED = 64
+MOST_KEPT_S = 0.25
+"""What is kept is lost with its worker, and computed again elsewhere."""
 _MOST_MS = 10**12  # 30 years: absurd times are cut, not refused
 _CLASSES = {each.value: each for each in LatencyClass}
 
@@ -58,7 +61,14 @@ def to_request(arrival: Arrival, session: int) -> Request:
         public_prefix_tokens=submit.public_prefix_tokens,
         tenant=submit.tenant_tag,
         session=session,
+        merge=merge_of(submit.merge, described=submit.sampling.HasField("logprobs")),
     )
+
+
+def merge_of(merge: session_pb2.Merge, *, described: bool) -> Merge | None:
+    """How tokens go together; those with log-probabilities never wait, and none for long."""
+    tokens, wait_s = min(merge.tokens, MOST_MERGED), min(merge.wait_ms / 1000, MOST_KEPT_S)
+    return Merge(tokens, wait_s) if tokens > 1 and wait_s > 0 and not described else None
 
 
 def to_ids(ids: Sequence[int]) -> Ids:

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
-from itertools import islice
+from itertools import chain
 
 from headrace.v1 import session_pb2
 
 from services.worker.engine.report import StepReport
-from services.worker.session.home import Columns
+from services.worker.session.columns import MOST_BYTES, Columns, columns_bytes
 from services.worker.session.job import Job
 from services.worker.session.kv_news import KvNews
 from services.worker.session.receipts import Receipt
 from services.worker.session.state_news import STATE_BYTES, ServedNews, StateNews
 
 LARGE_BYTES = 28 << 10  # a frame beyond this takes no further part; each has at most 30 KiB: 64 KiB in all
-NEXT_BYTES = 20  # of one new id in columns, at most
-NEXT_A_FRAME = LARGE_BYTES // NEXT_BYTES
+MOST_AT_ONCE = 64  # ids of one job in columns
 RETURNED_A_FRAME = 30
 RETURNED_BYTES = 900  # of one, at most: its message may have four bytes a character
 MESSAGE_CHARS = 200
@@ -34,14 +33,16 @@ class Outgoing:
 
     Args:
         columns: whether its router reads `next_tokens`.
+        counts: and with several ids of a request in them.
     """
 
-    def __init__(self, *, columns: bool = False) -> None:
+    def __init__(self, *, columns: bool = False, counts: bool = False) -> None:
         self._columns = columns
+        self._most = MOST_AT_ONCE if counts else 1  # ids of a job in columns
         self.line: dict[int, Job] = {}
         """Jobs with news, by handle, in the order in which they got it; whoever has news of one adds it."""
         self.steady: Columns | None = None
-        """One new id each of jobs that are not in the line."""
+        """New ids of jobs that are not in the line."""
         self._returned: dict[int, session_pb2.Returned] = {}  # by handle
         self._state = StateNews()
         self._served = ServedNews()
@@ -82,9 +83,12 @@ class Outgoing:
             message=message[:MESSAGE_CHARS],
         )
 
-    def report(self, report: StepReport, now: float) -> None:
-        """The engine's state after its last step; replaces an older one that was not sent."""
-        self._state.put(report, now)
+    def report(self, report: StepReport, now: float, *, presses: bool = True) -> None:
+        """The engine's state after its last step; replaces an older one that was not sent.
+
+        With `presses` the session has to say something with it.
+        """
+        self._state.put(report, now, presses=presses)
         self._served.put(report.served, now)
         self._kv.put(report.kv)
 
@@ -126,6 +130,7 @@ class Outgoing:
             size += self._fill_returned(frame)
         if size < LARGE_BYTES:
             size += self._served.fill(frame)
+        self._served.missed()
         if size < LARGE_BYTES:
             self._kv.fill(frame, size)
         return receipt
@@ -142,20 +147,25 @@ class Outgoing:
         return size
 
     def _fill_next_tokens(self, frame: session_pb2.WorkerFrame) -> int:
-        """Those with one new id alone, at a tenth of the cost of updates. Returns how many bytes that is at
-        most; so do those that follow."""
-        told = [
-            job
-            for job in islice(self.line.values(), NEXT_A_FRAME)
-            if job.made - job.sent == 1 and job.end is None and not job.described
-        ]
+        """Those with a few new ids alone. Returns how many bytes that is at most; so do those that follow."""
+        size, told = 0, []
+        for job in self.line.values():
+            new = job.made - job.sent
+            if not 0 < new <= self._most or job.end is not None or job.described:
+                continue
+            size += columns_bytes(1, new)
+            if size > MOST_BYTES:
+                break
+            told.append(job)
         if not told:
             return 0
+        counts = [job.made - job.sent for job in told]
         columns = Columns(
             [job.slot for job in told],
             [job.attempt for job in told],
             [job.sent for job in told],
-            [job.ids[-1] for job in told],
+            list(chain.from_iterable(job.ids[-new:] for job, new in zip(told, counts, strict=True))),
+            counts if max(counts) > 1 else [],
         )
         for job in told:
             job.sent = job.made
@@ -202,5 +212,6 @@ def _fill_columns(told: session_pb2.NextTokens, columns: Columns) -> int:
     told.attempts.extend(columns.attempts)
     told.indices.extend(columns.indices)
     told.token_ids.extend(columns.token_ids)
+    told.counts.extend(columns.counts)
     columns.told = True
-    return NEXT_BYTES * len(columns.slots)
+    return columns_bytes(len(columns.slots), len(columns.token_ids))

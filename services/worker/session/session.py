@@ -10,11 +10,11 @@ import asyncio
 from headrace.v1 import session_pb2
 
 from services.worker.engine.report import StepReport
+from services.worker.session.columns import Columns
 from services.worker.session.commands import Commands
 from services.worker.session.credits import Room
 from services.worker.session.desk import Desk
 from services.worker.session.faults import Faults, Misbehaved
-from services.worker.session.home import Columns
 from services.worker.session.job import Job
 from services.worker.session.outgoing import Outgoing
 from services.worker.session.receipts import Handled, Receipt, Receipts
@@ -38,10 +38,12 @@ class Session:
         self._seats = Seats()
         self._receipts = Receipts()
         self.columns = welcome.next_tokens
-        self._outgoing = Outgoing(columns=self.columns)
+        self.counts = welcome.token_counts
+        self._outgoing = Outgoing(columns=self.columns, counts=self.counts)
         self.line = self._outgoing.line
         self._booked = 0  # the last router frame that takes credit, by that router's own account
-        self._granted = (0, 0)  # changes of the books, and the command, that the last credit told counts from
+        self._acknowledged = 0  # the last router frame that was said to be part of a report
+        self._granted = (0, 0)  # the `_grants` of the last credit told
         self._faults = Faults(self.router_id, desk.metrics, now)
         self._commands = Commands(self, desk, self._seats, self._outgoing, self._faults)
 
@@ -101,7 +103,8 @@ class Session:
             self.news.clear()
             return None
         self._sent += 1
-        frame = session_pb2.WorkerFrame(number=self._sent, acknowledged_command=self._reported())
+        self._acknowledged = self._reported()
+        frame = session_pb2.WorkerFrame(number=self._sent, acknowledged_command=self._acknowledged)
         receipt = self._outgoing.fill(frame)
         if frame.HasField("load"):
             self._grant(frame)
@@ -121,9 +124,11 @@ class Session:
 
     def heard(self, report: StepReport, now: float) -> None:
         """The engine's state after its last step."""
-        self._outgoing.report(report, now)
+        acknowledges = self._reported() > self._acknowledged
+        self._outgoing.report(report, now, presses=acknowledges or self._grants != self._granted)
         self._commands.drop_overdue(now)
-        self.news.set()
+        if not self._outgoing.empty:
+            self.news.set()
 
     def give_back(self, job: Job, reason: session_pb2.ReturnReason, message: str = "") -> None:
         """The job may run elsewhere; its slot is free."""
@@ -156,15 +161,19 @@ class Session:
 
     def _grant(self, frame: session_pb2.WorkerFrame) -> None:
         """Tells the credit when it has changed, or what it counts from."""
-        books = self._desk.books
-        state = (books.changes, min(frame.acknowledged_command, self._booked))
-        if state == self._granted:
+        grants = self._grants
+        if grants == self._granted:
             return
-        self._granted = state
-        grant = books.grant(self.number, self._sent)
+        self._granted = grants
+        grant = self._desk.books.grant(self.number, self._sent)
         _fill(frame.credit, grant.all)
         if grant.foreground != grant.all:
             _fill(frame.foreground_credit, grant.foreground)
+
+    @property
+    def _grants(self) -> tuple[int, int]:
+        """What credit that is told now follows from: changes of the books, and the command it counts from."""
+        return self._desk.books.changes, min(self._reported(), self._booked)
 
     def _written(self, receipt: Receipt) -> None:
         for job in receipt.ended:

@@ -1,6 +1,6 @@
-"""The same sequences step after step, with one more id each: told as the columns that the engine sends.
+"""The same sequences report after report, with as many ids each: told as the columns that the engine sends.
 
-Most steps are so. What a steady batch has heard is not in its jobs before `dissolve`, which the desk calls
+Most reports are so. What a steady batch has heard is not in its jobs before `dissolve`, which the desk calls
 ahead of whoever looks into one: looking into each at every step would cost as much as writing the frame.
 """
 
@@ -13,27 +13,27 @@ import numpy as np
 
 from services.worker.scheduler.events import Outputs
 from services.worker.scheduler.step import Int32, Int64
-from services.worker.session.home import Columns, Home
+from services.worker.session.columns import MOST_BYTES, Columns, columns_bytes
+from services.worker.session.home import Home
 from services.worker.session.job import Job
 
 LEAST = 16  # sequences: looking into so few of them costs less
-MOST = 1024  # of one session: they fit a frame
 MOST_STEPS = 64  # that are not in the jobs
 
 
 class SteadyBatch:
-    """Jobs that get one id each, in the same order, with every step.
+    """Jobs that get ids in the same order with every report, each one of every step that it tells of.
 
     Args:
         handles: of the jobs, as the engine lists them.
         following: index of the next id of each.
     """
 
-    def __init__(self, handles: Int64, following: list[int], parts: Sequence[_Part]) -> None:
-        self._handles = handles.tobytes()
+    def __init__(self, handles: Int64, following: Int32, parts: Sequence[_Part]) -> None:
+        self._handles = handles
         self._following = following
         self._parts = parts
-        self._heard: list[Int32] = []  # ids of the steps that are not in the jobs; all but the last are told
+        self._heard: list[Int32] = []  # [steps, jobs] ids that are not in the jobs; all but the last are told
 
     @classmethod
     def of(cls, handles: Int64, jobs: Mapping[int, Job]) -> Self | None:
@@ -46,22 +46,21 @@ class SteadyBatch:
                 return None
             parts.setdefault(home.number, _Part(home)).add(row, job)
             following.append(job.made)
-        if any(part.jobs > MOST for part in parts.values()):
-            return None
-        return cls(handles, following, list(parts.values()))
+        return cls(handles, np.array(following, np.int32), list(parts.values()))
 
     def hear(self, outputs: Outputs) -> bool:
-        """Takes a step and tells it; False, and nothing done, when it is another one or has to wait."""
-        indices = outputs.indices.tolist()
-        if not (self._is_next(outputs, indices) and all(part.told for part in self._parts)):
+        """Takes the next steps and tells them; False, and nothing done, when they are others or must wait."""
+        steps = self._following_steps(outputs)
+        if not (steps and all(part.can_tell(steps) for part in self._parts)):
             return False
-        if len(self._heard) == MOST_STEPS:
+        if sum(map(len, self._heard)) + steps > MOST_STEPS:
             self._write_down()
-        self._heard.append(outputs.tokens)
-        self._following = [index + 1 for index in indices]
-        ids = outputs.tokens.tolist()
+        table = outputs.tokens.reshape(steps, -1)
+        self._heard.append(table)
+        indices = self._following.tolist()
+        self._following = self._following + np.int32(steps)
         for part in self._parts:
-            part.tell(indices, ids)
+            part.tell(indices, table)
         return True
 
     def dissolve(self) -> None:
@@ -70,13 +69,19 @@ class SteadyBatch:
         for part in self._parts:
             part.take_back()
 
-    def _is_next(self, outputs: Outputs, indices: list[int]) -> bool:
-        same = outputs.handles.tobytes() == self._handles
-        return same and indices == self._following and not outputs.logprobs
+    def _following_steps(self, outputs: Outputs) -> int:
+        """How many steps of all these jobs they are; 0: they are not that."""
+        steps, rest = divmod(len(outputs), len(self._handles))
+        if rest or outputs.logprobs:
+            return 0
+        handles, indices = outputs.handles.reshape(steps, -1), outputs.indices.reshape(steps, -1)
+        expected = self._following + np.arange(steps, dtype=np.int32)[:, None]
+        same = bool((handles == self._handles).all()) and bool((indices == expected).all())
+        return steps if same else 0
 
     def _write_down(self) -> None:
         if self._heard:
-            table = np.stack(self._heard, axis=1)  # [jobs, steps]
+            table = np.concatenate(self._heard).T.copy()  # [jobs, steps]
             self._heard.clear()
             for part in self._parts:
                 part.write_down(table)
@@ -92,16 +97,19 @@ class _Part:
         self._slots: list[int] = []
         self._attempts: list[int] = []
         self._last: Columns | None = None
+        self._last_steps = 0  # that it tells of
 
     @property
     def jobs(self) -> int:
         """How many."""
         return len(self._jobs)
 
-    @property
-    def told(self) -> bool:
-        """Whether the session's writer took what it was told last."""
-        return self._last is None or self._last.told
+    def can_tell(self, steps: int) -> bool:
+        """Whether it can tell so many: the session's writer took what it was told last, and can have them."""
+        if self._last is not None and not self._last.told:
+            return False
+        allowed = steps == 1 or self._home.counts
+        return allowed and columns_bytes(self.jobs, steps * self.jobs) <= MOST_BYTES
 
     def add(self, row: int, job: Job) -> None:
         """One more."""
@@ -110,11 +118,13 @@ class _Part:
         self._slots.append(job.slot)
         self._attempts.append(job.attempt)
 
-    def tell(self, indices: list[int], ids: list[int]) -> None:
-        """Hands the session its columns of a step."""
-        if len(self._rows) < len(ids):
-            indices, ids = [indices[row] for row in self._rows], [ids[row] for row in self._rows]
-        self._last = Columns(self._slots, self._attempts, indices, ids)
+    def tell(self, indices: list[int], table: Int32) -> None:
+        """Hands the session its columns of [steps, jobs] ids."""
+        self._last_steps = steps = len(table)
+        if self.jobs < len(indices):
+            indices, table = [indices[row] for row in self._rows], table[:, self._rows]
+        counts = [steps] * self.jobs if steps > 1 else []
+        self._last = Columns(self._slots, self._attempts, indices, table.T.ravel().tolist(), counts)
         self._home.tell(self._last)
 
     def write_down(self, table: Int32) -> None:
@@ -124,10 +134,10 @@ class _Part:
 
     def take_back(self) -> None:
         """What was not told waits with each job."""
-        untold = not self.told
+        untold = self._last_steps if self._last is not None and not self._last.told else 0
         if untold:
             self._home.take_back()
         for job in self._jobs:
-            job.sent = job.made - int(untold)
+            job.sent = job.made - untold
             if untold:
                 self._home.line[job.handle] = job

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.common import errors
-from services.router.relay.attempt import Blame, Progress
+from services.router.relay.attempt import Blame, Progress, Seat
 from services.router.relay.flight import Flight
-from services.router.relay.outlet import Patience
-from tests.support.flights import IDS, LENGTH, TEXT, TOKENIZER, flight, news, seated
+from services.router.relay.outlet import Flush, Outlet, Patience
+from services.router.relay.text import TextReader
+from tests.support.flights import IDS, LENGTH, TABLE, TEXT, TOKENIZER, flight, news, order, seated
 from tests.support.readers import Reader
 
 
@@ -197,3 +198,25 @@ async def test_logprobs_stay_with_their_ids() -> None:
     it.advance(message, 2.0)
     [delta] = (await outcome(it)).deltas
     assert [each.chosen for each in delta.logprobs] == [float(i) for i in range(len(delta.token_ids))]
+
+
+@pytest.mark.parametrize(
+    ("more", "may_wait"),
+    [
+        ({}, True),
+        ({"stops": ("router",)}, False),
+        ({"sampling": types_pb2.SamplingParams(logprobs=0)}, False),
+    ],
+)
+async def test_tokens_that_are_looked_at_one_by_one_do_not_wait_at_the_worker(
+    more: dict[str, object], may_wait: bool
+) -> None:
+    it = order(**more)
+    outlet = Outlet(Flush(0.02, 8), Patience(1 << 30, 1e9))
+    flight = Flight(it, TextReader(TABLE, it.stops), outlet)
+    assert (flight.merging == Flush(0.02, 8)) is may_wait
+    flight.take_seat(Seat("older", 1, b"n"), 1.0)
+    assert not outlet.merged
+    flight.leave_seat()
+    flight.take_seat(Seat("w", 1, b"n", merges=True), 2.0)
+    assert outlet.merged is may_wait

@@ -180,3 +180,28 @@ async def test_streams_of_one_worker_come_to_write_after_the_same_steps() -> Non
     assert all(len(each.token_ids) <= 4 for reader in readers for each in reader.deltas)
     for reader in readers:
         reader.leave()
+
+
+async def test_what_waited_at_its_worker_waits_no_more() -> None:
+    outlet = Outlet(Flush(3600.0, 8), PATIENT)
+    assert outlet.merging == Flush(3600.0, 8)
+    outlet.merged = True
+    reader = Reader(outlet)
+    await settled()
+    outlet.push([1], "a")
+    await settled()
+    outlet.push([2, 3], "bc")
+    await settled()
+    outlet.add(4, "d", 7)
+    assert seen(reader) == [([1], "a", 0), ([2, 3], "bc", 1), ([4], "d", 3)]
+    reader.leave()
+
+
+async def test_all_output_at_once_lets_it_wait_for_a_while_at_its_worker() -> None:
+    outlet = Outlet(AT_ONCE, PATIENT, whole=True)
+    assert outlet.merging.tokens > 1
+    outlet.merged = True
+    outlet.push([1], "a")
+    outlet.push([2], "b")
+    outlet.finish(router_pb2.Finished(request_id="r"))
+    assert list((await outlet.whole()).token_ids) == [1, 2]

@@ -231,6 +231,33 @@ async def test_columns_are_fenced_like_updates(bench: Bench) -> None:
     assert bench.bad("index_gap") == 1
 
 
+async def test_several_new_ids_each_are_taken_as_columns_too(bench: Bench) -> None:
+    first, second = bench.seat(), bench.seat()
+    bench.say(next_tokens=columns((1, 1, 0, IDS[0]), (2, 1, 0, IDS[5])))
+    runs = session_pb2.NextTokens(
+        slots=[1, 2], attempts=[1, 1], indices=[1, 0], token_ids=[*IDS[1:4], *IDS[5:7]], counts=[3, 2]
+    )
+    bench.say(next_tokens=runs)
+    assert (first.ids, second.ids) == (IDS[:4], IDS[5:7]), "what was seen is dropped"
+    runs.indices[:] = [5, 2]
+    bench.say(next_tokens=runs)
+    assert bench.floor.gone == [(first, Blame.NONE)]
+    assert bench.bad("index_gap") == 1
+
+
+@pytest.mark.parametrize("counts", [[3, 1], [4, 0], [5], [1, 1, 3], [2, 2]])
+async def test_of_columns_whose_counts_are_wrong_nothing_is_taken(bench: Bench, counts: list[int]) -> None:
+    it = bench.seat()
+    ids = IDS[: 4 if counts == [4, 0] else 5]
+    bench.say(
+        next_tokens=session_pb2.NextTokens(
+            slots=[1, 2], attempts=[1, 1], indices=[0, 0], token_ids=ids, counts=counts
+        )
+    )
+    assert it.ids == []
+    assert bench.bad("torn_columns") == 1
+
+
 async def test_of_columns_of_different_lengths_nothing_is_taken(bench: Bench) -> None:
     it = bench.seat()
     torn = columns((1, 1, 0, IDS[0]), (1, 1, 1, IDS[1]))
@@ -441,7 +468,13 @@ RETURNED = st.builds(
     st.integers(-2, 9),
     U32,
 )
-COLUMNS = st.lists(st.tuples(U32, U32, U32, U32), min_size=1, max_size=6).map(lambda rows: columns(*rows))
+COLUMNS = st.builds(
+    lambda rows, counts: session_pb2.NextTokens(
+        **{name[0].name: list(name[1]) for name in columns(*rows).ListFields()}, counts=counts
+    ),
+    st.lists(st.tuples(U32, U32, U32, U32), min_size=1, max_size=6),
+    st.just([]) | st.lists(st.integers(0, 3), max_size=6),
+)
 FRAMES = st.builds(
     lambda number, acknowledged, next_tokens, updates, returned, credit, load: session_pb2.WorkerFrame(
         number=number,

@@ -39,9 +39,14 @@ updates = whole_messages(
     session_pb2.SequenceUpdate,
     {**sensible, "token_ids": st.lists(st.integers(3, 400), max_size=4), "end": st.none() | ends},
 )
-columns = st.lists(st.tuples(slots, attempts, indices, st.integers(3, 400)), min_size=1, max_size=4).map(
+new_ids = st.lists(st.integers(3, 400), min_size=1, max_size=3)
+columns = st.lists(st.tuples(slots, attempts, indices, new_ids), min_size=1, max_size=4).map(
     lambda rows: session_pb2.NextTokens(
-        **dict(zip(("slots", "attempts", "indices", "token_ids"), zip(*rows, strict=True), strict=True))
+        slots=[row[0] for row in rows],
+        attempts=[row[1] for row in rows],
+        indices=[row[2] for row in rows],
+        token_ids=[token for row in rows for token in row[3]],
+        counts=[len(row[3]) for row in rows] if max(len(row[3]) for row in rows) > 1 else [],
     )
 )
 returned = whole_messages(

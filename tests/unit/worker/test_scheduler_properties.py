@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from services.worker.scheduler.events import Finished
 from services.worker.scheduler.policy import SchedulerSettings
-from services.worker.scheduler.request import FinishReason, LatencyClass, Request
+from services.worker.scheduler.request import FinishReason, LatencyClass, Merge, Request
 from services.worker.scheduler.step import Capabilities, KVSpec
 from tests.support.drive import Drive
 from tests.support.fake_runner import VOCAB, FakeRunner, expected_output
@@ -28,6 +28,7 @@ class Arrival:
     delivered: int
     abort_after: int | None
     deadline_after: int | None
+    merge: Merge | None
 
 
 arrivals = st.builds(
@@ -40,6 +41,7 @@ arrivals = st.builds(
     delivered=st.sampled_from([0, 0, 0, 1, 5]),
     abort_after=st.one_of(st.none(), st.none(), st.integers(0, 30)),
     deadline_after=st.one_of(st.none(), st.none(), st.integers(0, 60)),
+    merge=st.sampled_from([None, Merge(3, 1.0), Merge(64, 0.05), Merge(2, 0.02)]),
 )
 
 
@@ -57,6 +59,7 @@ def request_of(handle: int, arrival: Arrival, now: float) -> Request:
         latency_class=arrival.latency_class,
         kv_key=b"k" * 32 if arrival.prompt_kind else b"",
         deadline_s=None if arrival.deadline_after is None else now + arrival.deadline_after * 0.01,
+        merge=arrival.merge,
     )
 
 
@@ -83,6 +86,9 @@ def test_no_token_is_lost_or_doubled_and_every_request_ends_once(
                 drive.add(requests[handle])
             if arrival.abort_after is not None and arrival.turn + arrival.abort_after == turn:
                 drive.scheduler.abort(handle, drive.now)
+        if turn == 50:
+            for handle in requests:
+                drive.scheduler.merge(handle, Merge(4, 1.0) if handle % 2 else None)
         drive.turn()
         drive.scheduler.check()
     drive.run()

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from services.worker.metrics import WorkerMetrics
 from services.worker.scheduler.events import TokenLogprobs
-from services.worker.scheduler.request import FinishReason
+from services.worker.scheduler.request import FinishReason, Merge
 from services.worker.session import records as records_module
 from services.worker.session.desk import Desk
 from services.worker.session.home import Home
@@ -305,3 +305,29 @@ def test_what_is_kept_of_ended_requests_is_bounded(steps: list[tuple[bool, int, 
         assert (len(kept._ended), kept._ended_ids) == (0, 0)
     finally:
         records_module.MOST_ENDED, records_module.MOST_ENDED_IDS = old
+
+
+def test_what_is_adopted_waits_for_as_many_tokens_as_its_new_client_does() -> None:
+    bench = Bench(merge=pb.Merge(tokens=8, wait_ms=50))
+    assert bench.engine.requests[bench.engine.handle(0)].merge == Merge(8, 0.05)
+    bench.other.adopt(bench.other.claim(), merge=pb.Merge(tokens=4, wait_ms=20))
+    assert bench.engine.merged == {bench.engine.handle(0): Merge(4, 0.02)}
+
+
+@pytest.mark.parametrize(
+    ("asked", "kept"),
+    [
+        (pb.Merge(), None),
+        (pb.Merge(tokens=1, wait_ms=100), None),
+        (pb.Merge(tokens=9), None),
+        (pb.Merge(tokens=2**31, wait_ms=2**31), Merge(64, 0.25)),
+    ],
+)
+def test_absurd_waits_are_cut_and_none_is_none(asked: pb.Merge, kept: Merge | None) -> None:
+    bench = Bench(merge=asked)
+    assert bench.engine.requests[bench.engine.handle(0)].merge == kept
+
+
+def test_tokens_with_log_probabilities_never_wait() -> None:
+    bench = Bench(merge=pb.Merge(tokens=8, wait_ms=50), sampling=types_pb2.SamplingParams(logprobs=0))
+    assert bench.engine.requests[bench.engine.handle(0)].merge is None

@@ -206,3 +206,27 @@ def test_only_the_newest_state_is_told() -> None:
         outgoing.report(engine.report(running=running), 0.0)
     (frame,) = drain(outgoing)
     assert frame.load.running == 7
+
+
+def test_a_state_that_says_nothing_new_goes_with_other_news_or_when_it_is_old() -> None:
+    outgoing, engine = Outgoing(), RecordingEngine()
+    outgoing.report(engine.report(running=1), 10.0, presses=False)
+    assert not outgoing.empty, "the first"
+    drain(outgoing)
+    outgoing.report(engine.report(running=1), 10.05, presses=False)
+    assert outgoing.empty
+    outgoing.report(engine.report(running=2), 10.06, presses=False)
+    assert not outgoing.empty, "one more runs"
+    drain(outgoing)
+    outgoing.report(engine.report(running=2), 10.07, presses=False)
+    assert outgoing.empty
+    job = job_of(1)
+    make(job, [5])
+    outgoing.line[job.handle] = job
+    [frame] = drain(outgoing)
+    assert frame.HasField("load"), "it goes along"
+    outgoing.report(engine.report(running=2), 10.2, presses=False)
+    assert not outgoing.empty, "it is old"
+    drain(outgoing)
+    outgoing.report(engine.report(running=2), 10.21, presses=True)
+    assert not outgoing.empty, "the session has something to say with it"

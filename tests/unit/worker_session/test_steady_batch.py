@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import islice
 
 import pytest
 from headrace.v1 import session_pb2 as pb
@@ -13,6 +15,8 @@ from prometheus_client import CollectorRegistry
 
 from services.worker.engine.report import TokenReport
 from services.worker.metrics import WorkerMetrics
+from services.worker.scheduler.events import NO_OUTPUTS, Outputs
+from services.worker.scheduler.kept import joined
 from services.worker.session.desk import Desk
 from services.worker.session.session import Session
 from services.worker.session.steady import LEAST, MOST_STEPS
@@ -29,14 +33,15 @@ def key(slot: int) -> bytes:
 class Reader:
     """One router: what it has read of each slot, which must go on where it was."""
 
-    def __init__(self, desk: Desk, slots: Iterable[int]) -> None:
+    def __init__(self, desk: Desk, slots: Iterable[int], *, counts: bool) -> None:
         self.desk = desk
+        self.counts = counts
         self.read: dict[int, list[int]] = {slot: [] for slot in slots}
         self.handles: dict[int, int] = {}
         self.ended: set[int] = set()
         self.claimed: list[pb.Claimed] = []
         self.columns = 0
-        self.open(pb.Welcome(router_id="r", next_tokens=True), {})
+        self.open(pb.Welcome(router_id="r"), {})
 
     def submit(self) -> None:
         """One request a slot."""
@@ -48,6 +53,7 @@ class Reader:
             self.send(submits=[submit])
 
     def open(self, welcome: pb.Welcome, held: dict[int, object]) -> None:
+        welcome.next_tokens, welcome.token_counts = True, self.counts
         self.session = Session(self.desk, welcome, 0.0)
         self.session.begin(welcome, held, 0.0)  # type: ignore[arg-type]
         self.number = 2
@@ -64,7 +70,7 @@ class Reader:
             pb.ResumeRequest(slot=slot, attempt=1, next_index=len(self.read[slot]), handle=self.handles[slot])
             for slot in going_on
         ]
-        welcome = pb.Welcome(router_id="r", next_tokens=True, resume=resume)
+        welcome = pb.Welcome(router_id="r", resume=resume)
         self.open(welcome, held)  # type: ignore[arg-type]
 
     def take(self) -> None:
@@ -74,8 +80,10 @@ class Reader:
         self.claimed += frame.claimed
         rows = frame.next_tokens
         self.columns += len(rows.slots)
-        for slot, index, token in zip(rows.slots, rows.indices, rows.token_ids, strict=True):
-            self._hear(slot, index, [token])
+        ids, counts = iter(rows.token_ids), rows.counts or [1] * len(rows.slots)
+        for slot, index, count in zip(rows.slots, rows.indices, counts, strict=True):
+            self._hear(slot, index, list(islice(ids, count)))
+        assert next(ids, None) is None
         for update in frame.updates:
             self._hear(update.slot, update.first_index, list(update.token_ids))
             if update.HasField("end"):
@@ -90,12 +98,12 @@ class Reader:
 class House:
     """A desk with two routers, of which each has half of the requests, in turn."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, counts: bool = True) -> None:
         self.engine = RecordingEngine()
         self.desk = Desk(self.engine, WorkerMetrics(CollectorRegistry()), lambda grace_s: None)
         self.desk.report(self.engine.report(), time.monotonic())
         slots = range(JOBS)
-        self.readers = [Reader(self.desk, slots[which::2]) for which in (0, 1)]
+        self.readers = [Reader(self.desk, slots[which::2], counts=counts) for which in (0, 1)]
         for reader in self.readers:
             reader.submit()
         self.made: dict[int, list[int]] = {handle: [] for handle in self.engine.requests}
@@ -104,17 +112,24 @@ class House:
         for reader in self.readers:
             reader.handles = {slot: next(handles) for slot in reader.read}
 
-    def step(self, which: slice = slice(None), *, ends: bool = False, whole: bool = False) -> None:
-        """One id each of some; the first of them may end with it."""
+    def step(
+        self, which: slice = slice(None), *, ends: bool = False, whole: bool = False, steps: int = 1
+    ) -> None:
+        """One id each of some, of so many steps that are told together; the first may end with the last."""
         heard = self.running[which]
-        for handle in heard:
-            self.made[handle].append(1000 * handle + len(self.made[handle]))
         over = heard[:1] if ends else []
         self.running = [handle for handle in self.running if handle not in over]
-        tokens: dict[int, Sequence[int]] = {handle: self.made[handle][-1:] for handle in heard}
-        report = self.engine.report(tokens, finished=[finish(handle) for handle in over])
+        parts = [self._outputs(heard) for _ in range(steps)]
+        report = self.engine.report(finished=[finish(handle) for handle in over])
+        report = replace(report, outputs=joined(parts) if heard else NO_OUTPUTS)
         only_tokens = TokenReport(report.outputs, report.progress)
         self.desk.report(report if over or whole else only_tokens, time.monotonic())
+
+    def _outputs(self, heard: Sequence[int]) -> Outputs:
+        for handle in heard:
+            self.made[handle].append(1000 * handle + len(self.made[handle]))
+        tokens: dict[int, Sequence[int]] = {handle: self.made[handle][-1:] for handle in heard}
+        return self.engine.report(tokens).outputs
 
     def claim(self, reader: Reader) -> None:
         """The answer has every id that was made, told or not."""
@@ -135,7 +150,9 @@ class House:
                 assert (slot in reader.ended) is (handle not in self.running)
 
 
-EVENTS = st.sampled_from(["step"] * 6 + ["take", "take all", "whole", "some", "end", "claim", "break"])
+EVENTS = st.sampled_from(
+    ["step"] * 6 + ["steps"] * 3 + ["take", "take all", "whole", "some", "end", "claim", "break"]
+)
 
 
 @settings(max_examples=400, deadline=None)
@@ -156,6 +173,9 @@ def test_each_id_is_read_once_and_in_order_whatever_comes_between(events: list[t
                 house.claim(reader)
             case "break":
                 reader.break_off()
+            case "steps":
+                house.step(steps=2 + which)
+                reader.take()
             case _:
                 house.step(ends=event == "end", whole=event == "whole")
                 if which:
@@ -165,13 +185,26 @@ def test_each_id_is_read_once_and_in_order_whatever_comes_between(events: list[t
 
 
 @pytest.mark.parametrize("whole", [False, True])
-def test_a_batch_that_stays_the_same_is_told_as_columns_for_as_long_as_it_likes(whole: bool) -> None:
+@pytest.mark.parametrize("steps", [1, 4])
+def test_a_batch_that_stays_the_same_is_told_as_columns_for_as_long_as_it_likes(
+    whole: bool, steps: int
+) -> None:
     house = House()
     for _ in range(2 * MOST_STEPS + 5):
-        house.step(whole=whole)
+        house.step(whole=whole, steps=steps)
         for reader in house.readers:
             reader.take()
     assert sum(reader.columns for reader in house.readers) == JOBS * (2 * MOST_STEPS + 5)
+    house.check_all()
+
+
+def test_an_older_router_gets_several_ids_of_a_request_as_updates() -> None:
+    house = House(counts=False)
+    for _ in range(5):
+        house.step(steps=3)
+        for reader in house.readers:
+            reader.take()
+    assert not any(reader.columns for reader in house.readers)
     house.check_all()
 
 
