@@ -207,11 +207,13 @@ class Outgoing:
 
 
 def _fill_columns(told: session_pb2.NextTokens, columns: Columns) -> int:
-    """Returns how many bytes that is at most."""
+    """Adds them to what is told: counts are of all or of none. Returns how many bytes that is at most."""
+    if columns.counts or told.counts:
+        told.counts.extend([1] * (len(told.slots) - len(told.counts)))
+        told.counts.extend(columns.counts or [1] * len(columns.slots))
     told.slots.extend(columns.slots)
     told.attempts.extend(columns.attempts)
     told.indices.extend(columns.indices)
     told.token_ids.extend(columns.token_ids)
-    told.counts.extend(columns.counts)
     columns.told = True
     return columns_bytes(len(columns.slots), len(columns.token_ids))

@@ -151,7 +151,7 @@ class House:
 
 
 EVENTS = st.sampled_from(
-    ["step"] * 6 + ["steps"] * 3 + ["take", "take all", "whole", "some", "end", "claim", "break"]
+    ["step"] * 6 + ["steps"] * 3 + ["take", "take all", "whole", "some", "most", "end", "claim", "break"]
 )
 
 
@@ -169,6 +169,8 @@ def test_each_id_is_read_once_and_in_order_whatever_comes_between(events: list[t
                     each.take()
             case "some":
                 house.step(slice(which, None, 2))
+            case "most":
+                house.step(slice(LEAST), steps=1 + 2 * which)
             case "claim":
                 house.claim(reader)
             case "break":
@@ -195,6 +197,20 @@ def test_a_batch_that_stays_the_same_is_told_as_columns_for_as_long_as_it_likes(
         for reader in house.readers:
             reader.take()
     assert sum(reader.columns for reader in house.readers) == JOBS * (2 * MOST_STEPS + 5)
+    house.check_all()
+
+
+@pytest.mark.parametrize(("steps", "others"), [(1, 1), (1, 3), (4, 1), (4, 3)])
+def test_ids_that_wait_in_the_line_go_in_one_frame_with_those_of_a_batch(steps: int, others: int) -> None:
+    house = House()
+    for _ in range(2):
+        house.step(slice(LEAST), steps=steps)
+        for reader in house.readers:
+            reader.take()
+    house.step(slice(LEAST, None), steps=others)  # ends the batch, and its frame is not written yet
+    house.step(slice(LEAST), steps=steps)
+    for reader in house.readers:
+        reader.take()
     house.check_all()
 
 
