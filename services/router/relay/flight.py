@@ -17,7 +17,7 @@ from services.router.policy import Prediction, Ticket
 from services.router.relay import report
 from services.router.relay.attempt import NOT_CLAIMABLE, Blame, Claimable, Progress, Seat, numerics_label
 from services.router.relay.order import BLOCK_TOKENS, Order
-from services.router.relay.outlet import AT_ONCE, Flush, Outlet
+from services.router.relay.outlet import AT_ONCE, MOST_KEPT, Flush, Outlet
 from services.router.relay.text import TextReader
 
 STOP = types_pb2.FINISH_REASON_STOP
@@ -104,7 +104,13 @@ class Flight:
     def keep_seat(self, seat: Seat) -> None:
         """The attempt goes on under another slot: the worker is back before it was given up."""
         self.seat = seat
-        self.outlet.merged = seat.merges and self.merging is not AT_ONCE
+        merging = self.merging
+        self.outlet.merged = (
+            seat.merges
+            and merging is not AT_ONCE
+            and merging.delay_s <= MOST_KEPT.delay_s
+            and merging.tokens <= MOST_KEPT.tokens
+        )
 
     def leave_seat(self) -> None:
         """Ends the attempt; its late updates no longer count."""

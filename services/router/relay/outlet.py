@@ -27,6 +27,8 @@ class Flush(NamedTuple):
 
 
 AT_ONCE = Flush(0.0, 1)
+MOST_KEPT = Flush(0.25, 64)
+"""What a worker keeps at most; who waits for more waits for the rest here."""
 WHOLE = Flush(0.2, 64)
 """Of what nobody reads before the end: so much is lost at most where its worker dies."""
 
