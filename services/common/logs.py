@@ -29,7 +29,7 @@ def configure(service: str, level: LogLevel = "info", form: LogFormat = "auto") 
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),  # whole lines: processes share it
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(service=service)

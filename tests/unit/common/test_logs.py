@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
 
@@ -28,3 +30,22 @@ def test_what_callers_do_to_grpc_fills_no_log() -> None:
     assert "a fault of ours" in said
     assert "the caller is gone" not in said
     assert "garbage" not in said
+
+
+def test_a_line_is_written_at_once_so_that_processes_can_share_a_log() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)  # keeps writes apart
+    with ours, theirs:
+        subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                "from services.common import logs\nlogs.configure('test', form='json')\n"
+                "for number in range(3): logs.get('x').info('said', number=number)",
+            ],
+            check=True,
+            stderr=theirs,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            timeout=60,
+        )
+        written = [ours.recv(1 << 16, socket.MSG_DONTWAIT) for _ in range(3)]
+    assert [each[-1:] for each in written] == [b"\n"] * 3
