@@ -43,7 +43,7 @@ def test_a_line_is_written_at_once_so_that_processes_can_share_a_log() -> None:
                 "for number in range(3): logs.get('x').info('said', number=number)",
             ],
             check=True,
-            stderr=theirs,
+            stderr=theirs.fileno(),
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
             timeout=60,
         )
