@@ -105,12 +105,7 @@ class Flight:
         """The attempt goes on under another slot: the worker is back before it was given up."""
         self.seat = seat
         merging = self.merging
-        self.outlet.merged = (
-            seat.merges
-            and merging is not AT_ONCE
-            and merging.delay_s <= MOST_KEPT.delay_s
-            and merging.tokens <= MOST_KEPT.tokens
-        )
+        self.outlet.merged = seat.merges and merging is not AT_ONCE and merging.tokens <= MOST_KEPT
 
     def leave_seat(self) -> None:
         """Ends the attempt; its late updates no longer count."""

@@ -27,9 +27,9 @@ class Flush(NamedTuple):
 
 
 AT_ONCE = Flush(0.0, 1)
-MOST_KEPT = Flush(0.25, 64)
-"""What a worker keeps at most; who waits for more waits for the rest here."""
-WHOLE = Flush(0.2, 64)
+MOST_KEPT = 64
+"""Tokens that a worker keeps at most; who waits for more waits for the rest here."""
+WHOLE = Flush(0.2, MOST_KEPT)
 """Of what nobody reads before the end: so much is lost at most where its worker dies."""
 
 

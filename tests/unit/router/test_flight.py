@@ -222,10 +222,12 @@ async def test_tokens_that_are_looked_at_one_by_one_do_not_wait_at_the_worker(
     assert outlet.merged is may_wait
 
 
-@pytest.mark.parametrize("asked", [Flush(5.0, 64), Flush(0.2, 1000)])
-async def test_who_waits_for_more_than_a_worker_keeps_gets_it_in_one_message(asked: Flush) -> None:
-    outlet = Outlet(asked, Patience(1 << 30, 1e9))
+@pytest.mark.parametrize(("tokens", "waited"), [(64, True), (1000, False)])
+async def test_who_waits_for_more_than_a_worker_keeps_gets_it_in_one_message(
+    tokens: int, waited: bool
+) -> None:
+    outlet = Outlet(Flush(5.0, tokens), Patience(1 << 30, 1e9))
     it = Flight(order(), TextReader(TABLE, ()), outlet)
     it.take_seat(Seat("w", 1, b"n", merges=True), 1.0)
-    assert it.merging == asked
-    assert not outlet.merged
+    assert it.merging == Flush(5.0, tokens)
+    assert outlet.merged is waited
