@@ -16,7 +16,7 @@ from tests.support.tiny_tokenizer import write_tiny_tokenizer
 from tests.support.waiting import eventually
 
 QUICK, SLOW = 0.02, 0.2
-TOKEN_S = 5e-5  # a prompt token; so that what a slow worker guesses of its own is not far from the quick one's
+TOKEN_S = 5e-5  # of prompts; else a slow worker's guess at its own is too far from the quick one's
 
 
 def simulated(directory: Path, step_s: float) -> dict[str, str]:
