@@ -26,7 +26,8 @@ Spawn = Callable[[Coroutine[Any, Any, None], str], "asyncio.Task[None]"]
 
 
 class Lane(NamedTuple):
-    """What all texts of a call have in common: none shares a call with those of another tenant or user."""
+    """What all texts of a call have in common: none shares a call with another tenant's, nor with another
+    user's where the tenant keeps what is cached apart by user."""
 
     model: str
     scope_digest: bytes
