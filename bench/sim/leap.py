@@ -72,7 +72,7 @@ def plan(scheduler: Scheduler, device: Device, now: float) -> Leap | None:
 
 def settle(scheduler: Scheduler, leap: Leap, steps: int) -> None:
     """Put the first `steps` steps of a leap into the books."""
-    residents, number = scheduler._residents, scheduler._last_step + steps
+    residents, number = scheduler._residents, scheduler._launches.last_step + steps
     launched_s = leap.end_of(steps - 1)
     words = [WORD] * steps
     for each in leap.sequences:
@@ -86,7 +86,7 @@ def settle(scheduler: Scheduler, leap: Leap, steps: int) -> None:
         each.announced = len(each.blocks)
         if each.settled >= each.full_at:
             residents.seal(each)
-    scheduler._last_step = number
+    scheduler._launches.last_step = number
     scheduler._pool.complete(number)
     for tenant, rows in Counter([each.tenant for each in leap.sequences]).items():
         scheduler._ledger.served(tenant, 0, rows * steps)

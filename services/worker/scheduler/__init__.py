@@ -11,5 +11,6 @@ in real time, the simulator in virtual time.
     planner.py   who is in the next step               draft.py     that step as arrays
     residents.py who has a slot                        ledger.py    what happened, until asked for
     steady.py    rows that stay as they are            kept.py      tokens that go together
+    launches.py  steps on their way                    occupancy.py how full it is, what could be started
     scheduler.py add, abort, plan, commit
 """

@@ -9,14 +9,12 @@ computed
 from __future__ import annotations
 
 import heapq
-from collections import deque
 from dataclasses import replace
-from typing import NamedTuple
 
 from services.worker.scheduler.ageing import Ageing
 from services.worker.scheduler.blocks import BlockPool
 from services.worker.scheduler.budget import PRIOR, StepModel, StepModelState
-from services.worker.scheduler.draft import Draft, build_step
+from services.worker.scheduler.draft import Draft
 from services.worker.scheduler.events import (
     Credits,
     Events,
@@ -25,18 +23,19 @@ from services.worker.scheduler.events import (
     Outputs,
     Rejected,
     RejectReason,
-    Room,
 )
 from services.worker.scheduler.forecast import OutputForecast
 from services.worker.scheduler.intake import Intake, ModelFacts
+from services.worker.scheduler.launches import Launches
 from services.worker.scheduler.ledger import Ledger
+from services.worker.scheduler.occupancy import Occupancy
 from services.worker.scheduler.planner import Planner
 from services.worker.scheduler.policy import SchedulerSettings
 from services.worker.scheduler.recent import RecentWork
-from services.worker.scheduler.request import FinishReason, LatencyClass, Merge, Request
+from services.worker.scheduler.request import FinishReason, Merge, Request
 from services.worker.scheduler.residents import Residents
 from services.worker.scheduler.sequence import Sequence
-from services.worker.scheduler.steady import LEAST, SteadyDecodes
+from services.worker.scheduler.steady import SteadyDecodes
 from services.worker.scheduler.step import (
     NOT_FINITE,
     NOT_SAMPLED,
@@ -54,17 +53,6 @@ _FAULTS = {
 }
 
 
-_NOTHING = Room(0, 0, 0)
-
-
-class _Launched(NamedTuple):
-    """A step on its way, and whose rows it has."""
-
-    number: int
-    sequences: list[Sequence]
-    cost: StepCost
-
-
 class Scheduler:
     """Continuous batching for one runner. Not thread-safe; `now` never decreases."""
 
@@ -78,7 +66,6 @@ class Scheduler:
         planner: type[Planner] = Planner,
     ) -> None:
         self.model = StepModel(prior)
-        self._settings = settings
         self._intake = Intake(spec, settings, facts, capabilities)
         self._pool = BlockPool(spec.num_blocks)
         self._residents = Residents(self._pool, spec.block_size, spec.max_seqs)
@@ -87,6 +74,9 @@ class Scheduler:
         self._forecast = OutputForecast()
         self._ledger = Ledger()
         self._recent = RecentWork()
+        self._unfinished: dict[int, Sequence] = {}  # by handle
+        columns = planner is Planner  # another one may not plan decodes alone as that does
+        self._launches = Launches(self._residents, self.model, columns=columns)
         self._planner = planner(
             settings,
             self._residents,
@@ -96,15 +86,18 @@ class Scheduler:
             self._forecast,
             chunked=capabilities.chunked_prefill,
         )
-        self._unfinished: dict[int, Sequence] = {}  # by handle
+        self._occupancy = Occupancy(
+            settings,
+            self.model,
+            self._pool,
+            self._residents,
+            self._waiting,
+            self._planner,
+            self._unfinished,
+        )
         self._deadlines: list[tuple[float, int]] = []
-        self._launched: deque[_Launched] = deque()
         self._begun: list[Sequence] = []  # had their first tokens in the step that is settled
-        self._last_step = 0
-        self._last_rows: list[Sequence] = []
-        self._columns = planner is Planner  # another one may not plan decodes alone as that does
         self._draining = False
-        self._batch = 0  # unfinished requests of class BATCH
 
     @property
     def has_work(self) -> bool:
@@ -131,7 +124,7 @@ class Scheduler:
         sequence = self._intake.sequence(request, self.model, self._pool, had_s, now)
         if not self._ends_at_once(sequence, now):
             self._unfinished[request.handle] = sequence
-            self._batch += request.latency_class is LatencyClass.BATCH
+            self._occupancy.came(sequence)
             self._waiting.push(sequence)
             self._ageing.watch(sequence)
             if request.deadline_s is not None:
@@ -173,26 +166,26 @@ class Scheduler:
                 self._waiting.moved_up(risen)
         steady = self._residents.steady
         if steady is not None and self._may_go_on(steady):
-            return self._launch_steady(steady, now)
+            self._planner.decodes_alone(steady.next_cost, steady.target_s, now)
+            return self._launches.launch_steady(steady, now)
         draft = self._planner.draft(now)
         return self._launch(draft, now) if draft else None
 
     def commit(self, step: Step, sampled: Sampled, now: float, seconds: float) -> None:
         """Settle the oldest launched step, which took `seconds`."""
-        number, sequences, _ = self._launched.popleft()
-        assert number == step.number, "steps are committed in the order of their launch"
+        sequences = self._launches.settle(step)
         self.model.observe(step.cost, seconds)
-        self._pool.complete(number)
+        self._pool.complete(step.number)
         steady = self._residents.steady
         if steady is not None and sequences is steady.sequences:
             if steady.settle(sampled):
                 self._ledger.tokens(step, sampled, range(len(sequences)), sequences, now)
-                self._ledger.tell_due(now, self._next_step_s(seconds))
+                self._ledger.tell_due(now, self._launches.next_ends_in_s(seconds))
                 return
             self._residents.dissolve()
         heard = self._settle(step, sampled, sequences, now)
         self._ledger.tokens(step, sampled, heard, sequences, now)
-        self._ledger.tell_due(now, self._next_step_s(seconds))
+        self._ledger.tell_due(now, self._launches.next_ends_in_s(seconds))
         for sequence in self._begun:
             if not sequence.finished:
                 self._ledger.merge(sequence, sequence.request.merge)
@@ -234,65 +227,18 @@ class Scheduler:
 
     def load(self) -> Load:
         """How full it is."""
-        running, waiting = len(self._residents), len(self._waiting)
-        batch = self._held_by_batch()
-        tokens = self._uncached_tokens
-        return Load(running, waiting, tokens, *self._pool.statistics(), batch.slots, batch.prefill_tokens)
+        return self._occupancy.load()
 
     def credits(self) -> Credits:
         """What could be started beyond all that is there."""
-        window_s = self._settings.credit_steps * self._planner.prompt_room_s
-        window = self.model.tokens_within(window_s, 0)
-        lengthy = self._lengthy_tokens
-        tokens = window - (self._uncached_tokens - lengthy) - min(lengthy, window // 2)
-        slots = self._residents.free_slots - len(self._waiting)
-        taken = self._residents.promised + self._residents.blocks_for(self._waiting.uncached_tokens)
-        blocks = self._pool.available - taken
-        held = self._held_by_batch()
-        return Credits(
-            prefill_tokens=max(0, tokens),
-            slots=max(0, slots),
-            blocks=max(0, blocks),
-            foreground=Room(
-                prefill_tokens=max(0, tokens + held.prefill_tokens),
-                slots=max(0, slots + held.slots),
-                blocks=max(0, blocks + held.blocks),
-            ),
-            waiting_by_session=dict(self._waiting.by_session),
-        )
-
-    def _held_by_batch(self) -> Room:
-        """What batch work has, waiting or resident, that gives way to foreground requests."""
-        if not self._batch:
-            return _NOTHING
-        behind = [each for each in self._unfinished.values() if self._gives_way(each)]
-        waiting = sum([each.backlog for each in behind if each.slot is None])
-        prefilling = sum([each.missing for each in behind if each.handle in self._residents.prefilling])
-        blocks = sum([len(each.blocks) + each.promised for each in behind])
-        blocks += self._residents.blocks_for(waiting)
-        return Room(waiting + prefilling, len(behind), blocks)
-
-    def _gives_way(self, sequence: Sequence) -> bool:
-        spared = sequence.slot is not None and sequence.preemptions >= self._settings.max_preemptions
-        return sequence.background and not spared
+        return self._occupancy.credits()
 
     def check(self) -> None:
         """Raise AssertionError when blocks or requests are out of balance; for tests and idle times."""
         self._pool.check()
         assert len(self._unfinished) == len(self._residents) + len(self._waiting)
-        if not self._unfinished and not self._launched:
+        if not self._unfinished and not self._launches:
             assert self._pool.statistics().held == 0, "blocks are held by nobody"
-
-    @property
-    def _uncached_tokens(self) -> int:
-        prefilling = self._residents.prefilling.values()
-        return self._waiting.uncached_tokens + sum([sequence.missing for sequence in prefilling])
-
-    @property
-    def _lengthy_tokens(self) -> int:
-        """Of these, tokens of prompts that have half of a step's room at most while others wait."""
-        prefilling = self._residents.prefilling.values()
-        return self._waiting.lengthy_tokens + sum([each.missing for each in prefilling if each.lengthy])
 
     @property
     def _sequences(self) -> dict[int, Sequence]:
@@ -326,48 +272,16 @@ class Scheduler:
                 self._finish(sequence, FinishReason.DEADLINE, now)
 
     def _launch(self, draft: Draft, now: float) -> Step:
-        self._last_step += 1
-        step = build_step(self._last_step, draft, self._residents)
-        self._residents.launched_decodes(draft.decodes, self._last_step, now)
         for sequence, take in draft.chunks.items():
             self._count_prompt_tokens(sequence, take)
             self._recent.add(sequence.tenant, self._chunk_s(sequence, take), now)
-            self._residents.launched_chunk(sequence, take, self._last_step, now)
             if sequence.first_step_s is None:
                 sequence.first_step_s = now
-        rows = [*draft.decodes, *draft.chunks]
-        self._launched.append(_Launched(self._last_step, rows, step.cost))
-        if self._is_steady(draft, rows):
-            self._residents.steady = SteadyDecodes(rows, step, self._residents)
-        self._last_rows = rows
-        return step
-
-    def _is_steady(self, draft: Draft, rows: list[Sequence]) -> bool:
-        """Whether these decode alone, as in the step before."""
-        return (
-            self._columns
-            and len(rows) >= LEAST
-            and not draft.chunks
-            and rows == self._last_rows
-            and len(rows) == len(self._residents)
-            and not self._residents.constrained
-            and not any([each.background for each in rows])
-        )
+        return self._launches.launch(draft, now)
 
     def _may_go_on(self, steady: SteadyDecodes) -> bool:
         others = self._waiting or self._residents.prefilling
         return not others and steady.may_go_on(self._pool.available)
-
-    def _launch_steady(self, steady: SteadyDecodes, now: float) -> Step:
-        self._planner.decodes_alone(steady.next_cost, steady.target_s, now)
-        step = steady.launch(now, unseen=bool(self._launched))
-        self._last_step = step.number
-        self._launched.append(_Launched(step.number, steady.sequences, step.cost))
-        return step
-
-    def _next_step_s(self, seconds: float) -> float:
-        """How long it will be until the next step ends, where the last took `seconds`."""
-        return max(seconds, self.model.predict(self._launched[0].cost)) if self._launched else seconds
 
     def _chunk_s(self, sequence: Sequence, take: int) -> float:
         return self.model.predict(StepCost(0.0, take, take * (sequence.computed + take / 2.0), 0.0, 0.0))
@@ -429,7 +343,7 @@ class Scheduler:
 
     def _forget(self, sequence: Sequence) -> None:
         del self._unfinished[sequence.handle]
-        self._batch -= sequence.request.latency_class is LatencyClass.BATCH
+        self._occupancy.left(sequence)
         sequence.finished = True
         if sequence.slot is None:
             self._waiting.remove(sequence)

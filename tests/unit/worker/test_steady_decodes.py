@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.worker.scheduler import scheduler, steady
+from services.worker.scheduler import launches, steady
 from services.worker.scheduler.request import LatencyClass, Request, Sampling
 from services.worker.scheduler.step import Capabilities, KVSpec
 from tests.support.drive import Drive
@@ -73,9 +73,9 @@ def played(seed: int, run_ahead: int) -> tuple[list[Any], int]:
 def test_nobody_can_tell_whether_steps_were_columns(run_ahead: int, monkeypatch: pytest.MonkeyPatch) -> None:
     most = 0
     for seed in range(12):
-        monkeypatch.setattr(scheduler, "LEAST", NEVER)
+        monkeypatch.setattr(launches, "LEAST", NEVER)
         one_by_one, none = played(seed, run_ahead)
-        monkeypatch.setattr(scheduler, "LEAST", 2)
+        monkeypatch.setattr(launches, "LEAST", 2)
         monkeypatch.setattr(steady, "MOST_STEPS", 3)
         as_columns, columns = played(seed, run_ahead)
         assert as_columns == one_by_one
@@ -85,7 +85,7 @@ def test_nobody_can_tell_whether_steps_were_columns(run_ahead: int, monkeypatch:
 
 
 def test_who_looks_at_a_sequence_sees_it_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler, "LEAST", 2)
+    monkeypatch.setattr(launches, "LEAST", 2)
     drive = Drive(FakeRunner(KVSpec(block_size=4, num_blocks=64, max_seqs=4, max_len=64)))
     for handle in (1, 2):
         prompt = np.array([1, 2, 3], np.int32)
