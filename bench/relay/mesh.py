@@ -118,6 +118,14 @@ class Site:
         )  # fmt: skip
         return self.module("sessions", command, self.rest)
 
+    def start_streams(self, core: int, max_seqs: int, *flags: str) -> Child:
+        """An engine behind one stream a request, without router or sessions."""
+        command = module(
+            "engine_worker", "--model", self.model.path, "--calibration", self.calibration(), "--max-seqs",
+            max_seqs, *flags,
+        )  # fmt: skip
+        return self.module("engine-worker", command, core)
+
     def module(self, name: str, command: Sequence[str], core: int) -> Child:
         """One of our modules that says its port."""
         return self.keep(lambda: Child(name, command, core=core, scratch=self.scratch, says_port=True))

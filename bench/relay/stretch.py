@@ -24,7 +24,7 @@ from bench.relay.against_relay import prompt
 from bench.relay.bare import bare_engine
 from bench.relay.clients import Seen, Stream, over_grpc
 from bench.relay.mesh import Site
-from bench.relay.processes import LOOPBACK, Child, module
+from bench.relay.processes import LOOPBACK
 from bench.relay.trial import Load
 from bench.results_contract import Row, row
 from services.cli.bench.stats import quantile
@@ -70,7 +70,7 @@ async def _run(site: Site, case: str, noted: Path, batch: int) -> None:
     if case == ALONE:
         await _alone(site, batch, noted)
     elif case == STREAMS:
-        worker = _streams(site, batch)
+        worker = site.start_streams(site.measured, _slots(batch), "--busy")
         async with over_grpc(f"{LOOPBACK}:{worker.port}", prompt(), 1, unary=False) as ways:
             await _load(ways.stream, batch, noted)
     else:
@@ -91,14 +91,6 @@ async def _alone(site: Site, batch: int, noted: Path) -> None:
 def _slots(batch: int) -> int:
     """More than are used: the router keeps an eighth for short requests."""
     return batch + batch // 4
-
-
-def _streams(site: Site, batch: int) -> Child:
-    command = module(
-        "engine_worker", "--model", site.model.path, "--calibration", site.calibration(), "--max-seqs",
-        _slots(batch), "--busy",
-    )  # fmt: skip
-    return site.module("engine-worker", command, site.measured)
 
 
 async def _session(site: Site, batch: int, noted: Path, *, apart: bool) -> None:
