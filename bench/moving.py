@@ -63,6 +63,7 @@ SCENES = (
     Scene("a second GPU joins", (GPU, GPU), 11.0, joins_s=(0.0, 20.0)),
     Scene("a second GPU joins, long answers", (GPU, GPU), 3.0, output=2000, joins_s=(0.0, 40.0)),
     Scene("a second CPU joins", (CPU, CPU), 0.15, 400.0, joins_s=(0.0, 150.0)),
+    Scene("a GPU joins a CPU", (CPU, GPU), 0.2, 300.0, joins_s=(0.0, 100.0)),
     Scene("two of four GPUs are 4 x slower", (GPU, GPU, OLD_GPU, OLD_GPU), 22.0),
     Scene("one of four GPUs comes back empty", (GPU,) * 4, 33.0, joins_s=(0.0, 0.0, 0.0, 30.0)),
     Scene("four even GPUs", (GPU,) * 4, 33.0),

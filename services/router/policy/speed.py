@@ -103,11 +103,20 @@ def _in_grains(values: Floats) -> Floats:
 
 
 def _no_faster_than_the_pool(models: Floats, sane: Mask) -> Floats:
-    factor = np.ones(models.shape[1])
-    for seconds in (_token_s(models), _decode_s(models)):
-        factor = np.maximum(factor, _upper_median(seconds[sane]) / MOST_FASTER / seconds)
-    quantile = np.clip(models[5:], 1.0, _MOST_QUANTILE)
-    return np.concatenate([models[:5] * factor, quantile])
+    """Prompts and decodes apart: a GPU beside CPUs is not believed its prompts, and decodes as it says."""
+    a, b, c, d, e, quantile = models
+    slower = np.maximum(1.0, _least(_decode_s(models), sane) / _decode_s(models))
+    a, d = a * slower, d * slower
+    token_s = _token_s(models)
+    least_s = _least(token_s, sane)
+    shown = np.maximum(b, least_s - a / CHUNK_TOKENS)
+    c = c * np.maximum(1.0, least_s / token_s)
+    e = np.maximum(-shown, e * slower + (b * slower - shown))  # a decode has both
+    return np.stack([a, shown, c, d, e, np.clip(quantile, 1.0, _MOST_QUANTILE)])
+
+
+def _least(seconds: Floats, sane: Mask) -> float:
+    return _upper_median(seconds[sane]) / MOST_FASTER
 
 
 def _middle(models: Floats) -> Floats:

@@ -7,7 +7,7 @@ import pytest
 
 from services.router.policy import Cost, WorkerView
 from services.router.policy.fleet import Fleet
-from services.router.policy.speed import StepModel, alike, believed
+from services.router.policy.speed import MOST_FASTER, StepModel, alike, believed
 
 H100 = (1e-3, 2.7e-5, 1.3e-9, 4.9e-8, 2e-5, 1.0)
 L4 = (1e-3, 2.2e-4, 1.0e-8, 5.5e-7, 2e-5, 1.0)
@@ -74,3 +74,27 @@ def worker(key: str, model: StepModel) -> WorkerView:
         total_blocks=100,
         step_model=model,
     )
+
+
+CPU = (2e-2, 2e-3, 1e-7, 1e-6, 1e-3, 1.0)
+
+
+def decode_s(model: list[float], sequences: int) -> float:
+    return StepModel(*model).decode_s(sequences, 1024.0 * sequences)
+
+
+def test_a_gpu_that_joins_a_cpu_decodes_as_it_says_while_its_prompts_are_not_believed() -> None:
+    speeds = believed(np.array([list(CPU), list(H100)]).T)
+    cpu, gpu = speeds.models.T.tolist()
+    assert cpu == list(CPU)
+    assert speeds.token_s[1] == pytest.approx(speeds.token_s[0] / MOST_FASTER, rel=0.13)
+    slower = decode_s(gpu, 1) / decode_s(list(H100), 1)
+    assert 1.0 <= slower < 3.0, "the cap of decodes, not the far lower one of prompts"
+    for sequences in (1, 16, 256):
+        assert decode_s(gpu, sequences) == pytest.approx(slower * decode_s(list(H100), sequences))
+
+
+def test_who_says_to_decode_in_no_time_is_not_believed_it() -> None:
+    liar = [1e-9, 2.7e-5, 1.3e-9, 0.0, 0.0, 1.0]
+    speeds = believed(np.array([list(H100), list(H100), liar]).T)
+    assert decode_s(speeds.models[:, 2].tolist(), 1) == pytest.approx(decode_s(list(H100), 1) / MOST_FASTER)
