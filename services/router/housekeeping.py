@@ -11,6 +11,7 @@ from services.router.attendance import Attendance
 from services.router.continuity.failover import Failover
 from services.router.kv_shares import KvShares
 from services.router.metrics import RouterMetrics
+from services.router.stock import take_stock
 
 if TYPE_CHECKING:
     from services.router.dispatcher import Dispatcher
@@ -69,7 +70,7 @@ class Housekeeping:
         self._give_up_waiting(now)
         for session, flight in self._failover.better_off(now):
             self._dispatcher.move(session, flight, now)
-        self._metrics.observe(self._dispatcher.scheduler, self._dispatcher.workers, now)
+        take_stock(self._metrics, self._dispatcher.scheduler, self._dispatcher.workers, now)
 
     def _end_slow(self, now: float) -> None:
         """Only what runs can have output that nobody reads: what waits is not looked at."""

@@ -7,18 +7,16 @@ from contextlib import suppress
 from math import isfinite
 from typing import TYPE_CHECKING, NamedTuple
 
-from headrace.v1 import admin_pb2
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from services.common.metrics import LATENCY_BUCKETS_S, RpcMetrics
 from services.common.tallies import Level, Spreads, Tallies
-from services.router.policy import Assignment, LatencyClass, Refusal, Scheduler
+from services.router.policy import Assignment, LatencyClass, Refusal
 from services.router.policy.classify import ClassReason
 
 if TYPE_CHECKING:
     from services.router.relay.flight import Flight
     from services.router.relay.order import Order
-    from services.router.sessions.workers import Workers
 
 RATIO_BUCKETS = (0.1, 0.2, 0.33, 0.5, 0.67, 0.8, 0.9, 1.0, 1.11, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
 GRAIN_S = 0.02
@@ -152,27 +150,6 @@ class RouterMetrics:
         self.credit = Gauge(
             "headrace_credit_sequences", "Sequences that may be submitted now", ["worker"], registry=registry
         )
-
-    def observe(self, scheduler: Scheduler, workers: Workers, now: float) -> None:
-        """Takes stock of what waits and who is there."""
-        for each, count in scheduler.waiting_by_class().items():
-            self.queue_depth.labels(CLASS_LABEL[each]).set(count)
-        for model in workers.models():
-            self._observe_model(scheduler, model)
-        self.seats.set(sum(session.seated for session in workers))
-        self.workers.clear()
-        for session in workers:
-            view = session.view(now)
-            state = admin_pb2.WorkerState.Name(session.state(now)).removeprefix("WORKER_STATE_").lower()
-            self.workers.labels(session.model, state).inc()
-            self.credit.labels(session.worker_id).set(view.credit.sequences)
-
-    def _observe_model(self, scheduler: Scheduler, model: str) -> None:
-        index = scheduler.fleet(model).index
-        self.index_blocks.labels(model).set(len(index))
-        self.index_bytes.labels(model).set(index.nbytes)
-        for each in LatencyClass:
-            self.headroom.labels(model, CLASS_LABEL[each]).set(scheduler.headroom(model, each))
 
     def launched(self, order: Order) -> None:
         """Counts a request that is to run."""
