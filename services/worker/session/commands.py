@@ -51,12 +51,12 @@ class Commands:
             self._submit(submit, now)
         for piece in frame.prompt_pieces:
             self._piece(piece, now)
-        for cancel in frame.cancels:
+        for adopt in frame.adoptions:
+            self._adopt(adopt, now)
+        for cancel in frame.cancels:  # after all that the frame may have begun
             self._cancel(cancel, now)
         for claim in frame.claims:
             self._claim(claim, now)
-        for adopt in frame.adoptions:
-            self._adopt(adopt, now)
         if frame.HasField("demand"):
             self._demand(frame.demand)
         if frame.kv_snapshot_wanted:

@@ -201,6 +201,22 @@ def test_a_late_cancel_of_the_router_that_had_it_harms_nothing() -> None:
     assert not bench.engine.aborted
 
 
+def test_what_is_adopted_and_cancelled_with_one_frame_ends() -> None:
+    bench = Bench()
+    adopt = pb.Adopt(handle=bench.other.claim().head.handle, slot=9, attempt=2, claim_key=KEY)
+    bench.other.send(adoptions=[adopt], cancels=[pb.Cancel(slot=9, attempt=2)])
+    assert bench.engine.aborted == [bench.engine.handle(0)]
+
+
+def test_a_stream_goes_on_where_its_earlier_call_is_cancelled_with_the_frame_that_adopts_it() -> None:
+    bench = Bench()
+    adopt = pb.Adopt(handle=bench.first.claim().head.handle, slot=9, attempt=2, claim_key=KEY)
+    bench.first.send(adoptions=[adopt], cancels=[pb.Cancel(slot=1, attempt=1)])
+    bench.make(7)
+    assert [each.slot for each in bench.first.updates() if each.token_ids] == [9]
+    assert not bench.engine.aborted
+
+
 def test_what_its_router_acknowledged_after_the_claim_is_told_again() -> None:
     bench = Bench()
     bench.make(7)
