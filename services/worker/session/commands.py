@@ -132,7 +132,7 @@ class Commands:
         self._tell(job)
 
     def _claim(self, claim: session_pb2.Claim, now: float) -> None:
-        if not self._outgoing.claimed(self._desk.claimed(claim, now)):
+        if not self._outgoing.claimed(claim, now):
             self._faults.add("claims", now)
 
     def _adopt(self, adopt: session_pb2.Adopt, now: float) -> None:

@@ -6,13 +6,13 @@ is bounded by tokens, not by frames.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from itertools import chain
 
 from headrace.v1 import session_pb2
 
 from services.worker.engine.report import StepReport
+from services.worker.session.answers import Answer, Answers, nothing_known
 from services.worker.session.columns import MOST_BYTES, Columns, columns_bytes
 from services.worker.session.job import Job
 from services.worker.session.kv_news import KvNews
@@ -24,8 +24,6 @@ MOST_AT_ONCE = 64  # ids of one job in columns
 RETURNED_A_FRAME = 30
 RETURNED_BYTES = 900  # of one, at most: its message may have four bytes a character
 MESSAGE_CHARS = 200
-CLAIMED_BYTES = 2 << 10  # of answers to claims in one frame, but for one large piece
-MOST_CLAIMED = 256
 
 
 class Outgoing:
@@ -34,9 +32,12 @@ class Outgoing:
     Args:
         columns: whether its router reads `next_tokens`.
         counts: and with several ids of a request in them.
+        answer: what is said to its claims; it may add to the line.
     """
 
-    def __init__(self, *, columns: bool = False, counts: bool = False) -> None:
+    def __init__(
+        self, *, columns: bool = False, counts: bool = False, answer: Answer = nothing_known
+    ) -> None:
         self._columns = columns
         self._most = MOST_AT_ONCE if counts else 1  # ids of a job in columns
         self.line: dict[int, Job] = {}
@@ -48,13 +49,14 @@ class Outgoing:
         self._served = ServedNews()
         self._kv = KvNews()
         self._draining: session_pb2.Draining | None = None
-        self._claimed: deque[session_pb2.Claimed] = deque()
+        self._answers = Answers(answer)
 
     @property
     def empty(self) -> bool:
         """Whether there is nothing to say."""
-        news = self.line or self.steady or self._returned or self._draining or self._claimed
-        return not news and self._state.empty and self._served.empty and self._kv.empty
+        news = self.line or self.steady or self._returned or self._draining
+        said = self._answers.empty and self._state.empty and self._served.empty and self._kv.empty
+        return said and not news
 
     @property
     def told_all(self) -> bool:
@@ -100,12 +102,9 @@ class Outgoing:
         """The whole content of the KV cache; earlier events are part of it."""
         self._kv.snapshot(pieces)
 
-    def claimed(self, pieces: Sequence[session_pb2.Claimed]) -> bool:
-        """The answer to a claim; False when too many wait already."""
-        if len(self._claimed) > MOST_CLAIMED:
-            return False
-        self._claimed.extend(pieces)
-        return True
+    def claimed(self, claim: session_pb2.Claim, now: float) -> bool:
+        """Its router looks for a request; False when no router would ask that."""
+        return self._answers.add(claim, now)
 
     def draining(self, remaining_ms: int) -> None:
         """The worker is leaving."""
@@ -118,7 +117,7 @@ class Outgoing:
             self._draining = None
         self._state.fill(frame)
         receipt = Receipt({}, [])
-        size = STATE_BYTES + self._fill_claimed(frame)
+        size = STATE_BYTES + self._answers.fill(frame)  # first: clients wait for it, and the line may grow
         if self.steady is not None:
             size += _fill_columns(frame.next_tokens, self.steady)
             self.steady = None
@@ -134,17 +133,6 @@ class Outgoing:
         if size < LARGE_BYTES:
             self._kv.fill(frame, size)
         return receipt
-
-    def _fill_claimed(self, frame: session_pb2.WorkerFrame) -> int:
-        """Before all else: a client waits for it. A large piece has its frame for itself."""
-        size = 0
-        while self._claimed and size < CLAIMED_BYTES:
-            piece = self._claimed[0].ByteSize()
-            if size and piece > CLAIMED_BYTES:
-                break
-            frame.claimed.append(self._claimed.popleft())
-            size += piece
-        return size
 
     def _fill_next_tokens(self, frame: session_pb2.WorkerFrame) -> int:
         """Those with a few new ids alone. Returns how many bytes that is at most; so do those that follow."""

@@ -39,7 +39,7 @@ class Session:
         self._receipts = Receipts()
         self.columns = welcome.next_tokens
         self.counts = welcome.token_counts
-        self._outgoing = Outgoing(columns=self.columns, counts=self.counts)
+        self._outgoing = Outgoing(columns=self.columns, counts=self.counts, answer=desk.claimed)
         self.line = self._outgoing.line
         self._booked = 0  # the last router frame that takes credit, by that router's own account
         self._acknowledged = 0  # the last router frame that was said to be part of a report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,7 +18,9 @@ from prometheus_client import CollectorRegistry
 from services.worker.metrics import WorkerMetrics
 from services.worker.scheduler.events import TokenLogprobs
 from services.worker.scheduler.request import FinishReason, Merge
+from services.worker.session import answers as answers_module
 from services.worker.session import records as records_module
+from services.worker.session.answers import Answers, nothing_known
 from services.worker.session.desk import Desk
 from services.worker.session.home import Home
 from services.worker.session.job import Job
@@ -172,6 +175,40 @@ def test_a_long_prompt_is_told_in_frames_of_bounded_size() -> None:
     ids = [2**31 - 1 - number for number in range(900)]
     bench = Bench(prompt_ids=ids, prompt_tokens=len(ids), router_state=b"s" * (24 << 10))
     assert bench.other.claim().ids == ids
+
+
+def test_as_many_claims_as_a_lost_router_had_streams_are_all_answered() -> None:
+    bench = Bench(prompt_ids=range(900), prompt_tokens=900)
+    strangers = [bytes([number]) * 32 for number in range(100)]
+    for _ in range(5):
+        bench.other.send(claims=[pb.Claim(claim_key=key) for key in (KEY, *strangers)] * 9)
+    bench.other.read()
+    told = [each.claim_key for frame in bench.other.frames for each in frame.claimed if each.last]
+    assert Counter(told) == dict.fromkeys((KEY, *strangers), 45)
+
+
+def test_claims_wait_as_they_came_and_each_is_answered_when_there_is_room() -> None:
+    answered = []
+
+    def answer(claim: pb.Claim, came_s: float) -> list[pb.Claimed]:
+        answered.append((claim.claim_key, came_s))
+        return [pb.Claimed(claim_key=claim.claim_key, ids=[2**31] * 8192, last=True)]
+
+    answers = Answers(answer)
+    assert all(answers.add(pb.Claim(claim_key=bytes([number])), float(number)) for number in range(3))
+    assert not answered
+    assert answers.fill(pb.WorkerFrame()) > 8192
+    assert answered == [(b"\0", 0.0)]
+    while not answers.empty:
+        answers.fill(pb.WorkerFrame())
+    assert answered == [(bytes([number]), float(number)) for number in range(3)]
+
+
+def test_claims_that_no_router_would_send_are_refused() -> None:
+    answers = Answers(nothing_known)
+    assert not answers.add(pb.Claim(claim_key=b"k" * answers_module.CLAIM_BYTES), 0.0)
+    assert all(answers.add(pb.Claim(claim_key=KEY), 0.0) for _ in range(answers_module.MOST_CLAIMS))
+    assert not answers.add(pb.Claim(claim_key=KEY), 0.0)
 
 
 def test_what_is_adopted_goes_on_there_and_is_over_where_it_was() -> None:
