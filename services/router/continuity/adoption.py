@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 from headrace.v1 import session_pb2
@@ -71,6 +72,8 @@ class Adoption:
         self._answer_s = answer_s
         self._settled_s = time.monotonic() + settle_s
         self._searches: dict[bytes, _Search] = {}
+        self._unwanted: Counter[tuple[Session, bytes]] = Counter()
+        """How many answers are still to come, ahead of others, to claims of searches that were given up."""
 
     async def find(self, claim_key: bytes, next_index: int) -> Found | None:
         """The request of a key with at least `next_index` output ids; None when no worker has it.
@@ -86,11 +89,12 @@ class Adoption:
             return await self._searched(search)
         finally:
             del self._searches[claim_key]
+            self._unwanted.update((session, claim_key) for session in search.open)
 
     def answered(self, session: Session, piece: session_pb2.Claimed) -> None:
         """A worker says something of a claim. Late answers are dropped, nonsense is counted."""
         search = self._searches.get(piece.claim_key)
-        if search is None:
+        if self._is_unwanted(session, piece) or search is None:
             return
         try:
             search.answered(session, piece)
@@ -106,8 +110,21 @@ class Adoption:
     def parted(self, session: Session) -> None:
         """A worker is gone; it may come back."""
         self._settled_s = max(self._settled_s, time.monotonic() + self._settle_s)
+        for each in [each for each in self._unwanted if each[0] is session]:
+            del self._unwanted[each]
         for search in self._searches.values():
             search.left(session)
+
+    def _is_unwanted(self, session: Session, piece: session_pb2.Claimed) -> bool:
+        """Whether it answers an earlier claim of that key: a worker answers all, in their order."""
+        asked = session, piece.claim_key
+        if asked not in self._unwanted:
+            return False
+        if piece.last:
+            self._unwanted[asked] -= 1
+            if not self._unwanted[asked]:
+                del self._unwanted[asked]
+        return True
 
     async def _searched(self, search: _Search) -> Found | None:
         for session in self._workers():

@@ -135,6 +135,24 @@ async def test_what_runs_is_adopted_as_the_next_attempt(house: House, ids: list[
     assert house.metric("headrace_streams_taken_up_total", how="adopted") == 1
 
 
+async def test_an_answer_to_a_call_that_is_gone_is_none_to_the_next_one(house: House, ids: list[int]) -> None:
+    worker = await house.worker().connect()
+    stream = await broken(house, worker, ids[:5])
+    gone = stream.resume(house)
+    await claim(worker)
+    gone.cancel()
+    await eventually(
+        lambda: house.metric("headrace_requests_total", outcome="cancelled") == 2, "the call is gone"
+    )
+    call = stream.resume(house)
+    await eventually(lambda: sum(len(frame.claims) for frame in worker.frames) == 2, "another claim")
+    await unknown(worker)
+    await tell(worker, stream.submit, ids[:9])
+    worker.say(update(continued(await adopted(worker)), 9, ids[9:], end()))
+    assert (await stream.rest(call)).text == ANSWER
+    assert house.metric("headrace_bad_frames_total", kind="claimed") == 0
+
+
 async def test_what_was_cancelled_is_computed_on_from_all_that_was_made(house: House, ids: list[int]) -> None:
     worker = await house.worker().connect()
     stream = await broken(house, worker, ids[:5])
