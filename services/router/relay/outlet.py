@@ -50,6 +50,9 @@ class Kept(NamedTuple):
 class Outlet:
     """The stream to one client: Delta messages, then exactly one Finished, or one error.
 
+    What waits goes ahead of the end; ahead of an error only where no message is under way: who does not read
+    may not keep that from ending.
+
     With `whole` there are no Delta messages: Finished carries all. With `keep` all output stays in `kept`.
     """
 
@@ -200,6 +203,8 @@ class Outlet:
         if replies is None:
             return
         if isinstance(self._end, HeadraceError):
+            if self._has_more and not replies.busy:
+                replies.begin(self._delta())
             replies.wake()
         elif replies.busy:
             self._hold_up(replies)

@@ -108,6 +108,17 @@ async def test_an_error_is_raised_at_once_whatever_is_still_to_be_read() -> None
         await eventually(lambda it=reader: isinstance(it.end, Cancelled), "the error")  # type: ignore[misc]
 
 
+async def test_what_waited_for_more_goes_ahead_of_an_error() -> None:
+    outlet = Outlet(NEVER, PATIENT)
+    reader = Reader(outlet)
+    await settled()
+    for number in range(1, 6):
+        outlet.push([number], "a")
+    outlet.fail(Cancelled("the deadline passed"))
+    await eventually(lambda: isinstance(reader.end, Cancelled), "the error")
+    assert reader.ids == [1, 2, 3, 4, 5]
+
+
 async def test_an_error_that_was_there_before_the_reader_is_raised() -> None:
     outlet = Outlet(AT_ONCE, PATIENT)
     outlet.push([1], "a")
