@@ -8,12 +8,17 @@ from pydantic import Field, model_validator
 
 from services.common.settings import SettingsGroup
 
+DAY_S = 86_400.0
+"""Longest of what workers are told, in whole milliseconds of 32 bits: more would end every handshake."""
+
 
 class SessionTimes(SettingsGroup):
     """Times of workers' sessions, in seconds."""
 
     handshake_s: float = Field(default=2.0, gt=0, description="longest handshake")
-    heartbeat_s: float = Field(default=0.2, gt=0, description="longest time between a worker's frames")
+    heartbeat_s: float = Field(
+        default=0.2, ge=0.001, le=DAY_S, description="longest time between a worker's frames"
+    )
     stale_s: float = Field(default=1.0, gt=0, description="silence after which a worker gets no new work")
     lost_s: float = Field(default=1.5, gt=0, description="silence after which its requests are moved")
     hung_s: float = Field(
@@ -23,10 +28,13 @@ class SessionTimes(SettingsGroup):
         "20 of its last steps or 3 of the longest it can be in, where that is more",
     )
     resume_grace_s: float = Field(
-        default=3.0, ge=0, description="how long a worker keeps requests of a broken session"
+        default=3.0, ge=0, le=DAY_S, description="how long a worker keeps requests of a broken session"
     )
     orphan_hold_s: float = Field(
-        default=5.0, ge=0, description="how long a worker keeps requests for a client that resumes elsewhere"
+        default=5.0,
+        ge=0,
+        le=DAY_S,
+        description="how long a worker keeps requests for a client that resumes elsewhere",
     )
 
     @property

@@ -67,6 +67,9 @@ def test_a_ramp_can_be_given_as_it_is_shown(monkeypatch: pytest.MonkeyPatch) -> 
     [
         (["--session.heartbeat-s", "1.2"], "heartbeat_s 1.2, stale_s 1 and lost_s 1.5 must rise"),
         (["--session.stale-s", "2"], "stale_s 2 and lost_s 1.5 must rise"),
+        (["--session.heartbeat-s", "0.0001"], "greater than or equal to 0.001"),
+        (["--session.orphan-hold-s", "1e7"], "less than or equal to 86400"),
+        (["--session.resume-grace-s", "1e7"], "less than or equal to 86400"),
         (["--failover.return-s", "5"], "return_s 5 is not less than the 5 s for which workers keep requests"),
         (
             ["--session.resume-grace-s", "0.1", "--session.orphan-hold-s", "0"],
