@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -74,7 +75,7 @@ async def live_mesh(
         state=state,
         sockets=sockets,
         devices=tuple(Device("cpu", kind.name, threads=1) for kind in kinds),
-        drain_s=2.0,
+        environment={**os.environ, "HEADRACE_DRAIN_TIMEOUT_S": "2"},
     )
     specs = [_fitted(spec, kinds, settings or {}) for spec in children(plan)]
     supervisor = Supervisor(specs, state.logs, lambda line: print(line, file=sys.stderr, flush=True))

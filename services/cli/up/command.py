@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from services.cli.up.supervisor import Supervisor
 
 FIRST_PROMPT = "What does a headrace do for a water mill?"
-DRAIN_S = 15.0
 
 
 def up(
@@ -33,7 +32,10 @@ def up(
     ] = "default",
     port: Annotated[int, typer.Option(help="Public port, on 127.0.0.1.", min=1, max=65535)] = 50051,
     workers: Annotated[
-        int | None, typer.Option(help="How many; default: one a GPU, or one on the CPU.", min=1)
+        int | None,
+        typer.Option(
+            help="How many; default: one a GPU, or one on the CPU, where several share its cores.", min=1
+        ),
     ] = None,
     routers: Annotated[
         int,
@@ -82,10 +84,12 @@ def _resolve(model: str) -> None:
 def _plan(
     model: str, port: int, workers: int | None, routers: int, state: StateDir, sockets: Path
 ) -> MeshPlan:
+    from services.cli.up.asked import check_public_ports
     from services.cli.up.devices import choose, gpu_names, usable_cores
     from services.cli.up.mesh import MeshPlan
     from services.cli.up.ports import free_ports
 
+    check_public_ports(os.environ, routers)
     path = Path(model).expanduser()
     return MeshPlan(
         model=str(path.absolute()) if path.exists() else model,
@@ -94,7 +98,7 @@ def _plan(
         state=state,
         sockets=sockets,
         devices=tuple(choose(gpu_names(), workers, usable_cores())),
-        drain_s=DRAIN_S,
+        environment=os.environ,
     )
 
 

@@ -6,12 +6,12 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from services.cli.errors import CliError
+from services.cli.errors import CliError, UsageError
+from services.cli.up import asked
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 DEVICE = "HEADRACE_WORKER_DEVICE"
 ENGINE = "HEADRACE_WORKER_ENGINE"
-THREADS = "HEADRACE_WORKER_THREADS"  # a user who sets it knows better than an equal share
 
 
 class Device(NamedTuple):
@@ -57,17 +57,21 @@ def choose(
     """One device a worker: each GPU that may be seen, or the CPU's cores but one in equal shares.
 
     Args:
-        workers: how many; None: one a GPU, or one on the CPU. On the CPU never more than cores.
+        workers: how many; None: one a GPU, or one on the CPU, where more than cores take turns.
 
     Raises:
-        CliError: the environment asks for a device that is not here.
+        CliError: the environment asks for a device that is not here, or for threads that cannot be.
     """
     if simulated(environment):
         return [Device("cpu", "simulated")] * (workers or 1)
     if _no_gpu(gpus, environment):
-        return _on_cpu(workers or 1, cores, environment.get(THREADS))
+        return _on_cpu(workers or 1, cores, asked.threads(environment))
     if visible := environment.get(VISIBLE):
         tokens = [token.strip() for token in visible.split(",") if token.strip()]
+        if workers and workers > len(tokens):
+            raise UsageError(
+                f"--workers {workers}: {VISIBLE}={visible} names {len(tokens)}, each for one worker"
+            )
         return [Device("cuda", f"GPU {token}", visible=token) for token in tokens[: workers or len(tokens)]]
     label = gpus[0] if len(gpus) == 1 else f"one of {len(gpus)} × {gpus[0]}"
     return [Device("cuda", label) for _ in range(workers or len(gpus))]
@@ -79,23 +83,21 @@ def simulated(environment: Mapping[str, str]) -> bool:
 
 
 def _no_gpu(gpus: Sequence[str], environment: Mapping[str, str]) -> bool:
-    asked = environment.get(DEVICE, "auto")
-    if asked not in ("auto", "cpu", "cuda"):
-        raise CliError(f"{DEVICE}={asked}: allowed are auto, cpu and cuda")
+    kind = environment.get(DEVICE, "auto")
+    if kind not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"{DEVICE}={kind}: allowed are auto, cpu and cuda")
     none = not gpus or environment.get(VISIBLE) in ("", "-1")
-    if none and asked == "cuda":
+    if none and kind == "cuda":
         check = f"check the driver, that nvidia-ml-py is installed, and {VISIBLE}"
         raise CliError(f"{DEVICE}=cuda, but no GPU is seen here: {check}")
-    return none or asked == "cpu"
+    return none or kind == "cpu"
 
 
-def _on_cpu(workers: int, cores: int, asked: str | None) -> list[Device]:
+def _on_cpu(workers: int, cores: int, threads: int | None) -> list[Device]:
     """One core is left to the other services: with none, engines wait for threads that these hold up."""
-    count = min(workers, cores)
-    share = max(1, (cores - 1) // count)
-    threads = int(asked) if asked and asked.isdecimal() and int(asked) else share
+    threads = threads or max(1, (cores - 1) // workers)
     label = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
-    return [Device("cpu", label, threads)] * count
+    return [Device("cpu", label, threads)] * workers
 
 
 def usable_cores() -> int:

@@ -6,16 +6,16 @@ workers dial.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from services.cli.state import StateDir
+from services.cli.up import asked
 from services.cli.up.child import ChildSpec
 from services.cli.up.devices import VISIBLE, Device
-from services.cli.up.ports import LOOPBACK, free_ports
+from services.cli.up.ports import LOOPBACK
 from services.cli.up.ready import grpc_serving, valkey_ponging
 
 VALKEY_MEMORY = "256mb"
@@ -36,7 +36,8 @@ class MeshPlan:
     state: StateDir
     sockets: Path
     devices: tuple[Device, ...]
-    drain_s: float
+    environment: Mapping[str, str] = field(repr=False)
+    """Of the user: what it sets of the services is theirs, but for what makes them one mesh."""
 
     @property
     def public(self) -> str:
@@ -55,17 +56,18 @@ class MeshPlan:
 
 def children(plan: MeshPlan) -> list[ChildSpec]:
     """The processes of the mesh."""
-    ports = iter(free_ports(2 + len(plan.mesh_ports) + len(plan.devices)))
+    services = ["router"] * len(plan.mesh_ports) + ["worker"] * len(plan.devices) + ["tokenizer", "cache"]
+    metrics = iter(asked.metrics_addresses(plan.environment, services))
     return [
-        *(_router(plan, number, next(ports)) for number in range(len(plan.mesh_ports))),
-        *(_worker(plan, number, device, next(ports)) for number, device in enumerate(plan.devices)),
-        _tokenizer(plan, next(ports)),
-        _cache(plan, next(ports)),
+        *(_router(plan, number, next(metrics)) for number in range(len(plan.mesh_ports))),
+        *(_worker(plan, number, device, next(metrics)) for number, device in enumerate(plan.devices)),
+        _tokenizer(plan, next(metrics)),
+        _cache(plan, next(metrics)),
         _valkey(plan),
     ]
 
 
-def _router(plan: MeshPlan, number: int, metrics_port: int) -> ChildSpec:
+def _router(plan: MeshPlan, number: int, metrics: str) -> ChildSpec:
     state, meshes = plan.state, [f"{LOOPBACK}:{port}" for port in plan.mesh_ports]
     several = len(meshes) > 1
     settings = {
@@ -82,11 +84,11 @@ def _router(plan: MeshPlan, number: int, metrics_port: int) -> ChildSpec:
         "tenants_file": state.tenants,
     }
     name = f"router-{number}" if several else "router"
-    spec = _service(plan, name, "router", settings, plan.public, metrics_port, stage=ROUTER)
+    spec = _service(plan, name, "router", settings, plan.public, metrics, stage=ROUTER)
     return replace(spec, ready=grpc_serving(meshes[number]))
 
 
-def _worker(plan: MeshPlan, number: int, device: Device, metrics_port: int) -> ChildSpec:
+def _worker(plan: MeshPlan, number: int, device: Device, metrics: str) -> ChildSpec:
     name = f"worker-{number}"
     settings: dict[str, object] = {
         "listen": plan.socket(name),
@@ -97,21 +99,21 @@ def _worker(plan: MeshPlan, number: int, device: Device, metrics_port: int) -> C
     }
     if device.threads is not None:
         settings["threads"] = device.threads
-    spec = _service(plan, name, "worker", settings, plan.socket(name), metrics_port, stage=WORKER)
+    spec = _service(plan, name, "worker", settings, plan.socket(name), metrics, stage=WORKER)
     visible = {VISIBLE: device.visible} if device.visible is not None else {}
     return replace(spec, device=device.label, environment={**spec.environment, **visible})
 
 
-def _tokenizer(plan: MeshPlan, metrics_port: int) -> ChildSpec:
+def _tokenizer(plan: MeshPlan, metrics: str) -> ChildSpec:
     address = plan.socket("tokenizer")
     settings = {"listen": address, "model": plan.model}
-    return _service(plan, "tokenizer", "tokenizer", settings, address, metrics_port, stage=REST)
+    return _service(plan, "tokenizer", "tokenizer", settings, address, metrics, stage=REST)
 
 
-def _cache(plan: MeshPlan, metrics_port: int) -> ChildSpec:
+def _cache(plan: MeshPlan, metrics: str) -> ChildSpec:
     address = plan.socket("cache")
     settings = {"listen": address, "valkey_url": f"unix://{_valkey_socket(plan)}"}
-    return _service(plan, "cache", "cache", settings, address, metrics_port, stage=REST)
+    return _service(plan, "cache", "cache", settings, address, metrics, stage=REST)
 
 
 def _valkey(plan: MeshPlan) -> ChildSpec:
@@ -124,7 +126,7 @@ def _valkey(plan: MeshPlan) -> ChildSpec:
     return ChildSpec(
         name="valkey",
         command=tuple(command),
-        environment={"PATH": os.environ.get("PATH", "")},
+        environment={"PATH": plan.environment.get("PATH", "")},
         ready=valkey_ponging(socket),
         stage=STORE,
         stop_timeout_s=STOP_MARGIN_S,
@@ -142,25 +144,26 @@ def _service(
     service: str,
     settings: Mapping[str, object],
     address: str,
-    metrics_port: int,
+    metrics: str,
     *,
     stage: int,
 ) -> ChildSpec:
+    drain_s = asked.drain_s(plan.environment, service)
     common = {
-        "metrics_listen": f"{LOOPBACK}:{metrics_port}",
+        "metrics_listen": metrics,
         "mesh_secret_file": plan.state.mesh_secret,
-        "drain_timeout_s": plan.drain_s,
+        "drain_timeout_s": drain_s,
     }
     prefix = f"HEADRACE_{service.upper()}_"
     ours = {f"{prefix}{key.upper()}": str(value) for key, value in {**common, **settings}.items()}
-    inherited = {key: value for key, value in os.environ.items() if key != "HEADRACE_API_KEY"}
+    inherited = {key: value for key, value in plan.environment.items() if key != "HEADRACE_API_KEY"}
     return ChildSpec(
         name=name,
         command=(sys.executable, "-m", f"services.{service}"),
         environment={**inherited, **ours},
         ready=grpc_serving(address),
         stage=stage,
-        stop_timeout_s=plan.drain_s + STOP_MARGIN_S,
+        stop_timeout_s=drain_s + STOP_MARGIN_S,
         address=address,
-        metrics_url=f"http://{LOOPBACK}:{metrics_port}/metrics",
+        metrics_url=f"http://{metrics}/metrics",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.cli.errors import CliError
+from services.cli.errors import CliError, UsageError
 from services.cli.state import Running, StateDir, locate, read_running, write_running
+from services.cli.up.asked import check_public_ports, drain_s, metrics_addresses
 from services.cli.up.child import describe
 from services.cli.up.devices import Device, choose
 from services.cli.up.last_words import last_words, reason
@@ -50,9 +52,9 @@ def test_exit_codes_are_told_in_words(code: int, words: str) -> None:
 @given(st.integers(1, 20), st.integers(1, 64))
 def test_cpu_workers_share_the_cores(workers: int, cores: int) -> None:
     devices = choose([], workers, cores, {})
-    assert len(devices) == min(workers, cores)
+    assert len(devices) == workers
     assert {device.kind for device in devices} == {"cpu"}
-    assert sum(device.threads or 0 for device in devices) <= cores
+    assert sum(device.threads or 0 for device in devices) <= max(workers, cores)
     assert all((device.threads or 0) >= 1 for device in devices)
 
 
@@ -60,7 +62,12 @@ def test_one_core_is_left_to_the_mesh_and_a_user_may_say_otherwise() -> None:
     threads = [[each.threads for each in choose([], None, cores, {})] for cores in (1, 2, 4, 16)]
     assert threads == [[1], [1], [3], [15]]
     assert choose([], None, 16, {"HEADRACE_WORKER_THREADS": "16"})[0].threads == 16
-    assert choose([], None, 16, {"HEADRACE_WORKER_THREADS": "many"})[0].threads == 15
+
+
+@pytest.mark.parametrize("threads", ["many", "0", "-1", "1.5"])
+def test_threads_that_cannot_be_are_refused_by_their_name(threads: str) -> None:
+    with pytest.raises(UsageError, match=f"^HEADRACE_WORKER_THREADS = '{threads}': allowed are"):
+        choose([], None, 16, {"HEADRACE_WORKER_THREADS": threads})
 
 
 def test_each_gpu_gets_a_worker_that_claims_it_itself() -> None:
@@ -73,6 +80,8 @@ def test_visible_devices_of_the_environment_are_respected() -> None:
     devices = choose(["A", "B", "C"], None, 8, {"CUDA_VISIBLE_DEVICES": "2,GPU-1"})
     assert [device.visible for device in devices] == ["2", "GPU-1"]
     assert choose(["A"], None, 8, {"CUDA_VISIBLE_DEVICES": ""})[0].kind == "cpu"
+    with pytest.raises(UsageError, match=r"^--workers 3: CUDA_VISIBLE_DEVICES=2,GPU-1 names 2"):
+        choose(["A", "B", "C"], 3, 8, {"CUDA_VISIBLE_DEVICES": "2,GPU-1"})
 
 
 def test_a_device_that_is_asked_for_is_used_or_refused() -> None:
@@ -139,7 +148,7 @@ def planned(path: Path, devices: tuple[Device, ...], mesh_ports: tuple[int, ...]
         state=StateDir(path),
         sockets=path,
         devices=devices,
-        drain_s=3,
+        environment=dict(os.environ),
     )
 
 
@@ -166,6 +175,38 @@ def test_every_child_gets_its_own_settings(tmp_path: Path, monkeypatch: pytest.M
     assert len(set(addresses)) == len(addresses)
     stages = {name: spec.stage for name, spec in specs.items()}
     assert stages["router"] < stages["worker-0"] == stages["worker-1"] < stages["cache"] < stages["valkey"]
+
+
+def test_what_a_user_set_is_not_overridden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADRACE_DRAIN_TIMEOUT_S", "40")
+    monkeypatch.setenv("HEADRACE_ROUTER_DRAIN_TIMEOUT_S", "3")
+    monkeypatch.setenv("HEADRACE_ROUTER_METRICS_LISTEN", "127.0.0.1:9100")
+    specs = {spec.name: spec for spec in children(planned(tmp_path, (Device("cpu", "CPU"),), (2, 3)))}
+    assert specs["router-0"].environment["HEADRACE_ROUTER_DRAIN_TIMEOUT_S"] == "3.0"
+    assert specs["worker-0"].environment["HEADRACE_WORKER_DRAIN_TIMEOUT_S"] == "40.0"
+    assert specs["worker-0"].stop_timeout_s > 40
+    assert specs["router-0"].metrics_url == "http://127.0.0.1:9100/metrics"
+    assert specs["router-1"].environment["HEADRACE_ROUTER_METRICS_LISTEN"] == "127.0.0.1:9101"
+
+
+def test_metrics_of_several_processes_count_up_from_what_was_set() -> None:
+    everything = {"HEADRACE_METRICS_LISTEN": "0.0.0.0:9100"}
+    assert metrics_addresses(everything, ["router", "worker"]) == ["0.0.0.0:9100", "0.0.0.0:9101"]
+    free = metrics_addresses({"HEADRACE_METRICS_LISTEN": "127.0.0.1:0"}, ["router", "worker"])
+    assert len(set(free)) == 2
+    assert not any(address.endswith(":0") for address in free)
+
+
+def test_settings_that_up_cannot_follow_are_refused() -> None:
+    for drain in ("soon", "-1", "inf", "nan"):
+        with pytest.raises(UsageError, match=f"^DRAIN_TIMEOUT_S of the router = '{drain}'"):
+            drain_s({"HEADRACE_DRAIN_TIMEOUT_S": drain}, "router")
+    with pytest.raises(UsageError, match=r"^METRICS_LISTEN of the cache = 'here'"):
+        metrics_addresses({"HEADRACE_CACHE_METRICS_LISTEN": "here"}, ["cache"])
+    counted = {"HEADRACE_ROUTER_PUBLIC_PORTS": "counted"}
+    check_public_ports(counted, 1)
+    with pytest.raises(UsageError, match=r"^HEADRACE_ROUTER_PUBLIC_PORTS = 'counted'"):
+        check_public_ports(counted, 2)
 
 
 def test_last_words_leave_out_what_is_routine() -> None:
