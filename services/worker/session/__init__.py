@@ -7,7 +7,7 @@
     steady.py     as long as they stay   outgoing.py    everything to say, merged into frames ≤ 64 KiB
     job.py        one request            state_news.py  of the engine; kv_news.py: of its KV cache
     intake.py     Submit → Request       prompts.py     long prompts, piece by piece
-    ends.py       how requests end       records.py     what may be claimed
+    ends.py       how requests end       records.py     what may be claimed; ended.py: for how long
     prefixes.py   reusable blocks        books.py       credits of all and of foreground work
     home.py       a session, to others   credits.py     what each session may submit, pure
     columns.py    new ids of many jobs   tampering.py   faults on purpose, for tests

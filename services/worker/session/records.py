@@ -1,23 +1,20 @@
 """Requests that a router may claim: those that run here, and for a while those that have ended. No I/O.
 
 A client's stream outlives its router, so what a client may lack is kept beyond what its router acknowledged:
-submission, output ids, and how it ended. What is kept after the end is bounded, the oldest goes first.
+submission, output ids, and how it ended. What is kept after the end is bounded (ended.py).
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import NamedTuple
 
 from headrace.v1 import session_pb2
 
+from services.worker.session.ended import Ended
 from services.worker.session.home import Home
 from services.worker.session.job import Job
 
 DEFAULT_HOLD_S = 5.0
-MOST_ENDED = 1024
-MOST_ENDED_IDS = 4 << 20
-"""About 16 MiB: prompts and outputs of all that has ended."""
 PIECE_IDS = 8192  # at most 5 bytes each: a piece keeps to 48 KiB
 PIECE_POSITIONS = 96  # of up to 20 candidates: about 26 KiB
 
@@ -39,12 +36,11 @@ class Record(NamedTuple):
 class Records:
     """Requests by the key under which they may be claimed; each key names the latest one."""
 
-    def __init__(self) -> None:
+    def __init__(self, ended: Ended | None = None) -> None:
         self.hold_s = DEFAULT_HOLD_S
         """How long what has ended is kept; routers say it."""
         self._by_key: dict[bytes, Record] = {}
-        self._ended: OrderedDict[bytes, float] = OrderedDict()  # until when, in that order
-        self._ended_ids = 0
+        self._ended = Ended() if ended is None else ended
 
     def __len__(self) -> int:
         return len(self._by_key)
@@ -67,25 +63,22 @@ class Records:
         record = self._by_key.get(job.claim_key)
         if record is None or record.job is not job or job.claim_key in self._ended:
             return
-        self._ended[job.claim_key] = now + self.hold_s
-        self._ended_ids += record.ids
-        while len(self._ended) > MOST_ENDED or self._ended_ids > MOST_ENDED_IDS:
-            self._forget(next(iter(self._ended)))
+        self._ended.add(job.claim_key, record.submit.tenant_tag, record.ids, now + self.hold_s)
+        while (key := self._ended.excess()) is not None:
+            self._forget(key)
 
     def expire(self, now: float) -> None:
         """Forgets what ended long enough ago."""
-        while self._ended and next(iter(self._ended.values())) <= now:
-            self._forget(next(iter(self._ended)))
+        while (key := self._ended.due(now)) is not None:
+            self._forget(key)
 
     def find(self, key: bytes) -> Record | None:
         """The request of a key; None when there is none, or none any more."""
         return self._by_key.get(key)
 
     def _forget(self, key: bytes) -> Record | None:
-        record = self._by_key.pop(key, None)
-        if self._ended.pop(key, None) is not None and record is not None:
-            self._ended_ids -= record.ids
-        return record
+        self._ended.discard(key)
+        return self._by_key.pop(key, None)
 
 
 def answer(

@@ -19,12 +19,12 @@ from services.worker.metrics import WorkerMetrics
 from services.worker.scheduler.events import TokenLogprobs
 from services.worker.scheduler.request import FinishReason, Merge
 from services.worker.session import answers as answers_module
-from services.worker.session import records as records_module
 from services.worker.session.answers import Answers, nothing_known
 from services.worker.session.desk import Desk
+from services.worker.session.ended import Ended
 from services.worker.session.home import Home
 from services.worker.session.job import Job
-from services.worker.session.records import Record, Records
+from services.worker.session.records import Record, Records, answer
 from services.worker.session.session import Session
 from tests.support.session_engine import RecordingEngine, finish
 
@@ -161,7 +161,7 @@ def test_times_of_a_claimed_request_are_as_of_now() -> None:
     bench = Bench()
     record = bench.desk.records.find(KEY)
     assert record is not None
-    [head, *_] = records_module.answer(record, pb.Claim(claim_key=KEY), record.at_s + 2, orphaned=True)
+    [head, *_] = answer(record, pb.Claim(claim_key=KEY), record.at_s + 2, orphaned=True)
     assert (head.submit.waited_ms, head.submit.remaining_ms, head.orphaned) == (2500, 58_000, True)
 
 
@@ -333,31 +333,45 @@ def test_a_request_without_a_key_is_not_kept() -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 9), st.integers(1, 60)), max_size=80))
 def test_what_is_kept_of_ended_requests_is_bounded(steps: list[tuple[bool, int, int]]) -> None:
-    kept, owner = Records(), cast(Home, SimpleNamespace(number=1))
+    ended = Ended(most=4, most_ids=100)
+    kept, owner = Records(ended), cast(Home, SimpleNamespace(number=1))
     jobs: dict[int, Job] = {}
-    old, records_module.MOST_ENDED, records_module.MOST_ENDED_IDS = (
-        (records_module.MOST_ENDED, records_module.MOST_ENDED_IDS),
-        4,
-        100,
-    )
-    try:
-        now = time.monotonic()
-        for ending, name, size in steps:
-            now += 0.3
-            made = submit(prompt_ids=range(size), prompt_tokens=size, claim_key=bytes([name]) * 32)
-            if ending and name in jobs:
-                kept.ended(jobs[name], now)
-            else:
-                jobs[name] = Job(len(jobs) + 1, made)
-                kept.add(Record(jobs[name], made, now, owner))
-            kept.expire(now)
-            assert len(kept._ended) <= 4
-            assert 0 <= kept._ended_ids <= 100
-            assert kept._ended.keys() <= kept._by_key.keys()
-        kept.expire(now + kept.hold_s)
-        assert (len(kept._ended), kept._ended_ids) == (0, 0)
-    finally:
-        records_module.MOST_ENDED, records_module.MOST_ENDED_IDS = old
+    now = time.monotonic()
+    for ending, name, size in steps:
+        now += 0.3
+        made = submit(
+            prompt_ids=range(size),
+            prompt_tokens=size,
+            claim_key=bytes([name]) * 32,
+            tenant_tag=bytes([name % 3]),
+        )
+        if ending and name in jobs:
+            kept.ended(jobs[name], now)
+        else:
+            jobs[name] = Job(len(jobs) + 1, made)
+            kept.add(Record(jobs[name], made, now, owner))
+        kept.expire(now)
+        assert len(ended) <= 4
+        assert 0 <= ended.ids <= 100
+        assert all(kept.find(bytes([each]) * 32) for each in range(10) if bytes([each]) * 32 in ended)
+    kept.expire(now + kept.hold_s)
+    assert (len(ended), ended.ids) == (0, 0)
+
+
+def test_who_ends_many_requests_pushes_out_no_other_tenants() -> None:
+    kept, owner, now = Records(Ended(most=8)), cast(Home, SimpleNamespace(number=1)), time.monotonic()
+
+    def end(tag: bytes, number: int) -> bytes:
+        made = submit(tenant_tag=tag, claim_key=tag + bytes([number]) * 16)
+        job = Job(number, made)
+        kept.add(Record(job, made, now, owner))
+        kept.ended(job, now)
+        return bytes(made.claim_key)
+
+    quiet = end(b"q" * 16, 1)
+    busy = [end(b"b" * 16, number) for number in range(2, 60)]
+    assert kept.find(quiet)
+    assert [bool(kept.find(each)) for each in busy] == [False] * 51 + [True] * 7
 
 
 def test_what_is_adopted_waits_for_as_many_tokens_as_its_new_client_does() -> None:
