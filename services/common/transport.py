@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,15 +91,29 @@ def server(*, reuse_port: bool = False, max_connection_age_s: float | None = Non
     return grpc.aio.server(options=options)
 
 
-def listen(server: grpc.aio.Server, address: str, tls: Tls, insecure: bool) -> int:
-    """Opens a listener and returns its port. Raises BindError."""
+def listen(server: grpc.aio.Server, address: str, tls: Tls, insecure: bool, *, setting: str) -> int:
+    """Opens a listener and returns its port. Raises BindError, which names the variable that sets it."""
     check_listener(address, tls, insecure)
     try:
         if tls.enabled:
             return server.add_secure_port(address, _server_credentials(tls))
         return server.add_insecure_port(address)
     except (RuntimeError, OSError) as error:
-        raise BindError(f"cannot listen on {address}: {error}") from None
+        reason = _reason(address, error)
+        raise BindError(f"cannot listen on {address}: {reason}; {setting} sets another") from None
+
+
+def _reason(address: str, error: Exception) -> str:
+    """What the system says against a listener there: gRPC only says that there is none."""
+    host, _, port = address.removeprefix("dns:///").rpartition(":")
+    try:
+        family, kind, _, _, where = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(where)
+    except OSError as reason:
+        return reason.strerror or str(reason)
+    return str(error).partition(";")[0]
 
 
 def channel(address: str, tls: Tls, *, retry_services: tuple[str, ...] = ()) -> grpc.aio.Channel:

@@ -1,8 +1,8 @@
 """Several router processes behind one public port: each has a core, a loop and a session port of its own.
 
     clients ──▶ public port (SO_REUSEPORT: each connection goes to one of them)
-                 ├─ process 0   session port p       metrics port m
-                 ├─ process 1   session port p + 1   metrics port m + 1      each names all others in Welcome,
+                 ├─ process 0   session port p        metrics port m
+                 ├─ process 1   session port p + 10   metrics port m + 1     each names all others in Welcome,
                  └─ …                                                        so that workers attach to all
 
 This process only keeps them: it starts again what dies while the others serve, and passes signals on. The
@@ -32,6 +32,8 @@ from services.common.scope import KEY_BYTES
 from services.common.settings import USAGE_ERROR, SettingsError, fail, variable
 from services.router.settings import RouterSettings
 
+MESH_STEP = 10
+"""From one session port to the next: those between are by default the tokenizer's and the cache's."""
 KILL_MARGIN_S = 5.0
 """What a process may take to end beyond its drain and its stop."""
 log = logs.get(__name__)
@@ -52,8 +54,8 @@ def plan(settings: RouterSettings) -> list[RouterSettings]:
     """The settings of each process: ports count up from those that were set. Raises SettingsError."""
     count, shared_port = settings.processes, settings.public_ports == "shared"
     public = [settings.listen] * count if shared_port else _ports(settings, "listen", count)
-    mesh = _ports(settings, "mesh_listen", count)
-    advertised = _ports(settings, "advertise", count) if settings.advertise else mesh
+    mesh = _ports(settings, "mesh_listen", count, MESH_STEP)
+    advertised = _ports(settings, "advertise", count, MESH_STEP) if settings.advertise else mesh
     metrics = _ports(settings, "metrics_listen", count) if settings.metrics_listen else [None] * count
     siblings = (*advertised, *(each for each in settings.siblings if each not in advertised))
     return [
@@ -73,16 +75,20 @@ def plan(settings: RouterSettings) -> list[RouterSettings]:
     ]
 
 
-def _ports(settings: RouterSettings, name: str, count: int) -> list[str]:
-    """`count` addresses from the one that is set; port 0: any that are free now."""
+def _ports(settings: RouterSettings, name: str, count: int, step: int = 1) -> list[str]:
+    """`count` addresses from the one that is set, `step` ports apart; port 0: any that are free now."""
     address: str = getattr(settings, name)
     host, _, port = address.rpartition(":")
     if not port.isdigit():
         raise SettingsError(f"{variable(settings, name)} = {address!r}: several processes need host:port")
     first = int(port)
-    if first + count - 1 > 65535:
-        raise SettingsError(f"{variable(settings, name)} = {address!r}: {count} ports from it do not exist")
-    found = _free_ports(count) if first == 0 else range(first, first + count)
+    counted = range(first, first + count * step, step)
+    if counted[-1] > 65535:
+        raise SettingsError(
+            f"{variable(settings, name)} = {address!r}: {counted[-1]}, the last of {count} ports from it, "
+            "does not exist"
+        )
+    found = counted if first else _free_ports(count)
     return [f"{host}:{each}" for each in found]
 
 
@@ -121,7 +127,8 @@ def reserved(address: str) -> Iterator[str]:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         holder.bind(where)
     except OSError as error:
-        raise SettingsError(f"cannot listen on {address}: {error.strerror}") from None
+        setting = variable(RouterSettings, "listen")
+        raise SettingsError(f"cannot listen on {address}: {error.strerror}; {setting} sets another") from None
     with holder:
         yield f"{address.rpartition(':')[0]}:{holder.getsockname()[1]}"
 

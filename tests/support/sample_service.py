@@ -40,7 +40,11 @@ class SampleService:
             await asyncio.Event().wait()
         self.health.add_to(self._server)
         port = transport.listen(
-            self._server, self._settings.listen, self._settings.mesh_tls, self._settings.insecure
+            self._server,
+            self._settings.listen,
+            self._settings.mesh_tls,
+            self._settings.insecure,
+            setting="HEADRACE_SAMPLE_LISTEN",
         )
         await self._server.start()
         print(f"port {port}", flush=True)

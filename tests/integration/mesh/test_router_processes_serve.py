@@ -16,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from headrace.client import Headrace, build_request
 from headrace.v1 import admin_pb2, admin_pb2_grpc, types_pb2
 
+from services.router.processes import MESH_STEP
 from tests.support.mesh import Mesh
 from tests.support.waiting import eventually, eventually_async
 
@@ -46,8 +47,12 @@ def alive(pid: int) -> bool:
     return True
 
 
+def session_address(mesh: Mesh, number: int) -> str:
+    return f"127.0.0.1:{mesh.port('mesh') + number * MESH_STEP}"
+
+
 async def workers_of(mesh: Mesh, number: int) -> int:
-    stub = admin_pb2_grpc.AdminServiceStub(mesh.channel(f"127.0.0.1:{mesh.port('mesh') + number}"))
+    stub = admin_pb2_grpc.AdminServiceStub(mesh.channel(session_address(mesh, number)))
     reply = await stub.ListWorkers(
         admin_pb2.ListWorkersRequest(),
         metadata=mesh.secret.metadata("admin"),
@@ -113,7 +118,7 @@ async def test_streams_of_a_process_that_dies_go_on_at_the_other_and_it_is_start
 
 async def test_each_process_says_how_it_is(mesh: Mesh) -> None:
     for number in range(PROCESSES):
-        stub: Any = health_pb2_grpc.HealthStub(mesh.channel(f"127.0.0.1:{mesh.port('mesh') + number}"))
+        stub: Any = health_pb2_grpc.HealthStub(mesh.channel(session_address(mesh, number)))
         reply = await stub.Check(health_pb2.HealthCheckRequest())
         assert reply.status == health_pb2.HealthCheckResponse.SERVING
 
