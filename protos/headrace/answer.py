@@ -28,7 +28,7 @@ Event: TypeAlias = router_pb2.Delta | router_pb2.Finished
 Call: TypeAlias = "grpc.aio.UnaryStreamCall[router_pb2.GenerateRequest, router_pb2.GenerateResponse]"
 Start: TypeAlias = Callable[[Line, router_pb2.GenerateRequest, float | None], Call]
 OnWait: TypeAlias = Callable[[errors.HeadraceError, float], None]
-"""Told why the client asks again, and after how many seconds."""
+"""Told why the client asks again, and after how many seconds; what it raises ends the call."""
 
 
 class Answer:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from services.cli import options, output
-from services.cli.errors import UsageError, one_line
+from services.cli.errors import CliError, one_line
 from services.cli.generate import begin, print_text
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def _answer(
         runner.run(_stream(mesh, turns, asked, said))
     except KeyboardInterrupt:
         output.note(" (stopped)", dim=True)
-    except (HeadraceError, UsageError) as error:
+    except (HeadraceError, CliError) as error:
         output.note(f"headrace: {one_line(error)}")
     return "".join(said)
 

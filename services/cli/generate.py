@@ -15,6 +15,7 @@ import typer
 
 from services.cli import options, output
 from services.cli.errors import UsageError
+from services.cli.patience import NO_WORKER_S
 
 if TYPE_CHECKING:
     from headrace.client import Answer, Finished, Headrace
@@ -78,7 +79,10 @@ def generate(
     tls_authority: options.Authority = None,
     timeout: options.TimeoutS = None,
 ) -> None:
-    """Ask for one answer; it streams to standard output as it is made."""
+    """Ask for one answer; it streams to standard output as it is made.
+
+    Refusals that pass are waited for until --timeout; without it, a worker that is missing for a minute.
+    """
     text = sys.stdin.read() if prompt == "-" else prompt
     asked: dict[str, Any] = {
         **as_prompt(text, system, chat),
@@ -100,8 +104,10 @@ def generate(
         "timeout_s": timeout,
     }
 
+    no_worker_s = NO_WORKER_S if timeout is None else None
+
     async def ask() -> None:
-        async with options.connect(address, api_key, tls, tls_authority) as mesh:
+        async with options.connect(address, api_key, tls, tls_authority, no_worker_s) as mesh:
             answer = begin(mesh, asked)
             await (print_json(answer) if as_json else print_text(answer, []))
 

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.cli import output
+from services.cli.patience import NO_WORKER_S, Patience
 
 if TYPE_CHECKING:
-    from headrace.client import Headrace, HeadraceError, Tls
+    from headrace.client import Headrace, Tls
 
-NOTICEABLE_S = 0.5
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
 Address = Annotated[
@@ -58,14 +57,15 @@ def checked(address: str) -> str:
     return address
 
 
-def connect(address: str, api_key: str | None, use_tls: bool, authority: Path | None) -> Headrace:
-    """A client of the mesh that says when it waits."""
+def connect(
+    address: str,
+    api_key: str | None,
+    use_tls: bool,
+    authority: Path | None,
+    no_worker_s: float | None = NO_WORKER_S,
+) -> Headrace:
+    """A client of the mesh that says when it waits, and gives up where no worker comes in that time."""
     from headrace.client import Headrace
 
-    return Headrace(checked(address), api_key=api_key, tls=tls(use_tls, authority), on_wait=say_wait)
-
-
-def say_wait(error: HeadraceError, pause_s: float) -> None:
-    """Says why nothing comes, where that will be so for long enough to be noticed."""
-    if pause_s >= NOTICEABLE_S:
-        output.note(f"waiting {pause_s:.1f} s to ask again: {error}", dim=True)
+    patience = Patience(no_worker_s)
+    return Headrace(checked(address), api_key=api_key, tls=tls(use_tls, authority), on_wait=patience)

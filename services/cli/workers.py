@@ -29,8 +29,8 @@ def workers(
     found = admin.ask(admin_address, mesh_secret_file, state_dir, mesh_tls, question).workers
     if as_json:
         return output.json_line([MessageToDict(each, preserving_proto_field_name=True) for each in found])
-    columns = ("Worker", "State", "Model", "Engine", "Device", "Requests", "KV free", "Last frame")
-    output.table(columns, map(_row, found), spare=("Last frame", "Engine", "Device"))
+    columns = ("Worker", "State", "Model", "Engine", "Device", "Requests", "KV free", "Last frame", "Labels")
+    output.table(columns, map(_row, found), spare=("Last frame", "Engine", "Device", "Labels"))
 
 
 def _row(worker: WorkerStatus) -> tuple[object, ...]:
@@ -39,4 +39,5 @@ def _row(worker: WorkerStatus) -> tuple[object, ...]:
     state = WorkerState.Name(worker.state).removeprefix("WORKER_STATE_").lower()
     age_s = worker.last_frame_age.ToTimedelta().total_seconds()
     what = (worker.worker_id, state, worker.model, worker.engine, worker.device)
-    return (*what, worker.requests, worker.load.kv_blocks_free, f"{age_s:.1f} s")
+    labels = ", ".join(f"{key}={value}" for key, value in sorted(worker.labels.items()))
+    return (*what, worker.requests, worker.load.kv_blocks_free, f"{age_s:.1f} s", labels)

@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from headrace.client import Headrace
 from headrace.v1 import types_pb2
 
+from services.cli.errors import CliError
+from services.cli.patience import Patience
 from services.common import errors
 from tests.support.commands import headrace, start
 from tests.support.scripted_router import Events, ScriptedRouter, delta, serving, words
@@ -49,6 +53,18 @@ async def test_generate_says_on_standard_error_that_it_waits_how_long_and_why() 
         found = await headrace("generate", "Why?", "--address", address)
     assert (found.code, found.out) == (0, "Now.\n")
     assert found.err == "waiting 0.6 s to ask again: 100 tokens a minute are used up\n"
+
+
+async def test_a_worker_that_is_missing_for_too_long_ends_the_call() -> None:
+    async def refuse(request: Any, context: Any) -> Events:
+        raise errors.Unavailable("no worker is there", reason="NO_WORKER", retry_s=0.01)
+        yield
+
+    router = ScriptedRouter(refuse)
+    async with serving(router) as address, Headrace(address, timeout_s=60, on_wait=Patience(0.1)) as mesh:
+        with pytest.raises(CliError, match=r"^UNAVAILABLE.*: no worker is there"):
+            await mesh.generate("Why?").finished()
+        assert len(router.requests) > 1
 
 
 async def test_generate_reads_a_plain_prompt_from_standard_input_and_prints_json() -> None:
