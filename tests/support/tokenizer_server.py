@@ -58,7 +58,7 @@ class TokenizerServer:
         """Opens the listener."""
         registrar = Registrar(self._server, RpcMetrics(CollectorRegistry()), self._mesh)
         registrar.add(SERVICE, self, members_only="tokenizer")
-        port = listen(self._server, "127.0.0.1:0", Tls(), False)
+        port = listen(self._server, "127.0.0.1:0", Tls(), False, setting="none")
         await self._server.start()
         self.address = f"127.0.0.1:{port}"
         return self

@@ -41,6 +41,8 @@ from services.router.sessions.found import Found
 from services.router.settings import RouterSettings
 
 NO_SLOT = 0
+AGAIN = "again"
+"""How a stream is taken up: computed on, from its prompt and all output."""
 MOST_MS = 10**12
 """30 years: absurd times of a worker are cut."""
 
@@ -134,7 +136,10 @@ class Resumption:
         visit.charged_tokens = 0 if found.orphaned else len(flight.ids)
         visit.shares.started()
         adoptable = found.running and output.whole
-        self._metrics.taken_up.labels(_how(flight, adoptable)).inc()
+        how = _how(flight, adoptable)
+        if how == AGAIN and not found.orphaned:  # its client let it end, and wants it computed once more
+            visit.shares.charge(len(found.prompt))
+        self._metrics.taken_up.labels(how).inc()
         self._dispatcher.take_up(flight, found if adoptable else None)
 
     async def _order(
@@ -199,7 +204,7 @@ def _go_on_as(visit: Visit, found: Found, state: session_pb2.RouterState) -> Non
 
 
 def _how(flight: Flight, adoptable: bool) -> str:
-    return "ended" if flight.over else "adopted" if adoptable else "again"
+    return "ended" if flight.over else "adopted" if adoptable else AGAIN
 
 
 def _class(number: int) -> LatencyClass:

@@ -10,6 +10,7 @@ import grpc
 import pytest
 from headrace.v1 import router_pb2, session_pb2, types_pb2
 
+from services.common.identity import create_key
 from tests.support.router_house import Answer, House, details, open_house, read
 from tests.support.scripted_worker import ScriptedWorker, end, update
 from tests.support.waiting import eventually
@@ -165,6 +166,33 @@ async def test_what_was_cancelled_is_computed_on_from_all_that_was_made(house: H
     worker.say(update(again, 9, ids[9:], end()))
     answer = await stream.rest(call)
     assert (answer.ids, answer.text) == (ids, ANSWER)
+
+
+@pytest.mark.parametrize(("orphaned", "computed"), [(False, 2), (True, 1)])
+async def test_a_prompt_that_is_computed_again_for_who_left_counts_again(
+    tmp_path: Path, orphaned: bool, computed: int
+) -> None:
+    keys, tenants, prompt = tmp_path / "keys.toml", tmp_path / "tenants.toml", range(100, 500)
+    key: dict[str, Any] = {"metadata": (("authorization", f"Bearer {create_key(keys, 'acme')}"),)}
+    tenants.write_text("[tenants.acme]\ntokens_per_minute = 800\n")
+    async with open_house(tmp_path, keys_file=keys, tenants_file=tenants) as house:
+        worker = await house.worker().connect()
+        asked = Request(token_ids=types_pb2.TokenIds(ids=prompt), request_id="cut", max_tokens=8)
+        left = house.stub.Generate(asked, **key)
+        submit = await worker.submitted()
+        left.cancel()
+        cancel = await worker.cancelled()
+        worker.say(update(session_pb2.Submit(slot=cancel.slot, attempt=cancel.attempt), 0, (), CANCELLED))
+        call = house.stub.Generate(Request(resume={"request_id": "cut"}), **key)
+        await tell(worker, submit, (), CANCELLED, orphaned=orphaned)
+        worker.say(update(await worker.submitted(2), 0, [7], end()))
+        assert (await read(call)).error is None
+        more = house.stub.Generate(Request(text=PROMPT), **key)
+        if computed == 1:
+            worker.say(update(await worker.submitted(3), 0, [7], end()))
+        answer = await read(more)
+        code = answer.error.code() if answer.error is not None else grpc.StatusCode.OK
+        assert code is (grpc.StatusCode.OK if computed == 1 else grpc.StatusCode.RESOURCE_EXHAUSTED)
 
 
 async def test_what_has_ended_is_delivered(house: House, ids: list[int]) -> None:
