@@ -30,6 +30,7 @@ from typing import Any, Self, TypeVar
 import grpc
 
 from headrace import errors
+from headrace.addresses import addresses_in
 from headrace.answer import (
     Answer,
     Call,
@@ -77,12 +78,15 @@ class Headrace:
     """A connection to a mesh. Use it in one event loop; close it, or use `async with`.
 
     Args:
-        address: `host:port`, `unix:path`, or any gRPC target such as `dns:///router:50051`; several of them,
-            with commas between, are taken in turn.
+        address: `host:port` or `unix:path`; several of them, with commas between, are taken in turn.
         api_key: `hr_…`; None where the mesh needs none.
         tls: None for plain text; off loopback a key should not travel without TLS.
         timeout_s: seconds that a call may take where it does not say itself; None: no limit.
         on_wait: called before the client asks again by itself, with the error and the seconds until then.
+
+    Raises:
+        ValueError: an address that is none.
+        OSError: a file of `tls` that cannot be read.
     """
 
     def __init__(
@@ -240,11 +244,6 @@ async def _outcome(call: Awaitable[Reply]) -> Reply:
         raise errors.Cancelled("the mesh cancelled the call", code=grpc.StatusCode.CANCELLED) from None
     finally:
         cancel()
-
-
-def addresses_in(text: str) -> list[str]:
-    """The addresses of a list with commas; at least one."""
-    return [each.strip() for each in text.split(",") if each.strip()] or [text]
 
 
 def channel(address: str, tls: Tls | None) -> grpc.aio.Channel:

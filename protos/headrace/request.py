@@ -6,7 +6,8 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from google.protobuf import duration_pb2
@@ -15,6 +16,7 @@ from headrace.v1 import router_pb2, types_pb2
 
 Message: TypeAlias = Mapping[str, str] | tuple[str, str]
 """A turn of a chat: {"role": …, "content": …} or (role, content)."""
+_TURN = ("role", "content")
 Value = TypeVar("Value")
 LatencyClass = Literal["interactive", "standard", "batch"]
 CacheScope = Literal["tenant", "user", "none"]
@@ -67,6 +69,9 @@ class Options:
     deterministic: bool | None = None
 
 
+_NAMES = sorted({each.name for each in fields(Options)} | _SAMPLING)
+
+
 def build_request(
     prompt: str | None = None,
     messages: Sequence[Message] | None = None,
@@ -80,6 +85,7 @@ def build_request(
         ValueError: a value that no message holds; it names the option.
     """
     sampling = {name: options.pop(name) for name in list(options) if name in _SAMPLING}
+    _check_names(options)
     chosen = Options(**options)
     request = router_pb2.GenerateRequest()
     _put(request, {name: getattr(chosen, name) for name in _PLAIN} | {"stop": list(chosen.stop)})
@@ -88,6 +94,15 @@ def build_request(
         _put(request.sampling, sampling)
     _put_limits(request, chosen)
     return request
+
+
+def _check_names(options: Iterable[str]) -> None:
+    """Raises TypeError for an option that does not exist, with those that are like it, or all."""
+    for name in options:
+        if name not in _NAMES:
+            nearest = get_close_matches(name, _NAMES)
+            hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"there are {', '.join(_NAMES)}"
+            raise TypeError(f"{name} is no option; {hint}")
 
 
 def _put(message: Any, values: Mapping[str, Any]) -> None:
@@ -115,19 +130,29 @@ def put_prompt(
     """Sets the one prompt that is given. TypeError: none or several. ValueError: as `build_request`."""
     if sum(each is not None for each in (prompt, messages, token_ids)) != 1:
         raise TypeError("give exactly one of prompt, messages and token_ids")
-    with _named("prompt" if prompt is not None else "messages" if messages is not None else "token_ids"):
+    if messages is not None:
+        turns = [_turn(f"messages[{index}]", each) for index, each in enumerate(messages)]
+        request.chat.CopyFrom(types_pb2.ChatMessages(messages=turns))
+        return
+    with _named("prompt" if prompt is not None else "token_ids"):
         if prompt is not None:
             request.text = prompt
-        elif messages is not None:
-            request.chat.CopyFrom(types_pb2.ChatMessages(messages=[_turn(each) for each in messages]))
         elif token_ids is not None:
             request.token_ids.CopyFrom(types_pb2.TokenIds(ids=list(token_ids)))
 
 
-def _turn(message: Message) -> types_pb2.ChatMessage:
-    if isinstance(message, tuple):
-        return types_pb2.ChatMessage(role=message[0], content=message[1])
-    return types_pb2.ChatMessage(**message)
+def _turn(path: str, message: Message) -> types_pb2.ChatMessage:
+    """A turn that has a role and a content and nothing else: what it lacks would be sent as nothing."""
+    turn = dict(zip(_TURN, message, strict=False)) if isinstance(message, tuple) else message
+    if not isinstance(turn, Mapping):
+        raise ValueError(f"{path}: {turn!r} is no message with role and content")
+    for name in _TURN:
+        if not isinstance(turn.get(name), str):
+            raise ValueError(f"{path}.{name}: text is needed, not {turn.get(name)!r}")
+    if strange := sorted(turn.keys() - set(_TURN)):
+        raise ValueError(f"{path}.{strange[0]}: a message has {' and '.join(_TURN)}")
+    with _named(path):
+        return types_pb2.ChatMessage(**turn)
 
 
 def _put_limits(request: router_pb2.GenerateRequest, options: Options) -> None:

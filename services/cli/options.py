@@ -48,12 +48,15 @@ def tls(use: bool, authority: Path | None) -> Tls | None:
 
 
 def checked(address: str) -> str:
-    """The address as it is. Raises UsageError where a port is missing: gRPC would take 443."""
+    """The address as it is. Raises UsageError for one that is none."""
+    from headrace.addresses import addresses_in
+
     from services.cli.errors import UsageError
 
-    for each in address.split(","):
-        if ":" not in each:
-            raise UsageError(f"--address {each.strip()!r}: write host:port")
+    try:
+        addresses_in(address)
+    except ValueError as error:
+        raise UsageError(f"--{error}") from None
     return address
 
 

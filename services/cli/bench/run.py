@@ -11,7 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from headrace.client import Tls, addresses_in, channel
+from headrace.addresses import addresses_in
+from headrace.client import Tls, channel
 from headrace.errors import from_rpc
 from headrace.v1 import router_pb2
 from headrace.v1.router_pb2_grpc import RouterServiceStub

@@ -335,7 +335,7 @@ def errors_of(name: str) -> type[Exception]:
         ("max_tokens", {"prompt": "x", "max_tokens": -1}),
         ("seed", {"prompt": "x", "seed": 2**64}),
         ("prompt", {"prompt": "half a pair: \ud800"}),
-        ("messages", {"messages": [("user", "\ud800")]}),
+        (r"messages\[0\]", {"messages": [("user", "\ud800")]}),
         ("token_ids", {"token_ids": [-1]}),
     ],
 )
