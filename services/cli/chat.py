@@ -5,18 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from services.cli import options, output
-from services.cli.errors import CliError, one_line
+from services.cli.errors import FAILURE, CliError, one_line
 from services.cli.generate import begin, print_text
 
 if TYPE_CHECKING:
     from headrace.client import Headrace
 
 HELP = "/quit leaves, /reset forgets what was said, Ctrl-C stops an answer"
+
+
+class _Said(NamedTuple):
+    """What came of an answer until Ctrl-C or an error, be it nothing."""
+
+    text: str
+    error: Exception | None = None
 
 
 def chat(
@@ -28,16 +35,20 @@ def chat(
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
     tls: options.UseTls = False,
     tls_authority: options.Authority = None,
-) -> None:
-    """Talk with a model; what was said is kept until /reset or /quit."""
+) -> int:
+    """Talk with a model; what was said is kept until /reset or /quit.
+
+    Questions from a pipe or a file that had no answer make it end with 1.
+    """
     asked = {"model": model, "max_tokens": max_tokens, "temperature": temperature}
     _make_input_editable()
     with asyncio.Runner() as runner:
         mesh = runner.run(_connected(address, api_key, tls, tls_authority))
         try:
-            _talk(runner, mesh, system, asked)
+            all_answered = _talk(runner, mesh, system, asked)
         finally:
             runner.run(mesh.close())
+    return 0 if all_answered or sys.stdin.isatty() else FAILURE
 
 
 def _make_input_editable() -> None:
@@ -49,9 +60,10 @@ async def _connected(*connection: Any) -> Headrace:
     return options.connect(*connection)  # inside the loop that will use it
 
 
-def _talk(runner: asyncio.Runner, mesh: Headrace, system: str | None, asked: dict[str, Any]) -> None:
+def _talk(runner: asyncio.Runner, mesh: Headrace, system: str | None, asked: dict[str, Any]) -> bool:
+    """Answers line by line. Returns whether no answer failed."""
     first = [("system", system)] if system is not None else []
-    turns = list(first)
+    turns, failures = list(first), 0
     if sys.stdin.isatty():
         output.note(HELP, dim=True)
     while (line := _read()) not in (None, "/quit", "/exit"):
@@ -59,8 +71,14 @@ def _talk(runner: asyncio.Runner, mesh: Headrace, system: str | None, asked: dic
             turns = list(first)
         elif line.startswith("/"):
             output.note(HELP)
-        elif line and (said := _answer(runner, mesh, [*turns, ("user", line)], asked)):
-            turns += [("user", line), ("assistant", said)]
+        elif line:
+            said, error = _answer(runner, mesh, [*turns, ("user", line)], asked)
+            if said:
+                turns += [("user", line), ("assistant", said)]
+            if error is not None:
+                output.note(f"headrace: {one_line(error)}")
+                failures += 1
+    return not failures
 
 
 def _read() -> str | None:
@@ -76,8 +94,8 @@ def _read() -> str | None:
 
 def _answer(
     runner: asyncio.Runner, mesh: Headrace, turns: list[tuple[str, str]], asked: dict[str, Any]
-) -> str:
-    """Streams one answer; what came of it until Ctrl-C or an error is the answer, be it nothing."""
+) -> _Said:
+    """Streams one answer."""
     from headrace.client import HeadraceError
 
     said: list[str] = []
@@ -86,8 +104,8 @@ def _answer(
     except KeyboardInterrupt:
         output.note(" (stopped)", dim=True)
     except (HeadraceError, CliError) as error:
-        output.note(f"headrace: {one_line(error)}")
-    return "".join(said)
+        return _Said("".join(said), error)
+    return _Said("".join(said))
 
 
 async def _stream(

@@ -35,6 +35,12 @@ def one_line(error: Exception) -> str | None:
     return None
 
 
+def no_chat_template(error: Exception) -> bool:
+    """Whether the model continues texts but knows no turns."""
+    wrong = getattr(error, "violations", ())
+    return any(each.field == "chat" and "has no chat template" in each.description for each in wrong)
+
+
 def _unreachable(why: str) -> str:
     """That a connection was not to be had, and what may help."""
     why = why.removeprefix("UNKNOWN: ").removeprefix("UNAVAILABLE: ")
@@ -71,5 +77,7 @@ def _with_reason(error: Exception) -> str:
         return f"{code}: no answer within the time of --timeout"
     if code == "NOT_FOUND" and text.startswith("the model "):
         return f"{code}: {text}; `headrace models` lists those that are"
+    if no_chat_template(error):
+        return f"{code}: {text}; `headrace generate --no-chat` continues a text as it is"
     retry_s = getattr(error, "retry_s", None)
     return f"{code}: {text}" + (f" (try again in {retry_s:g} s)" if retry_s else "")

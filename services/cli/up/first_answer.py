@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from services.cli.errors import one_line
+from services.cli.errors import no_chat_template, one_line
 from services.cli.up.mesh import MeshPlan
 from services.cli.up.screen import Screen
 
@@ -31,7 +31,7 @@ async def ask(plan: MeshPlan, prompt: str, began_s: float, screen: Screen) -> bo
     screen.say(f"\n> {prompt}")
     async with Headrace(plan.public, api_key=api_key) as mesh:
         try:
-            await _stream(mesh, prompt, began_s, screen)
+            await _ask(mesh, prompt, began_s, screen)
         except HeadraceError as error:
             screen.say(f"The first prompt failed: {one_line(error)}")
             return False
@@ -44,10 +44,22 @@ def _keys_needed(plan: MeshPlan) -> bool:
     return bool(load(plan.state.keys, None).keys)
 
 
-async def _stream(mesh: Headrace, prompt: str, began_s: float, screen: Screen) -> None:
+async def _ask(mesh: Headrace, prompt: str, began_s: float, screen: Screen) -> None:
+    """As a turn of a chat; a model without a template for these continues the prompt."""
+    from headrace.client import HeadraceError
+
+    try:
+        await _stream(mesh, {"messages": [("user", prompt)]}, began_s, screen)
+    except HeadraceError as error:
+        if not no_chat_template(error):
+            raise
+        await _stream(mesh, {"prompt": prompt}, began_s, screen)
+
+
+async def _stream(mesh: Headrace, asked: dict[str, Any], began_s: float, screen: Screen) -> None:
     asked_s = time.monotonic()
     first_s: float | None = None
-    async with mesh.generate(messages=[("user", prompt)], max_tokens=MAX_TOKENS, temperature=0) as answer:
+    async with mesh.generate(**asked, max_tokens=MAX_TOKENS, temperature=0) as answer:
         async for event in answer:
             first_s = first_s or (time.monotonic() if event.text else None)
             screen.write(event.text)

@@ -129,10 +129,16 @@ async def test_a_question_of_a_chat_that_failed_is_not_kept() -> None:
     router = ScriptedRouter(refuse, say("Now."))
     async with serving(router) as address:
         found = await headrace("chat", "--address", address, stdin="first\nsecond\n")
-    assert (found.code, found.out) == (0, "Now.\n")
+    assert (found.code, found.out) == (1, "Now.\n")
     told = "the model 'x' is not served; `headrace models` lists those that are"
     assert found.err == f"headrace: NOT_FOUND: {told}\n"
     assert [turn.content for turn in router.requests[-1].chat.messages] == ["second"]
+
+
+async def test_a_chat_from_a_pipe_that_nobody_answers_ends_with_1() -> None:
+    found = await headrace("chat", "--address", "127.0.0.1:1", stdin="hi\n")
+    assert (found.code, found.out) == (1, "")
+    assert found.err.startswith("headrace: nobody answers there: ")
 
 
 async def test_ctrl_c_stops_the_running_answer_of_a_chat_only() -> None:

@@ -48,6 +48,19 @@ async def test_once_answers_and_leaves_nothing_behind(up_model: Path, tmp_path: 
     assert not os.path.exists(sockets.pop())  # noqa: ASYNC240
 
 
+async def test_the_first_prompt_of_a_model_without_a_chat_template_is_continued(
+    up_model: Path, tmp_path: Path
+) -> None:
+    bare = tmp_path / "bare"
+    await asyncio.to_thread(bare.mkdir)
+    for name in ("config.json", "tokenizer.json"):
+        await asyncio.to_thread(shutil.copy, up_model / name, bare)
+    simulated = {"HEADRACE_WORKER_ENGINE": "simulated"}
+    async with running(bare, tmp_path / "state", "--once", env=simulated) as mesh:
+        assert await mesh.ended() == 0, mesh.lines
+    assert mesh.out.strip()
+
+
 async def test_once_without_an_answer_ends_with_1(up_model: Path, tmp_path: Path) -> None:
     async with running(up_model, tmp_path, "--once", "--prompt", "Why? " * 20_000) as mesh:
         assert await mesh.ended() == 1

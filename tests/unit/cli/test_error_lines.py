@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import grpc
 import pytest
-from headrace.errors import DeadlineExceeded, NotFound, Unavailable
+from headrace.errors import DeadlineExceeded, InvalidRequest, NotFound, Unavailable, Violation
 
 from services.cli.errors import one_line
 
@@ -44,6 +44,15 @@ def test_a_model_that_is_not_served_says_where_those_are_that_are() -> None:
     error = NotFound("the model 'x' is not served", code=grpc.StatusCode.NOT_FOUND)
     assert one_line(error) == (
         "NOT_FOUND: the model 'x' is not served; `headrace models` lists those that are"
+    )
+
+
+def test_a_model_without_turns_is_told_with_what_it_can() -> None:
+    wrong = (Violation("chat", "the model 'x' has no chat template"),)
+    text = "chat: the model 'x' has no chat template"
+    error = InvalidRequest(text, code=grpc.StatusCode.INVALID_ARGUMENT, violations=wrong)
+    assert one_line(error) == (
+        f"INVALID_ARGUMENT: {text}; `headrace generate --no-chat` continues a text as it is"
     )
 
 
