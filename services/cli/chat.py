@@ -102,7 +102,7 @@ def _answer(
     try:
         runner.run(_stream(mesh, turns, asked, said))
     except KeyboardInterrupt:
-        output.note(" (stopped)", dim=True)
+        output.note("(stopped)", dim=True)
     except (HeadraceError, CliError) as error:
         return _Said("".join(said), error)
     return _Said("".join(said))

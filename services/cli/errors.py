@@ -5,6 +5,10 @@ from __future__ import annotations
 FAILURE = 1
 USAGE = 2
 INTERRUPTED = 130
+_BROKEN = ("Stream removed", "Connection reset", "Socket closed")
+"""How gRPC begins what it says of a connection that it had; of one that it never had it says more before."""
+_TOO_LATE = "Deadline Exceeded"
+"""gRPC's own words for it, alone or in others."""
 
 
 class CliError(Exception):
@@ -42,12 +46,15 @@ def no_chat_template(error: Exception) -> bool:
 
 
 def _unreachable(why: str) -> str:
-    """That a connection was not to be had, and what may help."""
-    why = why.removeprefix("UNKNOWN: ").removeprefix("UNAVAILABLE: ")
+    """That a connection was not to be had, or broke, and what may help."""
+    broke = why.startswith(_BROKEN)
+    why = why.rpartition("last error: ")[2].removeprefix("UNKNOWN: ").removeprefix("UNAVAILABLE: ")
     if "CERTIFICATE_VERIFY_FAILED" in why:
         return f"no TLS with whom is there: {why}; --tls-authority names whose certificates to trust"
     if "handshake failed" in why:
         return f"no TLS there: {why}; without --tls it is plain text"
+    if broke:
+        return f"the connection broke, and nobody could take the call up: {why}"
     if "Socket closed" in why:
         return f"nobody answers there: {why} (a mesh with TLS needs --tls or --tls-authority)"
     return f"nobody answers there: {why} (`headrace up` starts a mesh on this machine)"
@@ -67,15 +74,18 @@ def exit_code(error: Exception) -> int:
 
 
 def _with_reason(error: Exception) -> str:
-    code = getattr(getattr(error, "code", None), "name", "UNKNOWN")
+    status = getattr(getattr(error, "code", None), "name", "UNKNOWN")
+    reason = str(getattr(error, "reason", ""))
+    code = status if reason in ("", status) else f"{status} ({reason})"
     text = " ".join(str(error).split())
-    if code == "UNAVAILABLE" and not getattr(error, "reason", ""):
-        return _unreachable(text.rpartition("last error: ")[2])
-    if getattr(error, "reason", "") == "NO_KEY":
+    if status == "UNAVAILABLE" and not reason:
+        return _unreachable(text)
+    if reason == "NO_KEY":
         return f"{code}: this mesh needs an API key: give --api-key, or set HEADRACE_API_KEY"
-    if code == "DEADLINE_EXCEEDED" and text == "Deadline Exceeded":  # gRPC's own words
-        return f"{code}: no answer within the time of --timeout"
-    if code == "NOT_FOUND" and text.startswith("the model "):
+    if status == "DEADLINE_EXCEEDED" and _TOO_LATE in text:
+        _, refused, why = text.partition("; refused until then: ")
+        return f"{code}: no whole answer within the time of --timeout{refused}{why}"
+    if status == "NOT_FOUND" and text.startswith("the model "):
         return f"{code}: {text}; `headrace models` lists those that are"
     if no_chat_template(error):
         return f"{code}: {text}; `headrace generate --no-chat` continues a text as it is"

@@ -187,11 +187,12 @@ async def print_text(answer: Answer, said: list[str]) -> None:
 
 @contextlib.contextmanager
 def _whole_lines(said: list[str]) -> Iterator[None]:
-    """Ends the line of an answer; of one that a fault cut short only where a terminal shows the fault too."""
+    """Ends the line of an answer, be it cut short: what is told of that stands on a line of its own."""
     try:
         yield
-    except Exception:
-        if said and sys.stdout.isatty():
+    except BaseException as error:
+        interrupted = isinstance(error, asyncio.CancelledError) and sys.stdout.isatty()  # shows ^C
+        if any(said) or interrupted:
             print(flush=True)
         raise
     print(flush=True)

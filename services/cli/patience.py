@@ -42,7 +42,8 @@ class Patience:
             self._missing_since_s = None
         if pause_s >= NOTICEABLE_S and str(error) != self._said:
             self._said = str(error)
-            output.note(f"waiting {pause_s:.1f} s to ask again: {error}", dim=True)
+            reason = f" ({error.reason})" if error.reason else ""
+            output.note(f"waiting {pause_s:.1f} s to ask again{reason}: {error}", dim=True)
 
     def _miss(self, error: HeadraceError) -> None:
         now_s = self._clock()

@@ -52,7 +52,7 @@ async def test_generate_says_on_standard_error_that_it_waits_how_long_and_why() 
     async with serving(router) as address:
         found = await headrace("generate", "Why?", "--address", address)
     assert (found.code, found.out) == (0, "Now.\n")
-    assert found.err == "waiting 0.6 s to ask again: 100 tokens a minute are used up\n"
+    assert found.err == "waiting 0.6 s to ask again (QUOTA_EXCEEDED): 100 tokens a minute are used up\n"
 
 
 async def test_a_worker_that_is_missing_for_too_long_ends_the_call() -> None:
@@ -99,6 +99,13 @@ async def test_who_needs_a_key_is_told_where_to_give_it() -> None:
     (line,) = found.err.splitlines()
     assert "--api-key" in line
     assert "HEADRACE_API_KEY" in line
+
+
+async def test_an_answer_that_is_cut_short_ends_its_line_and_says_by_what() -> None:
+    async with serving(ScriptedRouter(hang)) as address:
+        found = await headrace("generate", "Why?", "--address", address, "--timeout", "2")
+    assert (found.code, found.out) == (1, "begun\n")
+    assert found.err == "headrace: DEADLINE_EXCEEDED: no whole answer within the time of --timeout\n"
 
 
 async def test_ctrl_c_cancels_the_request_and_exits_with_130() -> None:
@@ -152,7 +159,7 @@ async def test_ctrl_c_stops_the_running_answer_of_a_chat_only() -> None:
         process.send_signal(signal.SIGINT)
         await eventually(lambda: router.cancelled == 1, "the answer is cancelled")
         out, _ = await asyncio.wait_for(process.communicate(b"second\n"), 30)
-    assert (process.returncode, out) == (0, b"Yes.\n")
+    assert (process.returncode, out) == (0, b"\nYes.\n")
 
 
 async def test_models_are_plain_lines_in_a_pipe() -> None:
