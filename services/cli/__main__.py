@@ -10,7 +10,7 @@ from services.cli.errors import INTERRUPTED, exit_code, one_line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit code: 0, 1 failure, 2 wrong call, 130 Ctrl-C."""
+    """Runs a command and returns its exit code: 0, 1 failure, 2 wrong call, 3 cut, 130 Ctrl-C."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # gRPC tells people of every connection that ends
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 FAILURE = 1
 USAGE = 2
+CUT = 3
 INTERRUPTED = 130
 _BROKEN = ("Stream removed", "Connection reset", "Socket closed")
 """How gRPC begins what it says of a connection that it had; of one that it never had it says more before."""
@@ -15,6 +16,12 @@ class CliError(Exception):
     """What went wrong, in one line that says what to change."""
 
     exit_code = FAILURE
+
+
+class CutError(CliError):
+    """An answer ended before it matched what it had to match."""
+
+    exit_code = CUT
 
 
 class UsageError(CliError):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from services.cli import options, output
-from services.cli.errors import UsageError
+from services.cli.errors import CutError, UsageError
 from services.cli.patience import NO_WORKER_S
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ def generate(
     """Ask for one answer; it streams to standard output as it is made.
 
     Refusals that pass are waited for until --timeout; without it, a worker that is missing for a minute.
+    Ends with 3 where --max-tokens or the context cut an answer that was to match a schema or a regex.
     """
     text = sys.stdin.read() if prompt == "-" else prompt
     asked: dict[str, Any] = {
@@ -109,7 +110,9 @@ def generate(
     async def ask() -> None:
         async with options.connect(address, api_key, tls, tls_authority, no_worker_s) as mesh:
             answer = begin(mesh, asked)
-            await (print_json(answer) if as_json else print_text(answer, []))
+            cut = await (print_json(answer) if as_json else print_text(answer, []))
+            if cut and (json_schema is not None or regex is not None):
+                raise CutError("an answer that was cut need not match the schema or the regex")
 
     asyncio.run(ask())
 
@@ -159,15 +162,20 @@ def as_labels(option: str, given: Sequence[str] | None) -> dict[str, str] | None
     return found or None
 
 
-async def print_json(answer: Answer) -> None:
-    """The whole answer as one JSON document."""
+async def print_json(answer: Answer) -> bool:
+    """The whole answer as one JSON document. Returns whether it was cut, and says so."""
     from google.protobuf.json_format import MessageToDict
 
-    output.json_line(MessageToDict(await answer.finished(), preserving_proto_field_name=True))
+    finished = await answer.finished()
+    output.json_line(MessageToDict(finished, preserving_proto_field_name=True))
+    return _told_cut(finished)
 
 
-async def print_text(answer: Answer, said: list[str]) -> None:
-    """Writes the text as it comes, adds it to `said`, and tells a terminal how fast it came."""
+async def print_text(answer: Answer, said: list[str]) -> bool:
+    """Writes the text as it comes, adds it to `said`, and tells a terminal how fast it came.
+
+    Returns whether it was cut, and says so.
+    """
     from headrace.client import Finished
 
     started_s = time.monotonic()
@@ -181,8 +189,11 @@ async def print_text(answer: Answer, said: list[str]) -> None:
                 first_s = first_s or last_s
                 said.append(event.text)
                 print(event.text, end="", flush=True)
-        if first_s is not None and isinstance(event, Finished) and sys.stderr.isatty():
-            output.note(speed(event, first_s - started_s, last_s - first_s), dim=True)
+    if first_s is None or not isinstance(event, Finished):
+        return False
+    if sys.stderr.isatty():
+        output.note(speed(event, first_s - started_s, last_s - first_s), dim=True)
+    return _told_cut(event)
 
 
 @contextlib.contextmanager
@@ -206,14 +217,16 @@ def speed(finished: Finished, first_s: float, rest_s: float) -> str:
     """
     tokens = finished.usage.output_tokens
     if finished.cached_response:
-        return f"[{tokens} tokens, from the response cache{_cut(finished)}]"
+        return f"[{tokens} tokens, from the response cache]"
     rate = f", then {(tokens - 1) / rest_s:.0f} a second" if tokens > 1 and rest_s > 0 else ""
-    return f"[{tokens} tokens, the first after {first_s:.2f} s{rate}{_cut(finished)}]"
+    return f"[{tokens} tokens, the first after {first_s:.2f} s{rate}]"
 
 
-def _cut(finished: Finished) -> str:
-    """What to know of an answer that its bound ended."""
+def _told_cut(finished: Finished) -> bool:
+    """Says of an answer that its bound ended that it did. Returns whether it is one."""
     from headrace.v1.types_pb2 import FINISH_REASON_LENGTH
 
     cut = finished.finish_reason == FINISH_REASON_LENGTH
-    return "; cut off there by --max-tokens or the context" if cut else ""
+    if cut:
+        output.note(f"headrace: cut at {finished.usage.output_tokens} tokens (--max-tokens, or the context)")
+    return cut

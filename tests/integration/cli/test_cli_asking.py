@@ -19,7 +19,7 @@ from services.cli.errors import CliError
 from services.cli.patience import Patience
 from services.common import errors
 from tests.support.commands import headrace, start
-from tests.support.scripted_router import Events, ScriptedRouter, delta, serving, words
+from tests.support.scripted_router import Events, ScriptedRouter, delta, finished, serving, words
 from tests.support.waiting import eventually
 
 
@@ -222,6 +222,22 @@ async def test_generate_asks_for_an_answer_under_a_schema_or_a_regex(tmp_path: P
         await headrace("generate", "How many?", "--address", address, "--regex", "[0-9]+")
     assert router.requests[0].grammar.json_schema == '{"type": "integer"}'
     assert router.requests[1].grammar.regex == "[0-9]+"
+
+
+async def test_an_answer_that_was_cut_says_so_and_ends_with_3_where_it_was_to_match() -> None:
+    async def cut(request: Any, context: Any) -> Events:
+        yield delta(0, '{ "name":')
+        yield finished(5, finish_reason=types_pb2.FINISH_REASON_LENGTH)
+
+    told = "headrace: cut at 5 tokens (--max-tokens, or the context)\n"
+    async with serving(ScriptedRouter(cut)) as address:
+        plain = await headrace("generate", "Who?", "--address", address)
+        as_json = await headrace("generate", "Who?", "--address", address, "--json")
+        matched = await headrace("generate", "Who?", "--address", address, "--regex", "[a-z]+")
+    assert (plain.code, plain.out, plain.err) == (0, '{ "name":\n', told)
+    assert (as_json.code, as_json.err) == (0, told)
+    assert matched.code == 3
+    assert matched.err == told + "headrace: an answer that was cut need not match the schema or the regex\n"
 
 
 async def test_two_grammars_or_a_missing_schema_are_refused_in_a_line(tmp_path: Path) -> None:

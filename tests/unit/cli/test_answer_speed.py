@@ -7,10 +7,9 @@ from headrace.v1 import router_pb2, types_pb2
 from services.cli.generate import speed
 
 
-def ended(tokens: int, *, cached: bool = False, cut: bool = False) -> router_pb2.Finished:
-    why = types_pb2.FINISH_REASON_LENGTH if cut else types_pb2.FINISH_REASON_STOP
+def ended(tokens: int, *, cached: bool = False) -> router_pb2.Finished:
     usage = types_pb2.Usage(output_tokens=tokens)
-    return router_pb2.Finished(usage=usage, cached_response=cached, finish_reason=why)
+    return router_pb2.Finished(usage=usage, cached_response=cached)
 
 
 def test_an_answer_that_streams_has_a_rate() -> None:
@@ -23,8 +22,3 @@ def test_an_answer_that_comes_at_once_has_none() -> None:
 
 def test_an_answer_of_the_response_cache_says_so() -> None:
     assert speed(ended(43, cached=True), 0.001, 0.0006) == "[43 tokens, from the response cache]"
-
-
-def test_an_answer_that_was_cut_off_says_by_what() -> None:
-    told = speed(ended(256, cut=True), 0.5, 0.0)
-    assert told == "[256 tokens, the first after 0.50 s; cut off there by --max-tokens or the context]"
