@@ -82,6 +82,5 @@ class Housekeeping:
 
     def _give_up_waiting(self, now: float) -> None:
         for ticket in self._dispatcher.scheduler.impatient(now):
-            message = f"no worker is there that can run this request of model {ticket.model!r}"
-            error = errors.Unavailable(message, reason="NO_WORKER", retry_s=RETRY_S)
+            error = errors.Unavailable(ticket.unserved, reason="NO_WORKER", retry_s=RETRY_S)
             self._dispatcher.end(self._dispatcher.flights[ticket.number], error)

@@ -168,8 +168,7 @@ def _hasty(ticket: Ticket, outlook: Outlook) -> Refusal | None:
     if not ticket.do_not_queue or outlook.opening:
         return None
     if not outlook.workers:
-        message = f"no worker is there that can run this request of model {ticket.model!r}"
-        return Refusal(RefusalKind.NO_WORKER, message, NO_WORKER_RETRY_S)
+        return Refusal(RefusalKind.NO_WORKER, ticket.unserved, NO_WORKER_RETRY_S)
     message = "the request cannot start now and was not to wait"
     return Refusal(RefusalKind.WOULD_QUEUE, message, _retry_s(outlook))
 

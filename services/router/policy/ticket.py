@@ -80,6 +80,14 @@ class Ticket:
         self.prefill_tokens = self.cost.prefill_tokens
 
     @property
+    def unserved(self) -> str:
+        """What its caller is told where no worker can run it: all that a worker needs to have for it."""
+        labels = [f"the label {name}={value}" for name, value in sorted(self.labels)]
+        capabilities = [f"the capability {name}" for name in sorted(self.capabilities)]
+        needed = ", ".join((f"room for {self.total_tokens} tokens", *labels, *capabilities))
+        return f"no worker is there that can run this request of model {self.model!r}: it needs {needed}"
+
+    @property
     def last_word_s(self) -> float:
         """When its caller must be told at the latest that nobody is there for it."""
         if self.deadline_s is None:

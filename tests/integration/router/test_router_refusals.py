@@ -207,10 +207,12 @@ async def test_a_deadline_that_cannot_be_met_is_refused_at_once(tmp_path: Path) 
 
 async def test_patience_with_no_worker_ends_unavailable(tmp_path: Path) -> None:
     async with open_house(tmp_path, interactive={"patience_s": 0.2}, standard={"patience_s": 0.2}) as house:
-        error = await refused(house, Request(text="x"))
+        await house.worker(labels={"pool": "chat"}).connect()
+        error = await refused(house, Request(text="x", required_labels={"pool": "bulk", "region": "eu"}))
         assert error.code() is Code.UNAVAILABLE
         assert details(error)["ErrorInfo"].reason == "NO_WORKER"
         assert "RetryInfo" in details(error)
+        assert (error.details() or "").endswith("the label pool=bulk, the label region=eu")
 
 
 async def test_a_worker_that_comes_in_time_takes_what_waits(tmp_path: Path) -> None:

@@ -163,6 +163,16 @@ def test_what_would_wait_is_refused_when_it_was_not_to() -> None:
     assert kinds[False, False].kind is RefusalKind.NO_WORKER
 
 
+def test_who_finds_no_worker_is_told_what_one_would_need() -> None:
+    its = make_ticket(
+        1, I, model="m", labels=frozenset({("pool", "chat")}), capabilities=frozenset({"grammar"})
+    )
+    assert its.unserved == (
+        "no worker is there that can run this request of model 'm': it needs "
+        f"room for {its.total_tokens} tokens, the label pool=chat, the capability grammar"
+    )
+
+
 def test_an_empty_mesh_refuses_nothing_that_may_wait() -> None:
     it = Scheduler()
     for latency_class in LatencyClass:
