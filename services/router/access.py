@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from services.common.errors import Unauthenticated
 from services.common.identity import Tenant
 
 CHECK_S = 0.2
+LOOK_S = 1.0
 log = logs.get(__name__)
 _Stamp = tuple[int, int] | None
 
@@ -39,6 +41,12 @@ class Access:
                 "no API key is left: `headrace keys create TENANT` makes one", reason="WRONG_KEY"
             )
         return self._directory.authenticate(authorization)
+
+    async def follow(self) -> None:
+        """Looks for ever, so that the log says what is wrong in a file before somebody calls."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            self._reread()
 
     def _reread(self) -> None:
         now = time.monotonic()

@@ -98,6 +98,7 @@ class RouterService:
         )
         self._name_itself()
         self.tasks.spawn(self._dispatcher.housekeeping.run(), "housekeeping")
+        self.tasks.spawn(self._access.follow(), "access")
         await self._internal.start()
         await self._wait_for_tokenizer()
         await self._public.start()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
+import structlog
 
 from services.common import identity
 from services.common.errors import Unauthenticated
 from services.router import access
 from services.router.access import Access
+from tests.support.waiting import eventually
 
 
 @pytest.fixture
@@ -52,3 +55,18 @@ def test_without_any_key_left_nobody_enters(files: tuple[Path, Path]) -> None:
     keys.unlink()
     with pytest.raises(Unauthenticated, match="keys create"):
         _tenant(let_in, key)
+
+
+async def test_a_wrong_file_is_logged_although_nobody_calls(
+    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access, "LOOK_S", 0.001)
+    keys, tenants = files
+    identity.create_key(keys, "acme")
+    following = asyncio.create_task(Access(*files).follow())
+    tenants.write_text("[tenants.acme]\nwieght = 30\n")
+    with structlog.testing.capture_logs() as logged:
+        await eventually(lambda: bool(logged), "the log says so", 5)
+    following.cancel()
+    assert [each["event"] for each in logged] == ["identity_not_reread"]
+    assert "wieght" in logged[0]["error"]
