@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from services.cli import options
 from services.cli.errors import CliError, UsageError
 from services.cli.state import locate, read_running
 
@@ -52,6 +53,7 @@ def ask(
         raise UsageError(
             f"no mesh runs from {state.path}: `headrace up` starts one, --admin-address names another"
         )
+    options.checked(target, "--admin-address")
     try:
         secret = MeshSecret.read(secret_file or state.mesh_secret)
     except (OSError, ValueError) as error:
@@ -72,4 +74,6 @@ async def _ask(target: str, metadata: Metadata, tls: Any, question: Callable[[An
         try:
             return await question(AdminServiceStub(connection), metadata)
         except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                raise CliError(f"{target} is no mesh port of a router: --admin-address takes one") from None
             raise from_rpc(error) from None

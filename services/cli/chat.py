@@ -31,7 +31,7 @@ def chat(
     api_key: options.ApiKey = None,
     model: options.Model = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Most tokens of one answer; unset: 256.")] = None,
+    max_tokens: options.MaxTokens = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
     tls: options.UseTls = False,
     tls_authority: options.Authority = None,

@@ -38,10 +38,12 @@ def generate(
     model: options.Model = None,
     chat: Annotated[bool, typer.Option(help="Ask as a chat turn, or continue the text as it is.")] = True,
     system: Annotated[str | None, typer.Option(help="System message before the prompt.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Most output tokens; unset: 256.")] = None,
+    max_tokens: options.MaxTokens = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Nucleus, in (0, 1].")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the randomness.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the randomness.", min=0, max=(1 << 64) - 1)
+    ] = None,
     stop: Annotated[list[str] | None, typer.Option(help="String that ends the answer; repeatable.")] = None,
     json_schema: Annotated[
         Path | None, typer.Option(help="File with a JSON schema that the answer matches.", dir_okay=False)
@@ -84,7 +86,7 @@ def generate(
     Refusals that pass are waited for until --timeout; without it, a worker that is missing for a minute.
     Ends with 3 where --max-tokens or the context cut an answer that was to match a schema or a regex.
     """
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = _standard_input() if prompt == "-" else prompt
     asked: dict[str, Any] = {
         **as_prompt(text, system, chat),
         "model": model,
@@ -123,6 +125,14 @@ def begin(mesh: Headrace, asked: dict[str, Any]) -> Answer:
         return mesh.generate(**asked)
     except ValueError as error:
         raise UsageError(str(error)) from None
+
+
+def _standard_input() -> str:
+    """All of it. Raises UsageError where it is no text."""
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"standard input is not UTF-8: byte {error.start} and what follows") from None
 
 
 def as_grammar(json_schema: Path | None, regex: str | None) -> dict[str, str]:

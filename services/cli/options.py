@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,6 +29,9 @@ Authority = Annotated[
     Path | None, typer.Option("--tls-authority", help="Encrypt; PEM authority to trust.", dir_okay=False)
 ]
 Model = Annotated[str | None, typer.Option(help="Which model; default: the only one served.")]
+MaxTokens = Annotated[
+    int | None, typer.Option(help="Most tokens of one answer; unset: 256.", min=1, max=(1 << 32) - 1)
+]
 TimeoutS = Annotated[float | None, typer.Option("--timeout", help="Seconds for the whole call.", min=0.001)]
 StateDir = Annotated[
     Path | None,
@@ -47,7 +51,7 @@ def tls(use: bool, authority: Path | None) -> Tls | None:
     return Tls(authority=authority) if use or authority else None
 
 
-def checked(address: str) -> str:
+def checked(address: str, option: str = "--address") -> str:
     """The address as it is. Raises UsageError for one that is none."""
     from headrace.addresses import addresses_in
 
@@ -56,7 +60,8 @@ def checked(address: str) -> str:
     try:
         addresses_in(address)
     except ValueError as error:
-        raise UsageError(f"--{error}") from None
+        scheme = "; leave the scheme away" if re.search(r"https?://|grpcs?://", address) else ""
+        raise UsageError(f"{option}{str(error).removeprefix('address')}{scheme}") from None
     return address
 
 

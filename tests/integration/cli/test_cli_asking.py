@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -184,11 +185,42 @@ async def test_a_wrong_call_is_one_line_and_code_2() -> None:
         assert (found.code, found.out, found.err.count("\n")) == (2, "", 1), arguments
 
 
-async def test_a_value_that_no_message_holds_is_one_line_that_names_it_and_code_2() -> None:
-    for name, value in (("--max-tokens", "-3"), ("--max-tokens", str(2**32)), ("--seed", "-1")):
+async def test_a_value_that_no_message_holds_is_one_line_that_names_its_flag_and_code_2() -> None:
+    for name, value in (
+        ("--max-tokens", "-3"),
+        ("--max-tokens", "0"),
+        ("--seed", "-1"),
+        ("--seed", str(2**64)),
+    ):
         found = await headrace("generate", "x", name, value, "--address", "127.0.0.1:1")
         assert (found.code, found.out, found.err.count("\n")) == (2, "", 1), found.err
-        assert found.err.startswith(f"headrace: {name[2:].replace('-', '_')}: "), found.err
+        assert found.err.startswith(f"headrace: Invalid value for '{name}': "), found.err
+
+
+async def test_standard_input_that_is_no_text_is_refused_as_what_it_is() -> None:
+    process = await start("generate", "-", "--address", "127.0.0.1:1")
+    _, err = await process.communicate(b"ab\xff\xfe")
+    assert process.returncode == 2
+    assert err == b"headrace: standard input is not UTF-8: byte 2 and what follows\n"
+
+
+async def test_an_address_that_is_none_is_refused_with_what_to_write(tmp_path: Path) -> None:
+    scheme = await headrace("models", "--address", "http://127.0.0.1:50051")
+    assert (scheme.code, scheme.err.count("\n")) == (2, 1)
+    assert scheme.err.endswith("; leave the scheme away\n")
+    admin = await headrace("workers", "--state-dir", str(tmp_path), "--admin-address", "127.0.0.1:99999")
+    assert admin.code == 2
+    assert admin.err.startswith("headrace: --admin-address '127.0.0.1:99999': write host:port")
+
+
+async def test_the_public_port_is_not_taken_for_that_of_the_mesh(tmp_path: Path) -> None:
+    secret = tmp_path / "mesh.secret"
+    secret.write_bytes(os.urandom(32))
+    secret.chmod(0o600)
+    async with serving(ScriptedRouter(say("a"))) as address:
+        found = await headrace("workers", "--mesh-secret-file", str(secret), "--admin-address", address)
+    told = f"headrace: {address} is no mesh port of a router: --admin-address takes one\n"
+    assert (found.code, found.err) == (1, told)
 
 
 async def health_server(status: Any) -> AsyncIterator[str]:
