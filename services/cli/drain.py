@@ -36,4 +36,5 @@ def drain(
         return await stub.DrainWorker(request, metadata=metadata, timeout=TIMEOUT_S)
 
     found = admin.ask(admin_address, mesh_secret_file, state_dir, mesh_tls, question)
-    output.note(f"{worker} drains; it still holds {found.running} streams")
+    streams = "1 stream" if found.running == 1 else f"{found.running} streams"
+    output.note(f"{worker} drains; it still holds {streams}")

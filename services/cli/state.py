@@ -46,6 +46,11 @@ class StateDir:
         return self.path / "up.lock"
 
     @property
+    def sockets(self) -> Path:
+        """The file that names the directory of the run's sockets."""
+        return self.path / "up.sockets"
+
+    @property
     def running(self) -> Path:
         return self.path / "running.json"
 

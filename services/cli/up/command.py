@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -58,6 +56,7 @@ def up(
     """Run the whole mesh on this machine until Ctrl-C. A second Ctrl-C does not wait for running answers."""
     from services.cli.up.lock import only_one
     from services.cli.up.ports import check_free
+    from services.cli.up.sockets import socket_directory
 
     began_s = time.monotonic()
     state = locate(state_dir)
@@ -65,12 +64,9 @@ def up(
     with only_one(state):
         check_free(port)
         _resolve(model)
-        sockets = Path(tempfile.mkdtemp(prefix="headrace-"))
-        try:
+        with socket_directory(state) as sockets:
             plan = _plan(model, port, workers, routers, state, sockets)
             return asyncio.run(_run(plan, None if no_prompt else prompt, keep, began_s))
-        finally:
-            shutil.rmtree(sockets, ignore_errors=True)
 
 
 def _resolve(model: str) -> None:
@@ -139,8 +135,16 @@ async def _run(plan: MeshPlan, prompt: str | None, keep: bool, began_s: float) -
         return FAILURE if failed and not keep else 0
     finally:
         if stop.asked.is_set():
-            screen.say("\nStopping: running answers may end. Ctrl-C again does not wait for them.")
+            screen.say(
+                f"\nStopping: running answers go on for up to {_drain_s(plan):g} s. Ctrl-C again ends them."
+            )
         await supervisor.drain(stop.forced)
+
+
+def _drain_s(plan: MeshPlan) -> float:
+    from services.cli.up import asked
+
+    return asked.drain_s(plan.environment, "router")
 
 
 async def _unless_stopped(work: object, stop: _Stop) -> bool:

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 ROUTINE = ("debug", "info")
 _NOT_TOLD = ("event", "level", "service", "module", "timestamp")
 _MOST_CHARACTERS = 200
-_ROUTINE_OF_VALKEY = re.compile(r"\d+:[A-Z] .*:[\d.]+ [.*-] ")
-"""Its lines have a sign for their level: # is a warning."""
+_ROUTINE_OF_VALKEY = re.compile(r"\d+:[A-Z] .*?:[\d.]+ (?:[.*-] |# warning)", re.IGNORECASE)
+"""Its lines have a sign for their level, # for the gravest; those that warn are of its start, and no ends."""
 
 
 def last_words(lines: Iterable[str], count: int, since: str = "") -> list[str]:
@@ -25,17 +25,25 @@ def reason(lines: Iterable[str]) -> str:
         event for line in lines if (event := _event(line.strip())) and event.get("level") not in ROUTINE
     ]
     because = [f"{event['event']}: {event['reason']}" for event in events if "reason" in event]
-    return because[-1][:_MOST_CHARACTERS] if because else ""
+    return _short(because[-1]) if because else ""
 
 
 def _told(line: str, since: str) -> str:
     event = _event(line)
     if event is None:
-        return "" if _ROUTINE_OF_VALKEY.match(line) else line[:_MOST_CHARACTERS]
+        return "" if _ROUTINE_OF_VALKEY.match(line) else _short(line)
     if event.get("level") in ROUTINE or str(event.get("timestamp", since)) < since:
         return ""
     fields = " ".join(f"{name}={value}" for name, value in event.items() if name not in _NOT_TOLD)
-    return f"{event.get('level', 'log')}: {event['event']} {fields}"[:_MOST_CHARACTERS].strip()
+    return _short(f"{event.get('level', 'log')}: {event['event']} {fields}")
+
+
+def _short(text: str) -> str:
+    """The whole words of it that there is room for."""
+    if len(text) <= _MOST_CHARACTERS:
+        return text.strip()
+    part = text[: _MOST_CHARACTERS - 2]
+    return f"{part.rpartition(' ')[0] or part} …"
 
 
 def _event(line: str) -> dict[str, object] | None:

@@ -20,6 +20,7 @@ from services.cli.up.lock import only_one
 from services.cli.up.mesh import MeshPlan, children
 from services.cli.up.ports import check_free, free_ports
 from services.cli.up.screen import Screen
+from services.cli.up.sockets import socket_directory
 from services.common.backoff import FIRST_S, HEALTHY_S, MOST_S, Backoff
 
 
@@ -226,8 +227,43 @@ def test_last_words_of_valkey_are_its_warnings() -> None:
     lines = [
         "20927:M 22 Nov 2026 02:51:07.754 # Out of memory allocating 8 bytes!",
         "20927:M 22 Nov 2026 02:51:07.754 * Ready to accept connections unix",
+        "20927:M 22 Nov 2026 02:51:07.754 # WARNING Memory overcommit must be enabled!",
+        "20927:C 22 Nov 2026 02:51:07.754 # Warning: no config file specified",
     ]
     assert last_words(lines, 3) == lines[:1]
+
+
+def test_last_words_are_whole_words() -> None:
+    (line,) = last_words(["ValueError: " + "word " * 100], 1)
+    assert line.endswith(" word …")
+    assert len(line) <= 200
+    assert last_words(["x" * 300], 1) == ["x" * 198 + " …"]
+
+
+def test_the_sockets_of_a_run_that_was_killed_are_removed_by_the_next(tmp_path: Path) -> None:
+    state = StateDir(tmp_path)
+    with socket_directory(state) as first:
+        (first / "left").touch()
+        told = state.sockets.read_text()
+    assert not first.exists()
+    first.mkdir()
+    (first / "left").touch()
+    state.sockets.write_text(told)  # as a kill leaves it
+    with socket_directory(state) as second:
+        assert not first.exists()
+        assert second.stat().st_mode & 0o777 == 0o700
+    assert not second.exists()
+    assert not state.sockets.exists()
+
+
+def test_no_directory_of_others_is_removed(tmp_path: Path) -> None:
+    state = StateDir(tmp_path)
+    (precious := tmp_path / "precious").mkdir()
+    (link := tmp_path / "headrace-link").symlink_to(precious)
+    for told in (precious, link, tmp_path / "headrace-gone"):
+        state.sockets.write_text(str(told))
+        with socket_directory(state):
+            assert precious.is_dir()
 
 
 def test_last_words_leave_out_what_was_long_before_the_end() -> None:
