@@ -227,6 +227,12 @@ def rows_of(outcomes: dict[str, list[Outcome]], speed: float) -> Iterator[Row]:
     yield row(case, "batch_tokens / fixed 512", "×", work, aim=">= 0.9", met=statistics.median(work) >= 0.9)
 
 
+def told(outcome: Outcome) -> str:
+    """In a line, with units."""
+    values = outcome._asdict().items()
+    return ", ".join(f"{name} {value:,.1f} {UNITS[name]}" for name, value in values)
+
+
 def main() -> None:
     """Run all cases, print the table, write the result."""
     options = argparse.ArgumentParser(description="Scheduler against fixed chunks over a chat trace.")
@@ -243,7 +249,7 @@ def main() -> None:
         for seed in range(given.seeds):
             for case in CASES:
                 outcomes[case.name].append(run(case, trace, speed, given.seconds, seed))
-                print(f"{speed:g}x seed {seed} {case.name}: {outcomes[case.name][-1]}", flush=True)
+                print(f"{speed:g}x seed {seed} {case.name}: {told(outcomes[case.name][-1])}", flush=True)
         rows.extend(rows_of(outcomes, speed))
     record(given.name, rows, packages=["numpy"])
 

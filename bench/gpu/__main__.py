@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from bench.gpu.place import OutOfTime, Place
+from bench.gpu.place import NoDevice, OutOfTime, Place
 from bench.results_contract import RESULTS, Row, record
 
 PARTS = ("check", "kernels", "engine", "peers")
@@ -81,7 +81,11 @@ def main() -> int:
         torch.set_num_threads(1)
     failed: list[str] = []
     for part in given.parts or PARTS:
-        rows = run(part, Place.make(dry=given.dry, minutes=given.minutes), given.results or RESULTS)
+        try:
+            place = Place.make(dry=given.dry, minutes=given.minutes)
+        except NoDevice as error:
+            options.exit(2, f"{options.prog}: {error}\n")
+        rows = run(part, place, given.results or RESULTS)
         if part == "check":
             failed = [each.case for each in rows if each.met is False]
             print(f"{len(rows)} checks, {len(failed)} failed", *failed, sep="\n  ", flush=True)

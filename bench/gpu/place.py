@@ -18,6 +18,10 @@ import torch
 MINUTE_S = 60.0
 
 
+class NoDevice(Exception):
+    """There is no CUDA device to measure."""
+
+
 class OutOfTime(Exception):
     """The part's time is up; what was measured is kept."""
 
@@ -33,9 +37,9 @@ class Place:
 
     @classmethod
     def make(cls, *, dry: bool, minutes: float) -> Place:
-        """Raises RuntimeError where there is no CUDA device and the run is not dry."""
+        """Raises NoDevice where there is none and the run is not dry."""
         if not dry and not torch.cuda.is_available():
-            raise RuntimeError("there is no CUDA device; --dry runs everything on the CPU, with tiny sizes")
+            raise NoDevice("there is no CUDA device; --dry runs everything on the CPU, with tiny sizes")
         where = torch.device("cpu") if dry else torch.device("cuda", 0)
         return cls(device=where, dry=dry, on_card=not dry, ends_s=time.monotonic() + minutes * MINUTE_S)
 

@@ -10,7 +10,7 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from services.cli.errors import CliError, UsageError
 
@@ -34,16 +34,39 @@ def health(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="headrace health", description=HELP)
-    parser.add_argument("address", metavar="ADDRESS", help="host:port or unix:path of any service")
-    parser.add_argument("--service", default="", help="which service of it; default: the whole process")
-    parser.add_argument("--timeout", type=float, default=3.0, help="seconds; default 3")
-    for name in TLS_FILES:
-        parser.add_argument(f"--tls-{name}", type=Path, help="PEM file")
-    parser.add_argument(
-        "--mesh", action="store_true", help="an internal port: TLS as HEADRACE_MESH_TLS_… say, if they do"
+    parser = _Parser(
+        prog="headrace health",
+        usage="%(prog)s [OPTIONS] {address}",
+        description=HELP,
+        formatter_class=_Help,
+        add_help=False,
     )
+    argument = parser.add_argument_group("Arguments").add_argument
+    argument("address", metavar="{address}", help="host:port or unix:path of any service.")
+    option = parser.add_argument_group("Options").add_argument
+    option("--service", default="", metavar="<str>", help="Which service of it; default: the whole process.")
+    option("--timeout", type=float, default=3.0, metavar="<float>", help="Seconds.  [default: 3.0]")
+    for name in TLS_FILES:
+        option(f"--tls-{name}", type=Path, metavar="<path>", help="PEM file.")
+    option(
+        "--mesh", action="store_true", help="An internal port: TLS as HEADRACE_MESH_TLS_… say, if they do."
+    )
+    option("--help", action="help", help="Show this message and exit.")
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells of a wrong call as the other commands do."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; `{self.prog} --help` says what there is")
+
+
+class _Help(argparse.HelpFormatter):
+    """Looks like the help of the other commands."""
+
+    def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: str | None = None) -> None:
+        super().add_usage(usage, actions, groups, prefix or "Usage: ")
 
 
 def _take_mesh_tls(options: argparse.Namespace) -> None:

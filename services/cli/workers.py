@@ -30,6 +30,10 @@ def workers(
     if as_json:
         return output.json_line([MessageToDict(each, preserving_proto_field_name=True) for each in found])
     columns = ("Worker", "State", "Model", "Engine", "Device", "Requests", "KV free", "Last frame", "Labels")
+    if not found:
+        output.note(
+            "No workers: `python -m services.worker` starts one; the logs of `headrace up` tell of its own."
+        )
     output.table(columns, map(_row, found), spare=("Last frame", "Engine", "Device", "Labels"))
 
 

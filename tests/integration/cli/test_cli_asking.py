@@ -15,6 +15,8 @@ import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from headrace.client import Headrace
 from headrace.v1 import types_pb2
+from headrace.v1.admin_pb2 import ListWorkersResponse
+from headrace.v1.admin_pb2_grpc import AdminServiceServicer, add_AdminServiceServicer_to_server
 
 from services.cli.errors import CliError
 from services.cli.patience import Patience
@@ -26,6 +28,13 @@ from tests.support.waiting import eventually
 
 def say(*texts: str) -> Any:
     return lambda request, context: words(*texts)
+
+
+def secret_in(directory: Path) -> Path:
+    secret = directory / "mesh.secret"
+    secret.write_bytes(os.urandom(32))
+    secret.chmod(0o600)
+    return secret
 
 
 async def hang(request: Any, context: Any) -> Events:
@@ -213,10 +222,25 @@ async def test_an_address_that_is_none_is_refused_with_what_to_write(tmp_path: P
     assert admin.err.startswith("headrace: --admin-address '127.0.0.1:99999': write host:port")
 
 
+async def test_a_router_without_workers_says_so_beside_its_empty_table(tmp_path: Path) -> None:
+    class Admin(AdminServiceServicer):
+        async def ListWorkers(self, request: Any, context: Any) -> ListWorkersResponse:
+            return ListWorkersResponse()
+
+    server = grpc.aio.server()
+    add_AdminServiceServicer_to_server(Admin(), server)
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    found = await headrace(
+        "workers", "--mesh-secret-file", str(secret_in(tmp_path)), "--admin-address", address
+    )
+    await server.stop(None)
+    assert (found.code, found.out.count("\n")) == (0, 1)
+    assert found.err.startswith("No workers: `python -m services.worker` starts one")
+
+
 async def test_the_public_port_is_not_taken_for_that_of_the_mesh(tmp_path: Path) -> None:
-    secret = tmp_path / "mesh.secret"
-    secret.write_bytes(os.urandom(32))
-    secret.chmod(0o600)
+    secret = secret_in(tmp_path)
     async with serving(ScriptedRouter(say("a"))) as address:
         found = await headrace("workers", "--mesh-secret-file", str(secret), "--admin-address", address)
     told = f"headrace: {address} is no mesh port of a router: --admin-address takes one\n"
@@ -243,6 +267,15 @@ async def test_health_follows_what_the_service_says() -> None:
     async for address in health_server(health_pb2.HealthCheckResponse.NOT_SERVING):
         found = await headrace("health", address)
         assert (found.code, found.err) == (1, f"headrace: {address}: NOT_SERVING\n")
+
+
+async def test_health_looks_and_refuses_as_the_other_commands_do() -> None:
+    shown = await headrace("health", "--help")
+    assert (shown.code, shown.out.splitlines()[0]) == (0, "Usage: headrace health [OPTIONS] {address}")
+    for arguments in ((), ("a:1", "--timeout", "soon"), ("a:1", "--nonsense")):
+        found = await headrace("health", *arguments)
+        assert (found.code, found.out, found.err.count("\n")) == (2, "", 1)
+        assert found.err.endswith("; `headrace health --help` says what there is\n")
 
 
 async def test_generate_asks_for_an_answer_under_a_schema_or_a_regex(tmp_path: Path) -> None:

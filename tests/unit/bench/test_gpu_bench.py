@@ -26,7 +26,7 @@ from bench.gpu.drive import Engine, Track, prompt_of
 from bench.gpu.gaps import Window
 from bench.gpu.loads import Steady, interfere, offline
 from bench.gpu.models import CONFIGS, RandomWeights
-from bench.gpu.place import OutOfTime, Place
+from bench.gpu.place import NoDevice, OutOfTime, Place
 from bench.gpu.profiling import Span, of_spans
 from bench.gpu.rooflines import Ceilings, Roofline
 from bench.gpu.timing import Timer
@@ -156,8 +156,21 @@ def test_a_python_without_torch_is_told_in_one_line(project_root: Path, tmp_path
 
 def test_without_a_gpu_only_a_dry_run_is_possible(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(RuntimeError, match="--dry"):
+    with pytest.raises(NoDevice, match="--dry"):
         Place.make(dry=False, minutes=1)
+
+
+def test_without_a_gpu_the_command_ends_with_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["bench.gpu", "check"])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        "bench.gpu: there is no CUDA device; --dry runs everything on the CPU, with tiny sizes\n"
+    )
 
 
 def test_nothing_of_the_gpu_path_needs_what_a_gpu_host_lacks(project_root: Path) -> None:
