@@ -24,7 +24,7 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
 from services.common import errors, logs, members
 from services.common.bursts import Bursts
-from services.common.metrics import RpcMetrics
+from services.common.metrics import RpcMetrics, from_zero
 from services.common.replies import Replies
 from services.common.tallies import Tally
 
@@ -100,6 +100,8 @@ class _Call:
         self._ended: dict[grpc.StatusCode, Tally] = {}
         self._seconds = metrics.seconds.labels(self._name)
         self._mesh = mesh
+        if mesh is not None:
+            from_zero(metrics.strangers, (self._name,))
         self._service = service
         self._stall_s = stall_s
         self._bursts = bursts

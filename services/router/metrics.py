@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from math import isfinite
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from services.common.metrics import LATENCY_BUCKETS_S, RpcMetrics
+from services.common.metrics import LATENCY_BUCKETS_S, RpcMetrics, from_zero
 from services.common.tallies import Level, Spreads, Tallies
 from services.router.policy import Assignment, LatencyClass, Refusal
 from services.router.policy.classify import ClassReason
@@ -20,6 +20,26 @@ if TYPE_CHECKING:
 
 RATIO_BUCKETS = (0.1, 0.2, 0.33, 0.5, 0.67, 0.8, 0.9, 1.0, 1.11, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
 GRAIN_S = 0.02
+BadFrame = Literal[
+    "absurd_acknowledgement",
+    "absurd_credit",
+    "absurd_load",
+    "absurd_step_model",
+    "claimed",
+    "duplicate_frame",
+    "frame_gap",
+    "index_gap",
+    "kv_news",
+    "other_attempt",
+    "served",
+    "torn_columns",
+    "unanswered_cancel",
+    "unknown_slot",
+    "unreadable",
+]
+"""What a worker can send against the protocol."""
+TakenUp = Literal["adopted", "ended", "again", "nothing"]
+"""How a stream goes on that another call had begun."""
 CLASS_LABEL = {each: each.name.lower() for each in LatencyClass}
 REASON_LABEL = {each: each.value.lower() for each in ClassReason}
 
@@ -63,6 +83,7 @@ class RouterMetrics:
         self.displaced = Counter(
             "headrace_requests_displaced", "Batch requests that gave way", ["how"], registry=registry
         )
+        from_zero(self.displaced, ("paused", "returned"))
         self.headroom = Gauge(
             "headrace_headroom_used",
             "Used room for a class's targets; 1 at them",
@@ -125,6 +146,7 @@ class RouterMetrics:
         self.leases = Counter(
             "headrace_quota_claims", "Shares of quotas asked for", ["outcome"], registry=registry
         )
+        from_zero(self.leases, ("answered", "unanswered"))
         self.ended = Tallies("headrace_requests", "Requests that ended", ["outcome"], registry)
         self.returned = Counter(
             "headrace_requests_returned", "Requests given back by workers", ["reason"], registry=registry
@@ -143,9 +165,11 @@ class RouterMetrics:
             ["how"],
             registry=registry,
         )
+        from_zero(self.taken_up, get_args(TakenUp))
         self.bad_frames = Counter(
             "headrace_bad_frames", "What workers sent against the protocol", ["kind"], registry=registry
         )
+        from_zero(self.bad_frames, get_args(BadFrame))
         self.workers = Gauge("headrace_workers", "Sessions of workers", ["model", "state"], registry=registry)
         self.credit = Gauge(
             "headrace_credit_sequences", "Sequences that may be submitted now", ["worker"], registry=registry

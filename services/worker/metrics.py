@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 from headrace.v1 import session_pb2
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from services.common.metrics import from_zero
 from services.common.tallies import Tallies
 from services.worker.engine.report import Progress, StepReport, Work
 from services.worker.engine_state import EngineState
@@ -13,6 +16,22 @@ from services.worker.gpu.collector import FRESH_S, GpuCollector
 _REASONS = {
     number: name.removeprefix("END_REASON_").lower() for name, number in session_pb2.EndReason.items()
 }
+
+
+BadFrame = Literal[
+    "acknowledged_frame",
+    "bad_resume",
+    "claims",
+    "duplicate_frame",
+    "duplicate_slot",
+    "frame_gap",
+    "incomplete_prompt",
+    "malformed_piece",
+    "malformed_submit",
+    "stray_piece",
+    "unknown_slot",
+]
+"""What a router can send that makes no sense."""
 
 
 class WorkerMetrics:
@@ -29,6 +48,7 @@ class WorkerMetrics:
         self.bad_frames = Counter(
             "headrace_worker_bad_frames", "What routers sent and made no sense", ["kind"], registry=registry
         )
+        from_zero(self.bad_frames, get_args(BadFrame))
         self.returned = Counter(
             "headrace_worker_returned", "Requests given back, by reason", ["reason"], registry=registry
         )

@@ -13,7 +13,7 @@ import time
 from array import array
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from headrace.v1 import session_pb2, types_pb2
 
@@ -24,7 +24,7 @@ from services.router import validation
 from services.router.chains import chains
 from services.router.continuity import claims
 from services.router.dispatcher import Dispatcher
-from services.router.metrics import RouterMetrics
+from services.router.metrics import RouterMetrics, TakenUp
 from services.router.models import ModelBook, ServedModel
 from services.router.policy import LatencyClass
 from services.router.policy.classify import Verdict
@@ -41,7 +41,7 @@ from services.router.sessions.found import Found
 from services.router.settings import RouterSettings
 
 NO_SLOT = 0
-AGAIN = "again"
+AGAIN: Final = "again"
 """How a stream is taken up: computed on, from its prompt and all output."""
 MOST_MS = 10**12
 """30 years: absurd times of a worker are cut."""
@@ -203,7 +203,7 @@ def _go_on_as(visit: Visit, found: Found, state: session_pb2.RouterState) -> Non
         visit.deadline_s = there_s if visit.deadline_s is None else min(visit.deadline_s, there_s)
 
 
-def _how(flight: Flight, adoptable: bool) -> str:
+def _how(flight: Flight, adoptable: bool) -> TakenUp:
     return "ended" if flight.over else "adopted" if adoptable else AGAIN
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from services.common import logs
 from services.common.conduct import Conduct
-from services.router.metrics import RouterMetrics
+from services.router.metrics import BadFrame, RouterMetrics
 
 log = logs.get(__name__)
 
@@ -18,14 +18,14 @@ class Faults:
         self._conduct = Conduct(now)
         self._reported: set[str] = set()
 
-    def note(self, kind: str) -> None:
+    def note(self, kind: BadFrame) -> None:
         """One that is not held against the worker, or ends its session anyhow."""
         self._metrics.bad_frames.labels(kind).inc()
         if kind not in self._reported:
             self._reported.add(kind)
             log.warning("bad_frame", worker=self._worker_id, kind=kind)
 
-    def too_many(self, kind: str, now: float) -> bool:
+    def too_many(self, kind: BadFrame, now: float) -> bool:
         """Notes one; whether it goes on for too long."""
         self.note(kind)
         return self._conduct.fault(now)

@@ -10,6 +10,8 @@ from math import isfinite
 
 from headrace.v1 import session_pb2
 
+from services.router.metrics import BadFrame
+
 MOST_TOKENS = 1 << 40
 MOST_SEQUENCES = 1 << 20
 MOST_BLOCKS = 1 << 28
@@ -18,7 +20,7 @@ MOST_SECONDS = 1e4
 """Of a coefficient of a step's cost."""
 
 
-def take_away_nonsense(frame: session_pb2.WorkerFrame, blocks: int, last_command: int) -> Iterator[str]:
+def take_away_nonsense(frame: session_pb2.WorkerFrame, blocks: int, last_command: int) -> Iterator[BadFrame]:
     """Clears what makes no sense and names its kind.
 
     Args:

@@ -13,6 +13,7 @@ from headrace.v1 import session_pb2
 from services.common import errors, logs
 from services.common.lifecycle import Tasks
 from services.common.members import MeshSecret
+from services.common.metrics import from_zero
 from services.common.replies import Replies
 from services.common.rpc import Context, note_stranger
 from services.router.dispatcher import Dispatcher
@@ -50,6 +51,7 @@ class SessionServicer:
         self._tasks = tasks
         self._times = times
         self._metrics = metrics
+        from_zero(metrics.rpc.strangers, (METHOD,))
 
     async def Session(self, frames: Frames, context: Context, replies: Replies) -> None:
         """One session; ends when the worker ends it, leaves, or falls silent."""

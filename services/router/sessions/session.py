@@ -11,7 +11,7 @@ from math import inf
 from headrace.v1 import admin_pb2, session_pb2
 
 from services.common import errors
-from services.router.metrics import RouterMetrics
+from services.router.metrics import BadFrame, RouterMetrics
 from services.router.policy import Cost, LatencyClass, Waiting, WorkerView
 from services.router.policy.kv_feed import KvFeed
 from services.router.relay.attempt import Seat, numerics_label
@@ -262,7 +262,7 @@ class Session:
             self._died_s = now - stuck_s + HEARTBEATS * self._times.heartbeat_s
             self.close(errors.Unavailable(f"no step finished for {stuck_s:.1f} s", reason="HUNG"))
 
-    def misbehaved(self, kind: str) -> None:
+    def misbehaved(self, kind: BadFrame) -> None:
         """Counts nonsense that the worker sent. Raises FailedPrecondition when there is too much of it."""
         if self._faults.too_many(kind, self.last_frame_s):
             self.close(error := errors.FailedPrecondition("too many bad frames", reason="BAD_FRAMES"))

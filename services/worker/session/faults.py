@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from services.common import logs
 from services.common.conduct import Conduct
-from services.worker.metrics import WorkerMetrics
+from services.worker.metrics import BadFrame, WorkerMetrics
 
 log = logs.get(__name__)
 
@@ -23,7 +23,7 @@ class Faults:
         self._logged: set[str] = set()
         self._given_up: Misbehaved | None = None
 
-    def add(self, kind: str, now: float) -> None:
+    def add(self, kind: BadFrame, now: float) -> None:
         """One more. Raises Misbehaved when it was one too many."""
         self._metrics.bad_frames.labels(kind).inc()
         if kind not in self._logged:
@@ -32,7 +32,7 @@ class Faults:
         if self._conduct.fault(now):
             raise Misbehaved(kind)
 
-    def note(self, kind: str, now: float) -> None:
+    def note(self, kind: BadFrame, now: float) -> None:
         """As `add`, where nobody hears: `check` raises it."""
         try:
             self.add(kind, now)
