@@ -125,7 +125,7 @@ class WorkerService:
         try:
             return await self._start_engine(settings)
         except (EngineLoadError, EngineDied) as error:
-            raise StartError(str(error)) from None
+            raise StartError(self._settings.with_variables(str(error))) from None
 
     async def _listen(self, engine: EngineClient, desk: Desk) -> None:
         try:

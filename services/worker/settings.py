@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import socket
 import tempfile
 from dataclasses import fields
@@ -14,7 +15,7 @@ from pydantic import Field, create_model, field_validator
 from pydantic_settings import NoDecode
 
 from services.common.models import ModelDirectory
-from services.common.settings import ServiceSettings
+from services.common.settings import ServiceSettings, variable
 from services.worker.engine.settings import EngineSettings
 from services.worker.scheduler.policy import SchedulerSettings
 from services.worker.session.tampering import FrameFaults
@@ -105,6 +106,11 @@ class WorkerSettings(_EngineFlags):
         scheduler = SchedulerSettings(max_chunk=self.max_chunk)
         chosen = {name: getattr(self, name) for name in _OF_ENGINE}
         return EngineSettings(model=model.path, model_name=model.name, scheduler=scheduler, **chosen)
+
+    def with_variables(self, message: str) -> str:
+        """The engine's words, its settings named by variable; but for those that are English words, too."""
+        names = "|".join(each for each in sorted(_OF_ENGINE) if "_" in each)
+        return re.sub(rf"\b({names})\b", lambda found: variable(self, found[0]), message)
 
     @property
     def needs_weights(self) -> bool:

@@ -71,3 +71,10 @@ async def test_health_needs_both_the_process_and_a_router() -> None:
         await change
         seen.append(health.servicer._statuses[""])
     assert seen == [NotServing, Serving, NotServing, Serving, NotServing]
+
+
+def test_what_the_engine_says_names_the_variables_to_set() -> None:
+    said = "this device has no room; lower max_context or raise kv_memory_bytes"
+    assert WorkerSettings().with_variables(said) == (
+        "this device has no room; lower HEADRACE_WORKER_MAX_CONTEXT or raise HEADRACE_WORKER_KV_MEMORY_BYTES"
+    )
