@@ -6,6 +6,7 @@ shared between requests: a cache of compiled grammars would tell one tenant what
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Self
@@ -23,6 +24,8 @@ _LIMITS = LLParserLimits(step_lexer_fuel=100_000, max_lexer_states=50_000, verbo
 # Between tokens of JSON a space, or a line break and indentation: a model that likes blanks still ends.
 _BLANKS = r"( |\n {0,40})"
 _MESSAGE_CHARS = 300
+_SOURCE_DRAWN = re.compile(r"\n +\d+ \| .*", re.DOTALL)
+_REGEX_DRAWN = re.compile(r" \(in regex\): regex parse error:\n.*\nerror(?=: )", re.DOTALL)
 _BROKEN = "the output does not match the grammar"
 _DEAD_END = "no token of the model's vocabulary continues the output under the grammar"
 
@@ -132,6 +135,7 @@ def _set(bits: UInt8, tokens: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Non
 
 
 def _brief(error: str) -> str:
-    """llguidance's account without its appendix, in one line."""
-    line = " ".join(error.partition("\n<")[0].split())
+    """llguidance's account without its appendix and its drawings of many lines, in one line."""
+    told = _REGEX_DRAWN.sub("", _SOURCE_DRAWN.sub("", error.partition("\n<")[0]))
+    line = " ".join(told.split())
     return line[:_MESSAGE_CHARS] or "the grammar cannot be used"

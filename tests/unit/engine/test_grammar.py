@@ -133,10 +133,10 @@ def test_blanks_between_tokens_of_json_are_bounded(vocabulary: Vocabulary) -> No
 @pytest.mark.parametrize(
     ("kind", "source", "told"),
     [
-        ("regex", "(a", "unclosed group"),
+        ("regex", "(a", r'^at 1\(8\): invalid regex "\(a": unclosed group$'),
         ("json_schema", '{"type": "nope"}', "nope"),
         ("json_schema", '{"minimum": 5, "maximum": 3, "type": "integer"}', "Unsatisfiable"),
-        ("lark", "start: nowhere", "nowhere"),
+        ("lark", "start: nowhere", r'^at 1\(8\): unknown name: "nowhere"$'),
     ],
 )
 def test_an_invalid_grammar_is_explained_in_a_line(
