@@ -53,7 +53,10 @@ def up(
         ),
     ] = True,
 ) -> int:
-    """Run the whole mesh on this machine until Ctrl-C. A second Ctrl-C does not wait for running answers."""
+    """Run the whole mesh on this machine until Ctrl-C. A second Ctrl-C does not wait for running answers.
+
+    Settings of the services, HEADRACE_…, hold, but for model, addresses and files of the state directory.
+    """
     from services.cli.up.lock import only_one
     from services.cli.up.ports import check_free
     from services.cli.up.sockets import socket_directory
