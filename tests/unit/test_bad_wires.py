@@ -104,6 +104,7 @@ def _bad_frames(mesh: PipedMesh) -> list[str]:
         for family in mesh.registry.collect()
         if family.name == "headrace_bad_frames"
         for sample in family.samples
+        if sample.name.endswith("_total") and sample.value
     ]
 
 

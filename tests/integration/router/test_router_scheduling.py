@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,8 @@ async def test_batch_work_gives_way_and_goes_on_where_it_was(house: House) -> No
 async def test_preferred_labels_are_preferred_not_needed(house: House) -> None:
     for name in ("us", "eu"):
         await house.worker(worker_id=name, labels={"region": name}, script=all_at_once(OUT)).connect()
+    workers, now = house.router._dispatcher.workers, time.monotonic()
+    await eventually(lambda: all(each.view(now).credit.sequences for each in workers), "both take work")
     wanted = Request(token_ids={"ids": [5] * 8}, max_tokens=6, preferred_labels={"region": "eu"})
     for _ in range(5):
         assert (await house.stub.GenerateUnary(wanted)).worker_id == "eu"
