@@ -182,7 +182,7 @@ def _infeasible(ticket: Ticket, outlook: Outlook, now: float) -> Refusal | None:
         needed_s += max(_wait_s(outlook), outlook.queue_s)
     if needed_s <= left_s:
         return None
-    message = f"it would take about {needed_s:.2f} s and has {max(left_s, 0.0):.2f} s"
+    message = f"it would take about {_spoken(needed_s)} and has {_spoken(max(left_s, 0.0))}"
     allowed_s = ticket.deadline_s - ticket.arrival_s
     retry_s = _in_bounds(needed_s - allowed_s) if outlook.lone_s <= allowed_s else None
     return Refusal(RefusalKind.DEADLINE_INFEASIBLE, message, retry_s)
@@ -234,6 +234,11 @@ def _wait_s(outlook: Outlook) -> float:
 def _first_s(outlook: Outlook) -> float:
     prediction = outlook.predict()
     return 0.0 if prediction is None else prediction.ttft_s
+
+
+def _spoken(duration_s: float) -> str:
+    """A duration as one says it: milliseconds below a second."""
+    return f"{duration_s:.3g} s" if duration_s >= 1.0 else f"{1000.0 * duration_s:.3g} ms"
 
 
 def _in_bounds(retry_s: float) -> float:
