@@ -7,6 +7,9 @@ GPU seconds that leave the queue a second, while others of the class wait.
     in time   what is ahead and in time as well / rate of the class     while that meets its target
     late      all of the class / rate of its late requests              beyond: it stands behind (order.py)
     between   from the one to the other                                 where over half of its time goes
+
+Until that is seen late requests are thought to go as fast as all: after a burst at an idle mesh nobody need
+come who goes before them.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ _SURE = 0.5
 _FADING_S = 20.0
 """What was seen so long ago counts a third: an outage is forgotten, whether or not anybody waits after it."""
 _PRIOR_S = 1.0
-"""Seconds for which the rate that is usual counts as seen."""
+"""Seconds for which the rate that is usual counts as seen, and after which late requests' own does."""
 
 
 class Rate:
@@ -47,7 +50,10 @@ class Rate:
 
     def of_late(self, usual: float, now: float, least: float) -> float:
         """Of those that are late; `least`: their part of all at least."""
-        return max(self._late_cost_s / (self._busy_s + _PRIOR_S), least * self.of_all(usual, now))
+        rate = self.of_all(usual, now)
+        seen = max(self._late_cost_s / (self._busy_s + _PRIOR_S), least * rate)
+        unseen = exp(-self._busy_s / _PRIOR_S)
+        return unseen * rate + (1.0 - unseen) * seen
 
     def _look(self, now: float) -> None:
         passed_s = max(0.0, now - self._at_s) if self._at_s is not None else 0.0
