@@ -178,7 +178,7 @@ class _TomlSource(PydanticBaseSettingsSource):
 
     def __init__(self, settings_cls: type[BaseSettings], section: str, known: Iterable[str]) -> None:
         super().__init__(settings_cls)
-        self._values = _read_section(section, known)
+        self._values = read_section(os.environ.get("HEADRACE_CONFIG"), section, known)
 
     def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
         return self._values.get(field_name), field_name, False
@@ -187,8 +187,8 @@ class _TomlSource(PydanticBaseSettingsSource):
         return dict(self._values)
 
 
-def _read_section(section: str, known: Iterable[str]) -> dict[str, Any]:
-    path = os.environ.get("HEADRACE_CONFIG")
+def read_section(path: str | None, section: str, known: Iterable[str] = _SECTIONS) -> dict[str, Any]:
+    """A section of the TOML file, empty where there is none. Raises SettingsError for what cannot be read."""
     if not path:
         return {}
     try:

@@ -1,4 +1,4 @@
-"""What the user's environment says of settings that `headrace up` would else choose itself."""
+"""What the user says, by environment or file, of settings that `headrace up` would else choose itself."""
 
 from __future__ import annotations
 
@@ -10,13 +10,18 @@ from services.cli.up.ports import LOOPBACK, free_ports
 
 Environment = Mapping[str, str]
 DRAIN_S = 15.0
-THREADS = "HEADRACE_WORKER_THREADS"
 PUBLIC_PORTS = "HEADRACE_ROUTER_PUBLIC_PORTS"
 
 
 def asked(environment: Environment, service: str, name: str) -> str | None:
-    """What is set for this service, else for all; None where nothing is."""
-    return environment.get(f"HEADRACE_{service.upper()}_{name}") or environment.get(f"HEADRACE_{name}")
+    """What is set for this service, else for all; None where nothing is. Raises SettingsError."""
+    told = environment.get(f"HEADRACE_{service.upper()}_{name}") or environment.get(f"HEADRACE_{name}")
+    if told or not (path := environment.get("HEADRACE_CONFIG")):
+        return told
+    from services.common.settings import read_section
+
+    sections = (read_section(path, section) for section in (service, "mesh"))
+    return next((str(each[name.lower()]) for each in sections if name.lower() in each), None)
 
 
 def drain_s(environment: Environment, service: str) -> float:
@@ -33,11 +38,11 @@ def drain_s(environment: Environment, service: str) -> float:
 
 def threads(environment: Environment) -> int | None:
     """CPU threads of each worker; None where nothing is set. Raises UsageError."""
-    text = environment.get(THREADS)
+    text = asked(environment, "worker", "THREADS")
     if not text:
         return None
     if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"{THREADS} = {text!r}: allowed are whole numbers from 1")
+        raise UsageError(f"HEADRACE_WORKER_THREADS = {text!r}: allowed are whole numbers from 1")
     return int(text)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from services.cli.errors import CliError, UsageError
 from services.cli.state import Running, StateDir, locate, read_running, write_running
-from services.cli.up.asked import check_public_ports, drain_s, metrics_addresses
+from services.cli.up.asked import check_public_ports, drain_s, metrics_addresses, threads
 from services.cli.up.child import describe
 from services.cli.up.devices import Device, choose
 from services.cli.up.last_words import last_words, reason
@@ -188,6 +188,16 @@ def test_what_a_user_set_is_not_overridden(tmp_path: Path, monkeypatch: pytest.M
     assert specs["worker-0"].stop_timeout_s > 40
     assert specs["router-0"].metrics_url == "http://127.0.0.1:9100/metrics"
     assert specs["router-1"].environment["HEADRACE_ROUTER_METRICS_LISTEN"] == "127.0.0.1:9101"
+
+
+def test_a_file_says_as_much_as_the_environment_unless_that_says_more(tmp_path: Path) -> None:
+    file = tmp_path / "headrace.toml"
+    file.write_text("[mesh]\ndrain_timeout_s = 40\n[router]\ndrain_timeout_s = 3\n[worker]\nthreads = 2\n")
+    told = {"HEADRACE_CONFIG": str(file)}
+    assert [drain_s(told, service) for service in ("router", "worker")] == [3.0, 40.0]
+    assert drain_s({**told, "HEADRACE_DRAIN_TIMEOUT_S": "7"}, "router") == 7.0
+    assert threads(told) == 2
+    assert metrics_addresses(told, ["router"])[0].startswith("127.0.0.1:")
 
 
 def test_metrics_of_several_processes_count_up_from_what_was_set() -> None:
