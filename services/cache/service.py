@@ -15,7 +15,6 @@ from services.cache.valkey import Valkey
 from services.common import logs, rpc, transport
 from services.common.lifecycle import Health, Tasks, add_reflection
 from services.common.metrics import RpcMetrics
-from services.common.settings import variable
 
 SERVICE = cache_pb2.DESCRIPTOR.services_by_name["CacheService"]
 DRAIN_S = 2.0
@@ -44,13 +43,7 @@ class CacheService:
     async def start(self) -> None:
         """Opens the listener; Valkey is looked for beside it."""
         settings = self._settings
-        self.port = transport.listen(
-            self._server,
-            settings.listen,
-            settings.mesh_tls,
-            settings.insecure,
-            setting=variable(settings, "listen"),
-        )
+        self.port = transport.listen(self._server, settings.listener())
         self._store.start(self.tasks)
         await self._server.start()
         log.info("listening", listen=settings.listen, port=self.port, valkey=self._valkey is not None)

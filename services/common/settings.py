@@ -29,7 +29,7 @@ from pydantic_settings import SettingsError as UnreadableError
 
 from services.common.logs import LogFormat, LogLevel
 from services.common.members import MeshSecret
-from services.common.transport import Tls
+from services.common.transport import Listener, Tls
 
 USAGE_ERROR = 2
 Settings = TypeVar("Settings", bound="ServiceSettings")
@@ -91,6 +91,12 @@ class ServiceSettings(BaseSettings):
         """TLS of internal ports."""
         return Tls(
             certificate=self.mesh_tls_certificate, key=self.mesh_tls_key, authority=self.mesh_tls_authority
+        )
+
+    def listener(self, name: str = "listen", tls: Tls | None = None) -> Listener:
+        """What the setting of this name says of a port; `tls`: its own, if it is not an internal one."""
+        return Listener(
+            getattr(self, name), self.mesh_tls if tls is None else tls, self.insecure, variable(self, name)
         )
 
     def mesh_secret(self) -> MeshSecret:

@@ -15,6 +15,7 @@ import json
 import socket
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import grpc
 
@@ -42,15 +43,26 @@ class Tls:
         return any(path is not None for path in (self.certificate, self.key, self.authority))
 
 
+class Listener(NamedTuple):
+    """Where a server listens."""
+
+    address: str
+    tls: Tls = Tls()
+    insecure: bool = False
+    """Plain text is allowed off loopback."""
+    setting: str = "listen"
+    """What sets the address, as messages name it."""
+
+
 class BindError(Exception):
     """A listener cannot be opened; the message says what to change."""
 
 
-def check_listener(address: str, tls: Tls, insecure: bool) -> None:
+def check_listener(listener: Listener) -> None:
     """Raises BindError for plain text off loopback that nobody asked for."""
-    if not (tls.enabled or insecure or is_loopback(address)):
+    if not (listener.tls.enabled or listener.insecure or is_loopback(listener.address)):
         raise BindError(
-            f"{address} is not a loopback address and has no TLS: set certificate and key, "
+            f"{listener.address} is not a loopback address and has no TLS: set certificate and key, "
             "bind 127.0.0.1, or allow plain text with insecure=true"
         )
 
@@ -91,16 +103,17 @@ def server(*, reuse_port: bool = False, max_connection_age_s: float | None = Non
     return grpc.aio.server(options=options)
 
 
-def listen(server: grpc.aio.Server, address: str, tls: Tls, insecure: bool, *, setting: str) -> int:
-    """Opens a listener and returns its port. Raises BindError, which names the variable that sets it."""
-    check_listener(address, tls, insecure)
+def listen(server: grpc.aio.Server, listener: Listener) -> int:
+    """Opens a listener and returns its port. Raises BindError, which names the setting."""
+    check_listener(listener)
+    address, tls = listener.address, listener.tls
     try:
         if tls.enabled:
             return server.add_secure_port(address, _server_credentials(tls))
         return server.add_insecure_port(address)
     except (RuntimeError, OSError) as error:
         reason = _reason(address, error)
-        raise BindError(f"cannot listen on {address}: {reason}; {setting} sets another") from None
+        raise BindError(f"cannot listen on {address}: {reason}; {listener.setting} sets another") from None
 
 
 def _reason(address: str, error: Exception) -> str:

@@ -81,21 +81,10 @@ class RouterService:
         if settings.own_cores:
             let_the_loop_go_first()
         self._check_public()
-        transport.check_listener(settings.mesh_listen, settings.mesh_tls, settings.insecure)
-        self.port = transport.listen(
-            self._public,
-            settings.listen,
-            settings.tls,
-            settings.insecure,
-            setting=variable(settings, "listen"),
-        )
-        self.mesh_port = transport.listen(
-            self._internal,
-            settings.mesh_listen,
-            settings.mesh_tls,
-            settings.insecure,
-            setting=variable(settings, "mesh_listen"),
-        )
+        internal = settings.listener("mesh_listen")
+        transport.check_listener(internal)
+        self.port = transport.listen(self._public, settings.listener(tls=settings.tls))
+        self.mesh_port = transport.listen(self._internal, internal)
         self._name_itself()
         self.tasks.spawn(self._dispatcher.housekeeping.run(), "housekeeping")
         self.tasks.spawn(self._access.follow(), "access")

@@ -9,7 +9,6 @@ from prometheus_client import CollectorRegistry
 
 from services.common import lifecycle, logs, metrics, rpc, transport
 from services.common.models import ModelDirectory, ModelError, resolve
-from services.common.settings import variable
 from services.tokenizer.batches import Batches
 from services.tokenizer.encodings import EncodingCache
 from services.tokenizer.metrics import TokenizerMetrics
@@ -53,13 +52,7 @@ class TokenizerProcess:
         self.health.add_to(self._server)
         lifecycle.add_reflection(self._server, SERVICE.full_name)
         settings = self._settings
-        transport.listen(
-            self._server,
-            settings.listen,
-            settings.mesh_tls,
-            settings.insecure,
-            setting=variable(settings, "listen"),
-        )
+        transport.listen(self._server, settings.listener())
         await self._server.start()
 
     async def drain(self) -> None:

@@ -19,7 +19,6 @@ from prometheus_client import CollectorRegistry
 from services.common import logs, transport
 from services.common.lifecycle import Health, StartError, Tasks, add_reflection
 from services.common.models import ModelDirectory, ModelError, resolve
-from services.common.settings import variable
 from services.worker.engine.base import EngineDescription
 from services.worker.engine.client import EngineClient
 from services.worker.engine.errors import EngineDied, EngineHangs, EngineLoadError
@@ -81,13 +80,7 @@ class WorkerService:
         settings = self._settings
         if settings.may_choose_gpu:
             self._lease = claim_gpu(settings.lease_dir, os.environ)
-        self.port = transport.listen(
-            self._server,
-            settings.listen,
-            settings.mesh_tls,
-            settings.insecure,
-            setting=variable(settings, "listen"),
-        )
+        self.port = transport.listen(self._server, settings.listener())
         await self._server.start()
         model = await _resolved(settings.model, weights=settings.needs_weights)
         engine = await self._loaded(settings.engine_settings(model))

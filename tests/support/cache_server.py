@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from services.common.members import MeshSecret
 from services.common.metrics import RpcMetrics
 from services.common.rpc import Context, Registrar
-from services.common.transport import Tls, listen, server
+from services.common.transport import Listener, listen, server
 
 SERVICE = cache_pb2.DESCRIPTOR.services_by_name["CacheService"]
 
@@ -33,7 +33,7 @@ class CacheServer:
         """Opens the listener."""
         registrar = Registrar(self._server, RpcMetrics(CollectorRegistry()), self._mesh)
         registrar.add(SERVICE, self, members_only="cache")
-        port = listen(self._server, "127.0.0.1:0", Tls(), False, setting="none")
+        port = listen(self._server, Listener("127.0.0.1:0"))
         await self._server.start()
         self.address = f"127.0.0.1:{port}"
         return self

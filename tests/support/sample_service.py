@@ -39,13 +39,7 @@ class SampleService:
         if self._settings.fault == "hang-start":
             await asyncio.Event().wait()
         self.health.add_to(self._server)
-        port = transport.listen(
-            self._server,
-            self._settings.listen,
-            self._settings.mesh_tls,
-            self._settings.insecure,
-            setting="HEADRACE_SAMPLE_LISTEN",
-        )
+        port = transport.listen(self._server, self._settings.listener())
         await self._server.start()
         print(f"port {port}", flush=True)
         if self._settings.fault == "hang-listening":

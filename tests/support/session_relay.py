@@ -120,7 +120,7 @@ class SessionRelay(session_pb2_grpc.SessionServiceServicer):
 
     async def __aenter__(self) -> Self:
         session_pb2_grpc.add_SessionServiceServicer_to_server(self, self._server)
-        self._port = transport.listen(self._server, "127.0.0.1:0", transport.Tls(), False, setting="none")
+        self._port = transport.listen(self._server, transport.Listener("127.0.0.1:0"))
         await self._server.start()
         return self
 

@@ -16,7 +16,7 @@ from services.common.members import MeshSecret
 from services.common.metrics import RpcMetrics
 from services.common.models import ModelDirectory
 from services.common.rpc import Context, Registrar
-from services.common.transport import Tls, listen, server
+from services.common.transport import Listener, listen, server
 from tests.support.tiny_tokenizer import CHAT_TEMPLATE, tiny_tokenizer
 
 SERVICE = tokenizer_pb2.DESCRIPTOR.services_by_name["TokenizerService"]
@@ -58,7 +58,7 @@ class TokenizerServer:
         """Opens the listener."""
         registrar = Registrar(self._server, RpcMetrics(CollectorRegistry()), self._mesh)
         registrar.add(SERVICE, self, members_only="tokenizer")
-        port = listen(self._server, "127.0.0.1:0", Tls(), False, setting="none")
+        port = listen(self._server, Listener("127.0.0.1:0"))
         await self._server.start()
         self.address = f"127.0.0.1:{port}"
         return self

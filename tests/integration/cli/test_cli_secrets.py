@@ -83,7 +83,7 @@ async def test_members_with_the_certificate_speak_and_others_do_not(tmp_path: Pa
         authority=tmp_path / "authority.pem", certificate=tmp_path / "mesh.pem", key=tmp_path / "mesh.key"
     )
     server = transport.server()
-    port = transport.listen(server, "127.0.0.1:0", tls, insecure=False, setting="none")
+    port = transport.listen(server, transport.Listener("127.0.0.1:0", tls))
     await server.start()
     try:
         for files, code in ((tls, "UNIMPLEMENTED"), (transport.Tls(authority=tls.authority), "UNAVAILABLE")):

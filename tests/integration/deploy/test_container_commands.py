@@ -32,7 +32,7 @@ async def test_health_speaks_the_tls_of_the_mesh(tmp_path: Path) -> None:
     server, health = transport.server(), lifecycle.Health()
     health.add_to(server)
     await health.set(health_pb2.HealthCheckResponse.SERVING)
-    address = f"127.0.0.1:{transport.listen(server, '127.0.0.1:0', tls, insecure=False, setting='none')}"
+    address = f"127.0.0.1:{transport.listen(server, transport.Listener('127.0.0.1:0', tls))}"
     await server.start()
     settings = {
         "HEADRACE_MESH_TLS_AUTHORITY": str(tls.authority),

@@ -18,7 +18,7 @@ import threading
 
 import grpc
 from services.common.loop import Loop, is_grpc_reader, let_the_loop_go_first
-from services.common.transport import Tls, channel, listen, server
+from services.common.transport import Listener, Tls, channel, listen, server
 
 found = []
 
@@ -35,7 +35,7 @@ async def main():
     serving = server()
     handler = grpc.unary_stream_rpc_method_handler(echo)
     serving.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("s", {"m": handler}),))
-    port = listen(serving, "127.0.0.1:0", Tls(), insecure=False, setting="none")
+    port = listen(serving, Listener("127.0.0.1:0"))
     await serving.start()
     let_the_loop_go_first()
     async with channel(f"127.0.0.1:{port}", Tls()) as connection:

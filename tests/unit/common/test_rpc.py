@@ -143,7 +143,7 @@ async def serving(servicer: Servicer) -> AsyncIterator[Served]:
     server = transport.server()
     registrar = rpc.Registrar(server, RpcMetrics(registry), MESH, stall_s=STALL_S)
     registrar.add(cache_pb2.DESCRIPTOR.services_by_name["CacheService"], servicer, members_only="cache")
-    port = transport.listen(server, "127.0.0.1:0", transport.Tls(), insecure=False, setting="IT")
+    port = transport.listen(server, transport.Listener("127.0.0.1:0"))
     await server.start()
     channel = transport.channel(f"127.0.0.1:{port}", transport.Tls())
     yield Served(registry, servicer, channel)

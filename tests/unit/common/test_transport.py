@@ -17,40 +17,37 @@ from tests.support.waiting import eventually
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "127.9.9.9:1", "localhost:1", "[::1]:1", "unix:/tmp/x"])
 def test_loopback_needs_no_encryption(address: str) -> None:
-    transport.check_listener(address, transport.Tls(), insecure=False)
+    transport.check_listener(transport.Listener(address))
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:1", "[::]:1", "10.0.0.1:1", "router:1"])
 def test_plain_text_off_loopback_must_be_asked_for(address: str) -> None:
     with pytest.raises(transport.BindError, match="insecure"):
-        transport.check_listener(address, transport.Tls(), insecure=False)
-    transport.check_listener(address, transport.Tls(), insecure=True)
+        transport.check_listener(transport.Listener(address))
+    transport.check_listener(transport.Listener(address, insecure=True))
 
 
 async def test_a_taken_port_is_named() -> None:
     first, second = transport.server(), transport.server()
-    port = transport.listen(first, "127.0.0.1:0", transport.Tls(), insecure=False, setting="IT")
+    port = transport.listen(first, transport.Listener("127.0.0.1:0"))
     told = f"cannot listen on 127.0.0.1:{port}: Address already in use; HEADRACE_CACHE_LISTEN sets another"
     with pytest.raises(transport.BindError, match=f"^{told}$"):
-        transport.listen(
-            second, f"127.0.0.1:{port}", transport.Tls(), insecure=False, setting="HEADRACE_CACHE_LISTEN"
-        )
+        transport.listen(second, transport.Listener(f"127.0.0.1:{port}", setting="HEADRACE_CACHE_LISTEN"))
 
 
 @pytest.mark.parametrize("part", ["certificate", "key", "authority"])
 async def test_tls_that_is_set_in_part_is_refused_and_never_plain_text(part: str, tmp_path: Path) -> None:
     file = tmp_path / "part.pem"
     file.write_text("whatever")
+    listener = transport.Listener("127.0.0.1:0", transport.Tls(**{part: file}), insecure=True)
     with pytest.raises(transport.BindError, match="missing"):
-        transport.listen(
-            transport.server(), "127.0.0.1:0", transport.Tls(**{part: file}), insecure=True, setting="IT"
-        )
+        transport.listen(transport.server(), listener)
 
 
 async def test_a_certificate_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     tls = transport.Tls(certificate=tmp_path / "none.pem", key=tmp_path / "none.key")
     with pytest.raises(transport.BindError, match=r"none\.key"):
-        transport.listen(transport.server(), "127.0.0.1:0", tls, insecure=False, setting="IT")
+        transport.listen(transport.server(), transport.Listener("127.0.0.1:0", tls))
 
 
 async def test_a_flood_that_comes_while_the_loop_is_busy_is_served_and_nobody_is_cancelled() -> None:
@@ -59,7 +56,7 @@ async def test_a_flood_that_comes_while_the_loop_is_busy_is_served_and_nobody_is
         server = transport.server()
         health = Health()
         health.add_to(server)
-        port = transport.listen(server, "127.0.0.1:0", transport.Tls(), insecure=False, setting="IT")
+        port = transport.listen(server, transport.Listener("127.0.0.1:0"))
         await server.start()
         stack.push_async_callback(server.stop, 0)
         channel = stack.enter_context(grpc.insecure_channel(f"127.0.0.1:{port}"))
