@@ -49,3 +49,32 @@ def test_a_line_is_written_at_once_so_that_processes_can_share_a_log() -> None:
         )
         written = [ours.recv(1 << 16, socket.MSG_DONTWAIT) for _ in range(3)]
     assert [each[-1:] for each in written] == [b"\n"] * 3
+
+
+WRITES_ON = """
+from services.common import logs
+logs.configure("test", form="json")
+for number in range(300):
+    logs.get("x").info("said", why="to fill what may be kept of it")
+print("went on")
+"""
+
+
+def test_a_full_disk_costs_lines_and_nothing_else() -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", WRITES_ON], stdout=subprocess.PIPE, stderr=full, text=True, timeout=60
+        )
+    assert done.stdout == "went on\n"
+
+
+def test_a_log_that_nobody_reads_any_more_costs_lines_and_nothing_else() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", WRITES_ON], stdout=subprocess.PIPE, stderr=writer, text=True, timeout=60
+        )
+    finally:
+        os.close(writer)
+    assert done.stdout == "went on\n"
