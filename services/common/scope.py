@@ -17,7 +17,9 @@ Threats and what answers them:
 * *Fields that run into each other* ("a" + "bc" against "ab" + "c"): all fields are length-framed.
 * *A tenant must be forgotten*: destroying the salt makes everything of the tenant unreadable for good.
 
-Salts live in files outside Valkey, one a tenant; a lost salt costs a cold cache, never an answer.
+Salts live in files outside Valkey, one a tenant; a lost salt costs a cold cache, never an answer. A tenant
+whose salt can neither be read nor made (the disk is full) is refused: with a passing one each router would
+count its quotas for itself, and none could take up another's streams.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from __future__ import annotations
 import hmac
 import re
 import secrets
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
@@ -35,12 +38,17 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from services.common import logs
+from services.common.errors import Unavailable
 from services.common.members import frame, read_secret, write_new_secret
+from services.common.seldom import Seldom
 
 KEY_BYTES = 32
 TAG_BYTES = 16
+RETRY_S = 5.0
 _NONCE_BYTES = 12
 _TENANT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+log = logs.get(__name__)
 
 
 class Keyring:
@@ -52,10 +60,21 @@ class Keyring:
         self._master = master
         self._salts = salts
         self._tenant = lru_cache(maxsize=4096)(self._derive_tenant)
+        self._reports = Seldom()
 
     def tenant(self, tenant: str) -> TenantKeys:
-        """The tenant's keys; makes its salt on first use. Raises OSError, ValueError for an odd name."""
-        return self._tenant(tenant)
+        """The tenant's keys; makes its salt on first use.
+
+        Raises:
+            Unavailable: its salt can neither be read nor made. ValueError: an odd name.
+        """
+        try:
+            return self._tenant(tenant)
+        except OSError as error:
+            if self._reports.due(tenant, time.monotonic()):
+                log.error("no_tenant_keys", tenant=tenant, error=str(error))
+            message = "this tenant's keys can neither be read nor made now"
+            raise Unavailable(message, reason="NO_TENANT_KEYS", retry_s=RETRY_S) from None
 
     def forget(self, tenant: str) -> None:
         """Destroys the salt: nothing cached for the tenant can be read again by who lacks a copy."""

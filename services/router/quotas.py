@@ -16,6 +16,7 @@ import grpc
 from headrace.v1 import cache_pb2, cache_pb2_grpc
 
 from services.common import logs, transport
+from services.common.errors import Unavailable
 from services.common.identity import Tenant
 from services.common.members import MeshSecret
 from services.common.transport import Tls
@@ -143,7 +144,7 @@ class Leaser:
         """Asks, round after round."""
         while True:
             self._quotas.wanted.clear()
-            asked = self._quotas.due(time.monotonic())
+            asked = [each for each in self._quotas.due(time.monotonic()) if self._can_be_named(each)]
             for start in range(0, len(asked), CLAIMS_A_CALL):
                 await self._ask(asked[start : start + CLAIMS_A_CALL])
             await asyncio.sleep(REST_S)
@@ -158,6 +159,15 @@ class Leaser:
             await asyncio.wait_for(self._quotas.wanted.wait(), ROUND_S)
         except TimeoutError:
             return
+
+    def _can_be_named(self, asked: _Asked) -> bool:
+        """Whether the tenant has a tag to ask under; without, its quota is this router's share."""
+        try:
+            self._tag_of(asked.tenant)
+        except Unavailable:
+            self._settle([asked], [])
+            return False
+        return True
 
     async def _ask(self, asked: list[_Asked]) -> None:
         request = cache_pb2.LeaseQuotaRequest(router_id=self.router_id, claims=map(self._claim, asked))
