@@ -156,7 +156,7 @@ class StreamMesh:
     def _targets(self) -> dict[str, object]:
         """Of a device with such steps; nobody is refused by load, since load is what is to be borne."""
         targets = json.dumps({"tpot_s": 3 * self._step_s, "ttft_s": 10.0, "patience_s": 60.0})
-        load = json.dumps({"admission": False, "refuse_infeasible": False})
+        load = json.dumps({"admission": False})
         return {"interactive": targets, "standard": targets, "scheduling": load}
 
     async def add_worker(self, name: str) -> Mill:
