@@ -37,6 +37,7 @@ How the session half uses it (everything needed is `EngineClient`, `Request` and
     report.py   messages               base.py     Runner: what an engine must do
     load.py     which engine runs      philox.py   counter-based randomness
     grammar.py  one request's grammar  grammars.py all of them, compiled and advanced beside the steps
+    multiples.py, intersections.py   grammars that llguidance must not be asked for
     torch/      the default engine     settings.py what an operator chooses
     simulated/  no model: invented tokens, steps that only take time
 """

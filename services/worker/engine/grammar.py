@@ -15,6 +15,7 @@ import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from services.worker.engine.errors import GrammarError
+from services.worker.engine.intersections import check_intersections
 from services.worker.engine.multiples import check_multiples
 from services.worker.scheduler.request import Grammar, Request
 from services.worker.scheduler.step import UInt8
@@ -110,6 +111,7 @@ class Constraint:
 def _compiled(grammar: Grammar) -> str:
     """llguidance's own form. Raises GrammarError."""
     check_multiples(grammar)
+    check_intersections(grammar)
     if grammar.kind == "regex":
         return LLMatcher.grammar_from_regex(grammar.source)
     if grammar.kind == "lark":

@@ -173,6 +173,82 @@ def test_multiples_that_people_write_are_fine(vocabulary: Vocabulary, divisors: 
     assert begun(vocabulary, "json_schema", json.dumps(schema)).find_next()
 
 
+def held(count: int) -> list[dict[str, str]]:
+    """Schemas of strings, each with a pattern of its own."""
+    return [{"type": "string", "pattern": f".*{at}.*"} for at in range(count)]
+
+
+def defined(count: int) -> dict[str, dict[str, str]]:
+    return {f"d{at}": each for at, each in enumerate(held(count))}
+
+
+INTERSECTIONS: dict[str, tuple[str, object]] = {
+    "parts": ("json_schema", {"allOf": held(40)}),
+    "parts of parts": ("json_schema", {"allOf": [{"allOf": held(20)}, {"allOf": held(20)[9:]}]}),
+    "references": (
+        "json_schema",
+        {"$defs": defined(20), "allOf": [{"$ref": f"#/$defs/d{at}"} for at in range(20)]},
+    ),
+    "references by name": (
+        "json_schema",
+        {"$defs": {"a": {"$anchor": "all", "allOf": held(20)}}, "$ref": "#all"},
+    ),
+    "properties": (
+        "json_schema",
+        {"allOf": [{"type": "object", "properties": {"x": each}} for each in held(20)]},
+    ),
+    "a circle": (
+        "json_schema",
+        {
+            "$defs": {
+                "a": {"allOf": held(9), "properties": {"x": {"$ref": "#/$defs/b"}}},
+                "b": {"allOf": [{"$ref": "#/$defs/a"}]},
+            },
+            "anyOf": [{"$ref": "#/$defs/a"}, {"allOf": [{"$ref": "#/$defs/b"}, *held(20)[9:]]}],
+        },
+    ),
+    "inside a lark": ("lark", 'start: "a" %json ' + json.dumps({"allOf": held(40)})),
+    "joined": ("lark", "start: A\nA: /a.*/ & /.*b/"),
+    "excluded": ("lark", 'start: A\nA: ~/.*"/ // "'),
+}
+
+
+@pytest.mark.parametrize("name", INTERSECTIONS)
+def test_strings_that_must_match_too_many_patterns_are_refused_before_they_are_compiled(
+    vocabulary: Vocabulary, name: str
+) -> None:
+    kind, source = INTERSECTIONS[name]
+    text = source if isinstance(source, str) else json.dumps(source).replace("pattern", "p\\u0061ttern")
+    with pytest.raises(GrammarError, match=r"more than 8 patterns|& and ~"):
+        begun(vocabulary, kind, text)
+
+
+NODE = {
+    "type": "object",
+    "allOf": [{"$ref": "#/$defs/base"}],
+    "properties": {"children": {"type": "array", "items": {"$ref": "#/$defs/node"}}},
+}
+BASE = {
+    "type": "object",
+    "properties": {f"p{at}": {"type": "string", "format": "date"} for at in range(30)},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "source"),
+    [
+        ("json_schema", json.dumps({"$defs": {"base": BASE}, "allOf": [{"$ref": "#/$defs/base"}, BASE]})),
+        ("json_schema", json.dumps({"type": "string", "pattern": "[a-z]+@.*", "format": "email"})),
+        ("json_schema", json.dumps({"anyOf": held(40)})),
+        ("json_schema", json.dumps({"$defs": {"base": BASE, "node": NODE}, "$ref": "#/$defs/node"})),
+        ("lark", r'start: "&" A "~" ~ 2' + "\n" + r"A: /[&~\/]+/ // & ~"),
+    ],
+    ids=["objects", "an address", "choices", "a tree", "signs in lark"],
+)
+def test_patterns_that_people_write_are_fine(vocabulary: Vocabulary, kind: str, source: str) -> None:
+    assert begun(vocabulary, kind, source).find_next()
+
+
 def test_a_tokenizer_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match="tokenizer"):
