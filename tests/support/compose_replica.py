@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tests.support.compose import seconds
+from tests.support.ports import free_port
 
 Translate = Callable[[str], str]
 
@@ -35,7 +35,7 @@ class Replica:
 
     def port(self, inside: int) -> int:
         """The free port of this machine that stands for one of the container's."""
-        return self._ports.setdefault(inside, _free_port())
+        return self._ports.setdefault(inside, free_port())
 
     async def start(self, translate: Translate) -> None:
         """Starts the command; what it prints goes to the log."""
@@ -100,9 +100,3 @@ async def _ended(process: asyncio.subprocess.Process, within_s: float) -> int:
         with contextlib.suppress(ProcessLookupError):  # it ended just now
             process.kill()
         return await process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

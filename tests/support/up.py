@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from services.cli.up.ports import free_ports
 from tests.support.children import alive
 from tests.support.commands import start
+from tests.support.ports import free_port
 
 TIMEOUT_S = 120.0
 READY = "Ctrl-C stops."
@@ -62,7 +62,7 @@ async def running(
     model: Path, state: Path, *flags: str, env: dict[str, str] | None = None
 ) -> AsyncIterator[Up]:
     """Starts the command on a free port; ends it in whatever way."""
-    port = free_ports(1)[0]
+    port = free_port()
     arguments = ("up", "--model", str(model), "--state-dir", str(state), "--port", str(port), *flags)
     process = await start(*arguments, env={"HEADRACE_WORKER_DTYPE": "float32", **(env or {})})
     try:

@@ -18,7 +18,6 @@ import pytest_asyncio
 from headrace.client import Delta, Headrace, build_request
 from headrace.v1.router_pb2_grpc import RouterServiceStub
 
-from services.cli.up.ports import free_ports
 from services.common import transport
 from tests.support.children import alive
 from tests.support.commands import headrace
@@ -179,10 +178,10 @@ async def test_weights_that_cannot_be_loaded_end_the_start_with_the_workers_word
 
 
 async def test_a_taken_port_is_one_line(up_model: Path, tmp_path: Path) -> None:
-    port = free_ports(1)[0]
     with socket.socket() as holder:
-        holder.bind(("127.0.0.1", port))
+        holder.bind(("127.0.0.1", 0))
         holder.listen()
+        port = holder.getsockname()[1]
         arguments = ("--model", str(up_model), "--state-dir", str(tmp_path), "--port", str(port))
         found = await headrace("up", *arguments)
     assert (found.code, found.err.count("\n")) == (1, 1)

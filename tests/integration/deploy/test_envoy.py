@@ -20,7 +20,8 @@ import yaml
 from headrace.client import Headrace, build_request
 from headrace.v1 import types_pb2
 
-from tests.support.mesh import Mesh, Process, free_port, serving
+from tests.support.mesh import Mesh, Process, serving
+from tests.support.ports import free_port
 from tests.support.tiny_llama import write_tiny_llama
 from tests.support.tiny_tokenizer import write_tiny_tokenizer
 from tests.support.waiting import eventually

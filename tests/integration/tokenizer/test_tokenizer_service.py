@@ -18,7 +18,8 @@ from tokenizers import Tokenizer
 
 from services.common import transport
 from services.common.members import MeshSecret, write_new_secret
-from tests.support.mesh import Process, free_port, serving
+from tests.support.mesh import Process, serving
+from tests.support.ports import free_port
 from tests.support.tiny_tokenizer import write_tiny_tokenizer
 
 LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% set c = a * b %}{% endfor %}{% endfor %}"
