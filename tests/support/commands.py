@@ -7,7 +7,7 @@ import os
 import sys
 from typing import NamedTuple
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 180.0
 
 
 class Outcome(NamedTuple):

@@ -77,7 +77,7 @@ class Process:
         """Sends a signal."""
         self.popen.send_signal(number)
 
-    async def ended(self, timeout_s: float = 30.0) -> int:
+    async def ended(self, timeout_s: float = 120.0) -> int:
         """Waits for the end and returns the exit code."""
         await eventually(lambda: not self.alive, f"{self.name} has ended", timeout_s)
         return int(self.popen.returncode)

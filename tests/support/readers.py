@@ -9,6 +9,7 @@ from headrace.v1 import router_pb2
 from services.common.errors import HeadraceError
 from services.common.replies import Replies
 from services.router.relay.outlet import Outlet
+from tests.support.waiting import TIMEOUT_S
 
 ALL = 1 << 30
 
@@ -38,7 +39,7 @@ class Reader:
         """Returns when so many more have come, or the end has."""
         self.reads = min(self.reads, len(self.deltas)) + messages
         self._more.set()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(TIMEOUT_S):
             while len(self.deltas) < self.reads and not self._task.done():
                 await asyncio.sleep(0)
                 self._replies.busy  # noqa: B018 - to look is to take the next step of what is under way
@@ -47,7 +48,7 @@ class Reader:
         """Reads the rest."""
         self.reads = ALL
         self._more.set()
-        await asyncio.wait_for(self._task, 5)
+        await asyncio.wait_for(self._task, TIMEOUT_S)
         return self
 
     def leave(self) -> None:

@@ -156,7 +156,7 @@ async def test_the_mesh_ends_when_up_is_killed(up_model: Path, tmp_path: Path) -
         pids = mesh.pids
         mesh.process.kill()
         await mesh.process.wait()
-        await eventually(lambda: not any(map(alive, pids.values())), "all have ended", timeout_s=60)
+        await eventually(lambda: not any(map(alive, pids.values())), "all have ended")
 
 
 async def test_a_model_that_is_not_there_is_one_line(tmp_path: Path) -> None:

@@ -69,19 +69,19 @@ async def test_the_printed_key_opens_the_published_port(mesh: ComposeProcesses, 
 async def test_without_the_key_it_stays_shut(mesh: ComposeProcesses) -> None:
     async with Headrace(mesh.published("router", 50051)) as client:
         with pytest.raises(HeadraceError) as caught:
-            await client.models(timeout_s=20)
+            await client.models(timeout_s=60)
     assert caught.value.code == grpc.StatusCode.UNAUTHENTICATED
 
 
 async def test_both_replicas_serve_the_model(mesh: ComposeProcesses) -> None:
     async with Headrace(mesh.published("router", 50051), api_key=key_of(mesh)) as client:
-        models = await client.models(timeout_s=20)
+        models = await client.models(timeout_s=60)
     assert [each.workers for each in models] == [2]
 
 
 async def opens(client: Headrace) -> bool:
     try:
-        return bool(await client.models(timeout_s=20))
+        return bool(await client.models(timeout_s=60))
     except HeadraceError:
         return False
 
@@ -106,7 +106,7 @@ async def test_internal_ports_speak_with_members_alone(mesh: ComposeProcesses) -
         async with transport.channel(address, transport.Tls()) as channel:
             check = channel.unary_unary("/grpc.health.v1.Health/Check", bytes, bytes)
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await check(b"", timeout=20)
+                await check(b"", timeout=60)
         assert caught.value.code() == grpc.StatusCode.UNAVAILABLE, f"{service} took plain text"
 
 

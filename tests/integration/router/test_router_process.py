@@ -40,7 +40,7 @@ def run(directory: Path, **settings: str) -> subprocess.CompletedProcess[str]:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=120,
         check=False,
     )
 
@@ -112,7 +112,7 @@ async def test_draining_refuses_new_requests_and_lets_running_ones_end(tmp_path:
         assert not drain.done()
         worker.say(*all_at_once(IDS)(submit))
         assert (await read(call)).ids == IDS
-        await asyncio.wait_for(drain, 20)
+        await asyncio.wait_for(drain, 60)
 
 
 async def test_stopping_ends_what_still_runs_with_a_status(tmp_path: Path) -> None:

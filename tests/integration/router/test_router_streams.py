@@ -266,7 +266,7 @@ async def test_a_reader_that_never_reads_holds_no_share_and_no_drain(tmp_path: P
         worker = await house.worker(max_tokens=1 << 30).connect()
         call = house.stub.Generate(Request(text=PROMPT, max_tokens=1 << 29))
         worker.say(update(await worker.submitted(), 0, house.tokenizer.ids(ANSWER) * (1 << 17), end()))
-        await asyncio.wait_for(house.router.drain(), 30)
+        await asyncio.wait_for(house.router.drain(), 60)
         assert house.metric("headrace_requests_running") == 0
         answer = await read(call)
         assert answer.error is not None

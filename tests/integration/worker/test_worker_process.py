@@ -63,7 +63,7 @@ class WorkerProcess:
         return found[0]
 
     async def ended(self) -> int:
-        await eventually(lambda: self.popen.poll() is not None, f"the worker ends:\n{self.text()}", 60)
+        await eventually(lambda: self.popen.poll() is not None, f"the worker ends:\n{self.text()}", 120)
         return int(self.popen.returncode)
 
     def close(self) -> None:
