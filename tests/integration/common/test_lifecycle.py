@@ -42,11 +42,16 @@ def health(port: str) -> int:
         return int(stub.Check(health_pb2.HealthCheckRequest(), timeout=60, wait_for_ready=True).status)
 
 
+def until_serving(process: subprocess.Popen[str]) -> str:
+    """Returns the port when it serves: it tells it before, and a signal then would end the start."""
+    port = line(process).removeprefix("port ")
+    eventually_sync(lambda: health(port) == health_pb2.HealthCheckResponse.SERVING, "the service is serving")
+    return port
+
+
 def test_a_signal_drains_and_ends_in_order(start: Start) -> None:
     process = start()
-    port = line(process).removeprefix("port ")
-    serving = health_pb2.HealthCheckResponse.SERVING
-    eventually_sync(lambda: health(port) == serving, "the service is serving")
+    until_serving(process)
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=120)
     assert out.split() == ["drain", "drained", "stop"]
@@ -61,8 +66,7 @@ def test_it_is_not_serving_while_it_starts(start: Start) -> None:
 
 def test_it_is_not_serving_while_it_drains(start: Start) -> None:
     process = start("--drain-s", "600", "--drain-timeout-s", "600")
-    port = line(process).removeprefix("port ")
-    eventually_sync(lambda: health(port) == health_pb2.HealthCheckResponse.SERVING, "serving")
+    port = until_serving(process)
     process.send_signal(signal.SIGTERM)
     assert line(process) == "drain"
     assert health(port) == health_pb2.HealthCheckResponse.NOT_SERVING
@@ -70,7 +74,7 @@ def test_it_is_not_serving_while_it_drains(start: Start) -> None:
 
 def test_a_second_signal_skips_the_drain(start: Start) -> None:
     process = start("--drain-s", "600", "--drain-timeout-s", "600")
-    line(process)
+    until_serving(process)
     process.send_signal(signal.SIGINT)
     assert line(process) == "drain"
     process.send_signal(signal.SIGINT)
@@ -82,7 +86,7 @@ def test_a_second_signal_skips_the_drain(start: Start) -> None:
 
 def test_a_drain_is_bounded(start: Start) -> None:
     process = start("--drain-s", "600", "--drain-timeout-s", "0.1")
-    line(process)
+    until_serving(process)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=120)
     assert out.split() == ["drain", "stop"]
