@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections import Counter
+from itertools import chain, repeat
 from unittest.mock import Mock
 
 from headrace.client import channel
@@ -55,7 +56,7 @@ async def test_who_dials_a_frozen_router_dials_again_beside_and_uses_what_stands
     """Routers that share a port: which one a connection comes to is chance."""
     with socket.create_server(("127.0.0.1", 0)) as frozen:  # takes connections, and says nothing
         async with serving(ScriptedRouter()) as living:
-            targets = iter([f"127.0.0.1:{frozen.getsockname()[1]}", living])
+            targets = chain([f"127.0.0.1:{frozen.getsockname()[1]}"], repeat(living))
             shared = Lines(["shared:1"], lambda address: channel(next(targets), None))
             taken = [shared.take(), shared.take()]
             reached = await asyncio.gather(*(shared.reach(each, 30) for each in taken))
