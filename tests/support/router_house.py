@@ -22,6 +22,7 @@ from services.router.service import RouterService
 from services.router.settings import RouterSettings
 from tests.support.scripted_worker import ScriptedWorker
 from tests.support.tokenizer_server import TokenizerServer
+from tests.support.waiting import TIMEOUT_S, eventually
 
 NUMERICS = b"n" * 32
 SECRET = secrets.token_bytes(32)
@@ -56,6 +57,17 @@ class House:
         self.workers.append(worker)
         return worker
 
+    async def all_take_work(self) -> None:
+        """Returns when the router knows the credit of every worker: what is asked now may go to any."""
+        sessions = self.router._dispatcher.workers
+        await eventually(
+            lambda: (
+                len(list(sessions)) == len(self.workers)
+                and all(session.account.credit.sequences for session in sessions)
+            ),
+            "all workers take work",
+        )
+
     def metric(self, name: str, **labels: str) -> float:
         """The value of a metric; 0 when it was never counted."""
         return self.registry.get_sample_value(name, labels) or 0.0
@@ -74,12 +86,14 @@ async def open_house(
     secret_file = directory / "mesh.secret"
     secret_file.write_text(SECRET.hex())
     tokenizer = await TokenizerServer(MeshSecret(SECRET), context=context, directory=model).start()
+    session = {"handshake_s": TIMEOUT_S, **settings.pop("session", {})}
     options = {
         "listen": "127.0.0.1:0",
         "mesh_listen": "127.0.0.1:0",
         "mesh_secret_file": secret_file,
         "tokenizers": tuple(tokenizers) if tokenizers is not None else (tokenizer.address,),
-        "tokenizer_wait_s": 10.0 if tokenizers is None else 0.0,
+        "tokenizer_wait_s": TIMEOUT_S if tokenizers is None else 0.0,
+        "session": session,
         **settings,
     }
     registry, tasks = new_registry(), Tasks()

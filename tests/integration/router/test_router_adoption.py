@@ -13,7 +13,7 @@ from headrace.v1 import router_pb2, session_pb2, types_pb2
 from services.common.identity import create_key
 from tests.support.router_house import Answer, House, details, open_house, read
 from tests.support.scripted_worker import ScriptedWorker, end, update
-from tests.support.waiting import eventually
+from tests.support.waiting import TIMEOUT_S, eventually
 
 PROMPT = "The router sends"
 ANSWER = " each request to the worker that will answer it first. 日本語 🎡"
@@ -24,7 +24,8 @@ Request = router_pb2.GenerateRequest
 
 @pytest.fixture
 async def house(tmp_path: Path) -> AsyncIterator[House]:
-    async with open_house(tmp_path, session={"orphan_hold_s": 1.0}) as it:
+    """Says soon that nothing is left, but waits long for the answers of workers that are there."""
+    async with open_house(tmp_path, session={"orphan_hold_s": 1.0, "lost_s": TIMEOUT_S}) as it:
         yield it
 
 
@@ -174,7 +175,7 @@ async def test_a_prompt_that_is_computed_again_for_who_left_counts_again(
 ) -> None:
     keys, tenants, prompt = tmp_path / "keys.toml", tmp_path / "tenants.toml", range(100, 500)
     key: dict[str, Any] = {"metadata": (("authorization", f"Bearer {create_key(keys, 'acme')}"),)}
-    tenants.write_text("[tenants.acme]\ntokens_per_minute = 800\n")
+    tenants.write_text("[tenants.acme]\ntokens_per_minute = 600\n")  # in debt by twice the prompt, for 20 s
     async with open_house(tmp_path, keys_file=keys, tenants_file=tenants) as house:
         worker = await house.worker().connect()
         asked = Request(token_ids=types_pb2.TokenIds(ids=prompt), request_id="cut", max_tokens=8)
@@ -254,16 +255,16 @@ async def test_a_worker_that_holds_it_no_more_when_asked_to_go_on_changes_nothin
     assert (await stream.rest(call)).text == ANSWER
 
 
-async def test_a_router_that_has_just_started_waits_for_workers_to_attach(
-    house: House, tmp_path: Path, ids: list[int]
-) -> None:
-    worker = await house.worker(worker_id="a").connect()
-    stream = await broken(house, worker, ids[:5])
-    await worker.die()
-    call = stream.resume(house)  # nobody is there: right after a worker was lost it may come back
-    back = await house.worker(worker_id="a").connect()
-    await tell(back, stream.submit, ids, end())
-    assert (await stream.rest(call)).text == ANSWER
+async def test_a_router_that_has_just_started_waits_for_workers_to_attach(tmp_path: Path) -> None:
+    async with open_house(tmp_path, session={"orphan_hold_s": TIMEOUT_S}) as house:
+        ids = house.tokenizer.ids(ANSWER)
+        worker = await house.worker(worker_id="a").connect()
+        stream = await broken(house, worker, ids[:5])
+        await worker.die()
+        call = stream.resume(house)  # nobody is there: right after a worker was lost it may come back
+        back = await house.worker(worker_id="a").connect()
+        await tell(back, stream.submit, ids, end())
+        assert (await stream.rest(call)).text == ANSWER
 
 
 @pytest.mark.parametrize("wrong", ["offset", "count", "attempt", "key"])

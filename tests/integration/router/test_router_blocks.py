@@ -42,6 +42,7 @@ async def two(house: House) -> list[ScriptedWorker]:
     ]
     for each in workers:
         await each.connect()
+    await house.all_take_work()
     return workers
 
 

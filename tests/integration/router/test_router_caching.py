@@ -14,10 +14,10 @@ from services.common.members import MeshSecret
 from tests.support.cache_server import CacheServer
 from tests.support.router_house import SECRET, Answer, House, open_house, read
 from tests.support.scripted_worker import ScriptedWorker, all_at_once
-from tests.support.waiting import eventually
+from tests.support.waiting import TIMEOUT_S, eventually
 
 Request = router_pb2.GenerateRequest
-PATIENT = {"lookup_s": 5.0}
+PATIENT = {"lookup_s": TIMEOUT_S}
 PROMPT = "The router sends"
 ANSWER = " each request to the worker that will answer it first. 日本語"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from headrace.v1 import router_pb2, session_pb2
+from headrace.v1 import router_pb2, session_pb2, types_pb2
 
 from tests.support.router_house import House, details, open_house, read
 from tests.support.scripted_worker import ScriptedWorker, all_at_once, end, update
@@ -104,7 +104,7 @@ async def test_a_request_that_is_given_back_runs_again_at_its_place(house: House
 
 
 async def test_a_request_that_is_alone_on_two_workers_that_die_is_quarantined(house: House) -> None:
-    call = house.stub.Generate(Request(text=PROMPT))
+    call = house.stub.Generate(Request(text=PROMPT, latency_class=types_pb2.LATENCY_CLASS_STANDARD))
     for name in ("first", "second"):
         worker = await house.worker(worker_id=name).connect()
         await worker.submitted()

@@ -13,11 +13,13 @@ from headrace.v1 import router_pb2, session_pb2, tokenizer_pb2, types_pb2
 from services.common.identity import create_key
 from tests.support.router_house import House, details, open_house, read, violated
 from tests.support.scripted_worker import all_at_once
-from tests.support.waiting import eventually
+from tests.support.waiting import TIMEOUT_S, eventually, eventually_async
 
 Request = router_pb2.GenerateRequest
 Code = grpc.StatusCode
 IDS = [65, 66, 67]
+DEADLINE_MS = 2000
+"""Far more than it takes to reach a worker."""
 
 
 @pytest.fixture
@@ -164,11 +166,11 @@ async def test_a_completion_deadline_ends_a_running_request_and_its_work(tmp_pat
     async with open_house(tmp_path) as house:
         worker = await house.worker().connect()
         request = Request(text="x")
-        request.completion_deadline.FromMilliseconds(150)
+        request.completion_deadline.FromMilliseconds(DEADLINE_MS)
         answer = await read(house.stub.Generate(request))
         assert answer.error is not None
         assert answer.error.code() is Code.DEADLINE_EXCEEDED
-        assert worker.submits[0].remaining_ms <= 150
+        assert worker.submits[0].remaining_ms <= DEADLINE_MS
         await worker.cancelled()
 
 
@@ -216,7 +218,7 @@ async def test_patience_with_no_worker_ends_unavailable(tmp_path: Path) -> None:
 
 
 async def test_a_worker_that_comes_in_time_takes_what_waits(tmp_path: Path) -> None:
-    async with open_house(tmp_path) as house:
+    async with open_house(tmp_path, interactive={"patience_s": TIMEOUT_S}) as house:
         call = house.stub.Generate(Request(text="x"))
         await eventually(
             lambda: house.metric("headrace_queue_depth", **{"class": "interactive"}) == 1, "it waits"
@@ -294,11 +296,12 @@ async def test_a_new_key_is_known_soon_and_losing_all_opens_nothing(tmp_path: Pa
         async def works() -> bool:
             return (await read(house.stub.Generate(Request(text="hello"), **bearer(key)))).error is None
 
-        while not await works():
-            pass
+        async def works_no_more() -> bool:
+            return not await works()
+
+        await eventually_async(works, "the new key is known")
         keys.unlink()
-        while await works():
-            pass
+        await eventually_async(works_no_more, "no key is known")
         assert (await refused(house, Request(text="x"))).code() is Code.UNAUTHENTICATED
 
 

@@ -10,22 +10,25 @@ import grpc
 import pytest
 from headrace.v1 import router_pb2, session_pb2, types_pb2
 
+from services.router.continuity import failover
 from services.router.continuity.failover import MOST_BREAKS
 from services.router.housekeeping import TICKS_A_SURVEY
 from tests.support.router_house import House, open_house, read
 from tests.support.scripted_worker import ScriptedWorker, all_at_once, end, update
-from tests.support.waiting import eventually
+from tests.support.waiting import TIMEOUT_S, eventually
 
 PROMPT = "The router sends"
 ANSWER = " each request to the worker that will answer it first. 日本語 🎡"
 Request = router_pb2.GenerateRequest
 HANDLE = 77
 SLOW_STEP_S = 0.2
+KEPT = {"resume_grace_s": 2 * TIMEOUT_S}
+"""Workers keep requests for longer than the router waits for them."""
 
 
 @pytest.fixture
 async def house(tmp_path: Path) -> AsyncIterator[House]:
-    async with open_house(tmp_path, failover={"return_s": 4.0}) as it:
+    async with open_house(tmp_path, failover={"return_s": TIMEOUT_S}, session=KEPT) as it:
         yield it
 
 
@@ -99,8 +102,9 @@ async def test_what_the_worker_holds_no_more_is_submitted_again_at_once(house: H
 
 
 async def test_a_process_whose_sessions_break_again_and_again_loses_its_requests(
-    house: House, ids: list[int]
+    house: House, ids: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(failover, "SOON_S", TIMEOUT_S)
     worker = await house.worker(worker_id="same").connect()
     call = house.stub.Generate(Request(text=PROMPT))
     submit = await worker.submitted()

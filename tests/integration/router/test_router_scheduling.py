@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from tests.support.waiting import eventually
 
 Request = router_pb2.GenerateRequest
 OUT = [70, 71, 72, 73, 74, 75]
+STANDARD, BATCH = 2, 3
 
 
 @pytest.fixture
@@ -25,8 +25,8 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
         yield it
 
 
-def batch(number: int) -> Any:
-    return Request(token_ids={"ids": [9, 9, number]}, max_tokens=6, latency_class=3)
+def work(number: int, latency_class: int = BATCH) -> Any:
+    return Request(token_ids={"ids": [9, 9, number]}, max_tokens=6, latency_class=latency_class)
 
 
 async def ended(worker: ScriptedWorker, submit: session_pb2.Submit) -> None:
@@ -35,17 +35,19 @@ async def ended(worker: ScriptedWorker, submit: session_pb2.Submit) -> None:
 
 async def test_batch_work_gives_way_and_goes_on_where_it_was(house: House) -> None:
     worker = await house.worker(sequences=2).connect()
-    streams = [asyncio.create_task(read(house.stub.Generate(batch(n)))) for n in range(2)]
+    asked = [work(0), work(1, STANDARD)]
+    streams = [asyncio.create_task(read(house.stub.Generate(each))) for each in asked]
     await worker.submitted(2)
     worker.sequences = 0
     for submit in worker.submits:
         worker.say(update(submit, 0, OUT[:3]))
+    await eventually(lambda: house.metric("headrace_output_tokens_total") == 6, "all is taken")
     urgent = asyncio.create_task(read(house.stub.Generate(Request(token_ids={"ids": [5] * 8}, max_tokens=6))))
     cancel = await worker.cancelled()
     paused = next(each for each in worker.submits if each.slot == cancel.slot)
-    worker.say(
-        update(paused, 3, OUT[3:4]), update(paused, 4, (), end(session_pb2.END_REASON_CANCELLED)), sequences=1
-    )
+    assert paused.latency_class == BATCH
+    worker.sequences = 1
+    worker.say(update(paused, 3, OUT[3:4]), update(paused, 4, (), end(session_pb2.END_REASON_CANCELLED)))
     first = await worker.submitted(3)
     assert list(first.prompt_ids) == [5] * 8, "the interactive request has its place"
     await ended(worker, first)
@@ -66,8 +68,7 @@ async def test_batch_work_gives_way_and_goes_on_where_it_was(house: House) -> No
 async def test_preferred_labels_are_preferred_not_needed(house: House) -> None:
     for name in ("us", "eu"):
         await house.worker(worker_id=name, labels={"region": name}, script=all_at_once(OUT)).connect()
-    workers, now = house.router._dispatcher.workers, time.monotonic()
-    await eventually(lambda: all(each.view(now).credit.sequences for each in workers), "both take work")
+    await house.all_take_work()
     wanted = Request(token_ids={"ids": [5] * 8}, max_tokens=6, preferred_labels={"region": "eu"})
     for _ in range(5):
         assert (await house.stub.GenerateUnary(wanted)).worker_id == "eu"
@@ -99,9 +100,9 @@ async def test_of_what_waits_only_so_much_is_one_tenants(tmp_path: Path) -> None
     tenants.write_text("[tenants.local]\nqueued_requests = 2\n")
     async with open_house(tmp_path, tenants_file=tenants) as house:
         await house.worker(sequences=0).connect()
-        waiting = [asyncio.create_task(read(house.stub.Generate(batch(n)))) for n in range(2)]
+        waiting = [asyncio.create_task(read(house.stub.Generate(work(n)))) for n in range(2)]
         await eventually(lambda: len(house.router._dispatcher.scheduler) == 2, "two wait")
-        refused = await read(house.stub.Generate(batch(3)))
+        refused = await read(house.stub.Generate(work(3)))
         assert refused.error is not None
         assert "2 requests" in (refused.error.details() or "")
         assert (

@@ -154,6 +154,7 @@ async def test_a_stop_string_across_tokens_ends_text_and_worker(house: House, id
 
 async def test_two_workers_share_the_load(house: House) -> None:
     workers = [await house.worker(worker_id=f"w{number}").connect() for number in range(2)]
+    await house.all_take_work()
     calls = [house.stub.Generate(Request(text=PROMPT)) for _ in range(6)]
     await eventually(lambda: sum(len(each.submits) for each in workers) == 6, "all were given away")
     assert [len(each.submits) for each in workers] == [3, 3]
@@ -166,6 +167,7 @@ async def test_a_request_goes_to_the_worker_with_less_to_do(house: House) -> Non
     busy.load = session_pb2.Load(running=5, waiting=1)
     await busy.connect()
     await idle.connect()
+    await house.all_take_work()
     calls = [house.stub.Generate(Request(text=PROMPT)) for _ in range(2)]
     await idle.submitted(2)
     assert not busy.submits
@@ -240,7 +242,7 @@ async def test_logprobs_come_with_their_ids(house: House, ids: list[int]) -> Non
 
 
 async def test_a_reader_that_is_slow_is_given_up_alone(tmp_path: Path) -> None:
-    bounds = {"unsent_tokens": 1, "stall_s": 0.2}
+    bounds = {"unsent_tokens": 1, "stall_s": 1.0}
     async with open_house(tmp_path, context=1 << 30, slow_reader=bounds) as house:
         worker = await house.worker(max_tokens=1 << 30).connect()
         call = house.stub.Generate(Request(text=PROMPT, max_tokens=1 << 29))
