@@ -214,7 +214,7 @@ class SessionRouter:
         *,
         secret: bytes = SECRET,
         router_id: str = "router-1",
-        grace_ms: int = 3000,
+        grace_ms: int = 60_000,
         window_bytes: int | None = None,
     ) -> None:
         self.router_id = router_id

@@ -251,11 +251,13 @@ class TestBrokenSessions:
         for turn in range(6):
             current = await router.attached(after=turn)
             current.acknowledging = turn % 2 == 0
+            worker.gate.allow(40)  # more than the progress, and in all turns less than the whole
             progressed = sum(len(record.tokens) for record in records) + chance.randrange(50, 400)
             await eventually(
                 lambda goal=progressed: sum(len(each.tokens) for each in records) >= goal, "progress", 60
             )
             current.break_off()
+        worker.gate.open()
         for record, prompt in zip(records, prompts, strict=True):
             await whole(record, prompt, 400)
 
@@ -279,7 +281,7 @@ class TestBrokenSessions:
             running_worker(tmp_path, router.address) as worker,
         ):
             session = await router.attached()
-            worker.gate.delay_s = 0.01
+            worker.gate.delay_s = 0.05
             records = [submit(session, prompt_of(each), 1000) for each in range(3)]
             await records[2].has(2)
             await router.stop()
@@ -295,7 +297,7 @@ class TestBrokenSessions:
     async def test_requests_that_the_router_does_not_want_back_are_aborted(
         self, worker: RunningWorker, router: SessionRouter, session: RouterSession
     ) -> None:
-        worker.gate.delay_s = 0.005
+        worker.gate.delay_s = 0.05
         record = submit(session, prompt_of(1), 1000)
         await record.has(2)
         router.resuming = False
