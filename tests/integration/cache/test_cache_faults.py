@@ -155,8 +155,8 @@ async def test_a_valkey_that_was_never_there_is_away(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "swap", "type"])
 async def test_a_lying_valkey_is_a_miss(cache: RunningCache, valkey: TestValkey, damage: str) -> None:
-    await until_stored(cache, "a")
-    await until_stored(cache, "b")
+    assert [await store(cache, name) for name in ("a", "b")] == [1, 1]
+    await eventually(lambda: cache.value("headrace_cache_written_total") == 2, "nothing more is on its way")
     name, admin = b"hr:c:1:" + key("a"), valkey.admin
     stored = admin.get(name)
     if damage == "flip":

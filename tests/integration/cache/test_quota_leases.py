@@ -42,16 +42,20 @@ async def test_a_burst_is_granted_then_the_rate(cache: RunningCache) -> None:
     assert none.retry_ms > 0
 
 
-async def test_unspent_units_come_back_but_never_more_than_were_leased(cache: RunningCache) -> None:
-    tag = secrets.token_bytes(16)
-    slow = {"units_per_minute": 0.001}
-    await lease(cache, "a", claim(tag, 70, **slow))
-    (other,) = await lease(cache, "b", claim(tag, 100, **slow))
-    assert other.granted_units == pytest.approx(30, abs=0.01)
-    (again,) = await lease(cache, "a", claim(tag, 100, returned_units=50, **slow))
-    assert again.granted_units == pytest.approx(50, abs=0.01)
-    (liar,) = await lease(cache, "liar", claim(tag, 100, returned_units=1e9, **slow))
-    assert liar.granted_units == pytest.approx(0, abs=0.01)
+async def test_unspent_units_come_back_but_never_more_than_were_leased(
+    tmp_path: Path, valkey: TestValkey
+) -> None:
+    async with running_cache(tmp_path, valkey_url=valkey.url, lease_ms=60_000) as cache:
+        await cache.until_valkey_is(True)
+        tag = secrets.token_bytes(16)
+        slow = {"units_per_minute": 0.001}
+        await lease(cache, "a", claim(tag, 70, **slow))
+        (other,) = await lease(cache, "b", claim(tag, 100, **slow))
+        assert other.granted_units == pytest.approx(30, abs=0.01)
+        (again,) = await lease(cache, "a", claim(tag, 100, returned_units=50, **slow))
+        assert again.granted_units == pytest.approx(50, abs=0.01)
+        (liar,) = await lease(cache, "liar", claim(tag, 100, returned_units=1e9, **slow))
+        assert liar.granted_units == pytest.approx(0, abs=0.01)
 
 
 async def test_a_void_lease_gives_nothing_back(tmp_path: Path, valkey: TestValkey) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from tests.support.cache_service import RunningCache, running_cache
 from tests.support.router_house import SECRET, House, details, open_house
 from tests.support.scripted_worker import all_at_once
 from tests.support.valkey import TestValkey, valkey
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, eventually_async
 
 __all__ = ["valkey"]
 Request = router_pb2.GenerateRequest
@@ -84,11 +85,12 @@ async def pair(directory: Path, valkey: TestValkey, tenant: str, **worker: Any) 
 
 async def test_two_routers_let_in_what_one_would(tmp_path: Path, valkey: TestValkey) -> None:
     async with pair(tmp_path, valkey, "requests_per_minute = 40") as two:
-        outcomes = []
+        outcomes, began_s = [], time.monotonic()
         for number in range(120):
             outcomes.append(await two.ask(number % 2))
+        came_back = 40 / 60 * (time.monotonic() - began_s)
         assert set(outcomes) == {"OK", "QUOTA_EXCEEDED"}
-        assert 38 <= outcomes.count("OK") <= 45, "a burst, and what came back meanwhile"
+        assert 38 <= outcomes.count("OK") <= 42 + came_back, "a burst, and what came back meanwhile"
         assert two.houses[0].metric("headrace_quota_claims_total", outcome="answered") > 0
 
 
@@ -105,14 +107,15 @@ async def test_each_router_goes_on_with_its_share_when_valkey_is_dead(
 ) -> None:
     async with pair(tmp_path, valkey, "requests_per_minute = 40") as two:
         valkey.kill()
+        began_s = time.monotonic()
         outcomes = [await two.ask(1) for _ in range(60)]
-        assert 18 <= outcomes.count("OK") <= 24
+        assert 18 <= outcomes.count("OK") <= 22 + 20 / 60 * (time.monotonic() - began_s)
 
 
 async def test_a_frozen_valkey_holds_up_no_request(tmp_path: Path, valkey: TestValkey) -> None:
     async with pair(tmp_path, valkey, "requests_per_minute = 4000") as two:
         valkey.freeze()
-        outcomes = await asyncio.wait_for(asyncio.gather(*(two.ask(n % 2) for n in range(40))), 20)
+        outcomes = await asyncio.wait_for(asyncio.gather(*(two.ask(n % 2) for n in range(40))), 60)
         valkey.thaw()
         assert set(outcomes) == {"OK"}
 
@@ -131,11 +134,7 @@ async def test_requests_at_one_time_are_counted_over_both_routers(tmp_path: Path
             await eventually(lambda: call.done() or len(submits) > before, "in or refused")
             return not call.done()
 
-        for _ in range(50):
-            if await one_more(0):
-                break
-        else:
-            raise AssertionError("the first router never got more than its share")
+        await eventually_async(lambda: one_more(0), "the first router gets more than its share")
         running = 3
         for _ in range(12):
             running += await one_more(1)
