@@ -75,7 +75,7 @@ async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
 
 @pytest_asyncio.fixture
 async def looping(tmp_path: Path) -> AsyncIterator[Served]:
-    process, running = await start(tmp_path, LOOP, item_timeout_s="0.5", processes="2")
+    process, running = await start(tmp_path, LOOP, item_timeout_s="2", processes="2")
     yield running
     process.popen.kill()
     process.popen.wait()
