@@ -195,8 +195,9 @@ class LeasedLevel:
 
     def claim(self, now: float) -> Claim:
         """What to ask for now; `settle` or `unanswered` follows."""
+        active = self.used or self._hungry or now - self._held_s < ACTIVE_S
         self._told, self._hungry = self.used, False
-        return Claim(self.limit if self.used or now - self._held_s < ACTIVE_S else 0.0, used=self.used)
+        return Claim(self.limit if active else 0.0, used=self.used)
 
     def settle(self, now: float, claim: Claim, lease: Lease) -> None:
         """Takes the answer to a claim, as far as it can be true."""

@@ -167,6 +167,22 @@ def test_a_level_is_the_share_until_an_answer_and_the_grant_after_it() -> None:
     assert not level.allows(5.0, 2.0), "a grant that was not renewed is void"
 
 
+def test_a_router_that_holds_nothing_asks_for_who_waits_however_long() -> None:
+    level, now = LeasedLevel(4, routers=2), 0.0
+    level.hold(now, 1)
+    level.hold(now, -1)
+    for _ in range(5):  # the others hold all of it
+        now += 1.5
+        assert level.allows(now) == (now == 1.5), "its share, until it is told that nothing is left"
+        claim = level.claim(now)
+        level.settle(now, claim, Lease(0.0, 2.0, 0.0))
+    assert not level.allows(now)
+    claim = level.claim(now)
+    assert (claim.wanted, claim.used) == (4, 0)
+    level.settle(now, claim, Lease(4.0, 2.0, 0.0))
+    assert level.allows(now), "they hold nothing any more"
+
+
 def test_of_a_level_one_request_may_be_larger_than_all() -> None:
     level = LeasedLevel(100.0, routers=2, unit=0.0)
     assert level.allows(0.0, 1000.0)
