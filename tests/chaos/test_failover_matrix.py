@@ -22,7 +22,7 @@ from tests.support.session_relay import Border, SessionRelay
 from tests.support.torch_worker import TorchWorker, torch_worker
 from tests.support.waiting import eventually
 
-PATIENT_S = 2.0
+PATIENT_S = 5.0
 """For a worker whose session broke: a busy machine may take long to dial again."""
 Requests = Mapping[Key, router_pb2.GenerateRequest]
 
@@ -112,7 +112,7 @@ async def staged(model: Path, directory: Path, **settings: str) -> AsyncIterator
     told = {
         "scheduling": {"admission": False},
         "failover": {"return_s": PATIENT_S},
-        "session": {"hung_s": 120.0},  # the machine may be busy
+        "session": {"hung_s": 120.0, "lost_s": 5.0, "resume_grace_s": 60.0},  # the machine may be busy
         "slow_reader": {"stall_s": 120.0},
     }
     async with AsyncExitStack() as stack:

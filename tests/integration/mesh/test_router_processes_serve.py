@@ -57,7 +57,7 @@ async def workers_of(mesh: Mesh, number: int) -> int:
         admin_pb2.ListWorkersRequest(),
         metadata=mesh.secret.metadata("admin"),
         wait_for_ready=True,
-        timeout=20,
+        timeout=60,
     )
     return len(reply.workers)
 
@@ -66,7 +66,7 @@ async def all_attached(mesh: Mesh) -> None:
     async def attached() -> bool:
         return [await workers_of(mesh, number) for number in range(PROCESSES)] == [1] * PROCESSES
 
-    await eventually_async(attached, "the worker is attached to each process", 40)
+    await eventually_async(attached, "the worker is attached to each process", 120)
 
 
 def asked(seed: int) -> Any:
@@ -119,8 +119,12 @@ async def test_streams_of_a_process_that_dies_go_on_at_the_other_and_it_is_start
 async def test_each_process_says_how_it_is(mesh: Mesh) -> None:
     for number in range(PROCESSES):
         stub: Any = health_pb2_grpc.HealthStub(mesh.channel(session_address(mesh, number)))
-        reply = await stub.Check(health_pb2.HealthCheckRequest())
-        assert reply.status == health_pb2.HealthCheckResponse.SERVING
+
+        async def serves(stub: Any = stub) -> bool:
+            reply = await stub.Check(health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=60)
+            return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
+
+        await eventually_async(serves, f"process {number} serves")
 
 
 async def test_all_end_in_good_order_when_asked(mesh: Mesh) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import pytest
 import pytest_asyncio
+from headrace import recovery
 from headrace.client import Answer, Headrace, build_request
 from headrace.errors import NotFound
 from headrace.v1 import admin_pb2, admin_pb2_grpc, router_pb2, router_pb2_grpc, types_pb2
@@ -22,6 +23,8 @@ from tests.support.router_house import details
 from tests.support.waiting import eventually, eventually_async
 
 SCHEMA = '{"type": "array", "items": {"enum": ["mill", "wheel", 7]}, "minItems": 60, "maxItems": 70}'
+LONG = 1500
+"""Tokens of an answer that has not ended before something else has begun."""
 KINDS: dict[str, dict[str, Any]] = {
     "greedy": {},
     "sampled": {"temperature": 0.9, "top_p": 0.9, "seed": 11},
@@ -192,7 +195,7 @@ async def test_streams_of_a_router_that_freezes_go_on_elsewhere(routers: Routers
 
 async def test_a_whole_answer_outlives_its_router(routers: Routers) -> None:
     async with routers.client() as mesh:
-        request = asked(temperature=0.5, seed=9, request_id="whole")
+        request = asked(temperature=0.5, seed=9, request_id="whole", max_tokens=LONG)
         undisturbed = await mesh.answer_unary(request)
         request.request_id = "whole again"
         asking = asyncio.create_task(mesh.answer_unary(request))
@@ -203,14 +206,24 @@ async def test_a_whole_answer_outlives_its_router(routers: Routers) -> None:
     assert kept(disturbed) == kept(undisturbed)
 
 
-async def test_streams_wait_for_the_only_router_to_be_back(routers: Routers) -> None:
-    async with Headrace(routers.mesh.address, api_key=routers.keys["acme"]) as mesh:
+async def test_streams_wait_for_the_only_router_to_be_back(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long a busy machine takes to start one: workers and client wait for it."""
+    monkeypatch.setattr(recovery, "WINDOW_S", 120.0)
+    patient = {"session": '{"orphan_hold_s": 120, "lost_s": 60, "hung_s": 60}'}
+    worker = {"dtype": "float32", "threads": "1"}
+    async with (
+        Mesh(tmp_path, tiny_model, router=patient, worker=worker) as mesh,
+        Headrace(mesh.address) as client,
+    ):
+        await mesh.add_worker()
         requests = [asked(temperature=0.8, seed=number) for number in range(4)]
-        undisturbed = await asyncio.gather(*(mesh.answer(each).finished() for each in requests))
-        answers = [mesh.answer(asked(temperature=0.8, seed=number)) for number in range(4)]
+        undisturbed = await asyncio.gather(*(client.answer(each).finished() for each in requests))
+        answers = [client.answer(asked(temperature=0.8, seed=number)) for number in range(4)]
         events = await asyncio.gather(*(read_upto(each, 8) for each in answers))
         reading = asyncio.gather(*(rest(*each) for each in zip(answers, events, strict=True)))
-        async with routers.without(0):
+        async with Routers(mesh, {}).without(0):
             pass  # killed, and started again at once
         ended = await reading
     assert [kept(each) for each in ended] == [kept(each) for each in undisturbed]
@@ -238,8 +251,8 @@ async def test_two_calls_for_one_stream_leave_it_to_the_later_one(routers: Route
     other = router_pb2_grpc.RouterServiceStub(routers.mesh.channel(routers.mesh.addresses[1]))
     metadata = (("authorization", f"Bearer {routers.keys['acme']}"),)
     async with routers.client() as mesh:
-        undisturbed = await mesh.answer(asked(**KINDS["sampled"])).finished()
-    first = stub.Generate(asked(**KINDS["sampled"], request_id="twice"), metadata=metadata)
+        undisturbed = await mesh.answer(asked(**KINDS["sampled"], max_tokens=LONG)).finished()
+    first = stub.Generate(asked(**KINDS["sampled"], max_tokens=LONG, request_id="twice"), metadata=metadata)
     replies = aiter(first)
     reply = await anext(replies)
     resume = router_pb2.Resume(request_id="twice", next_index=len(reply.delta.token_ids))

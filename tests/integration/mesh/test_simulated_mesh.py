@@ -12,6 +12,8 @@ from tests.support.mesh import Mesh
 from tests.support.tiny_llama import write_tiny_llama
 from tests.support.tiny_tokenizer import write_tiny_tokenizer
 
+SESSION = '{"orphan_hold_s": 120, "stale_s": 30, "lost_s": 60, "hung_s": 60}'
+
 
 def without_weights(directory: Path) -> Path:
     write_tiny_tokenizer(directory)
@@ -29,7 +31,7 @@ def own_request(number: int, tokens: int) -> router_pb2.GenerateRequest:
 
 async def test_streams_outlive_a_worker_whose_step_hangs(tmp_path: Path) -> None:
     model = without_weights(tmp_path / "model")
-    soon = {"session": '{"hung_s": 1}'}
+    soon = {"session": '{"hung_s": 3, "stale_s": 30, "lost_s": 60}'}
     async with Mesh(tmp_path, model, router=soon, worker={"engine": "simulated"}) as mesh:
         await mesh.add_worker(simulated_hang_at_token="150")
         wanted = own_request(9, 400)
@@ -43,7 +45,8 @@ async def test_streams_outlive_a_worker_whose_step_hangs(tmp_path: Path) -> None
 
 async def test_lost_frames_lose_no_token_and_double_none(tmp_path: Path) -> None:
     model = without_weights(tmp_path / "model")
-    async with Mesh(tmp_path, model, worker={"engine": "simulated"}) as mesh:
+    patient = {"failover": '{"return_s": 60}', "session": SESSION}
+    async with Mesh(tmp_path, model, router=patient, worker={"engine": "simulated"}) as mesh:
         await mesh.add_worker()
         expected = [await generate(mesh.stub, own_request(number, 60)) for number in range(8)]
         await mesh.add_worker(simulated_drop_rate="0.02")
@@ -64,7 +67,8 @@ async def test_a_worker_that_says_it_is_idle_takes_no_more_than_its_credit(tmp_p
 
 async def test_a_stream_goes_on_exactly_when_its_simulated_worker_dies(tmp_path: Path) -> None:
     model = without_weights(tmp_path / "model")
-    async with Mesh(tmp_path, model, worker={"engine": "simulated"}) as mesh:
+    patient = {"standard": '{"patience_s": 120}'}  # as long as a worker takes to start
+    async with Mesh(tmp_path, model, router=patient, worker={"engine": "simulated"}) as mesh:
         await mesh.add_worker(simulated_die_at_token="150")
         sampling = types_pb2.SamplingParams(ignore_eos=True)
         wanted = request(
@@ -73,7 +77,7 @@ async def test_a_stream_goes_on_exactly_when_its_simulated_worker_dies(tmp_path:
             seed=77,
             sampling=sampling,
             cache_scope=types_pb2.CACHE_SCOPE_NONE,
-            latency_class=types_pb2.LATENCY_CLASS_STANDARD,  # waits as long as a worker takes to start
+            latency_class=types_pb2.LATENCY_CLASS_STANDARD,
         )
         disturbed = asyncio.create_task(generate(mesh.stub, wanted))
         await mesh.workers[0].ended()

@@ -191,7 +191,8 @@ async def test_a_repeated_greedy_request_comes_from_the_response_cache(mesh: Mes
 
 
 async def test_without_workers_a_request_waits_for_one(tiny_model: Path, tmp_path: Path) -> None:
-    async with Mesh(tmp_path, tiny_model) as mesh:
+    patient = {"standard": '{"patience_s": 120}'}  # as long as a worker takes to start
+    async with Mesh(tmp_path, tiny_model, router=patient) as mesh:
         waiting = asyncio.create_task(generate(mesh.stub, request(ids=[3, 4], max_tokens=3, latency_class=2)))
         await eventually(lambda: mesh.metric("headrace_queue_depth") > 0, "the request waits")
         await mesh.add_worker()
