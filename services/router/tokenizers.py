@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 SERVICE = "tokenizer"
 RETRY_S = 1.0
 _ELSEWHERE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+_CONNECTED = grpc.ChannelConnectivity.READY
 _FETCH_TIMEOUT_S = 60.0
 Reply = TypeVar("Reply")
 
@@ -30,7 +31,7 @@ class TokenizerFile(NamedTuple):
 
 
 class TokenizerPool:
-    """One channel an address; calls take turns."""
+    """One channel an address; calls take turns among those that are there."""
 
     def __init__(self, addresses: Sequence[str], tls: Tls, mesh: MeshSecret) -> None:
         self._channels = [transport.channel(address, tls) for address in addresses]
@@ -87,15 +88,23 @@ class TokenizerPool:
     async def _anywhere(
         self, call: Callable[[TokenizerServiceAsyncStub], Awaitable[Reply]], model: str
     ) -> Reply:
-        self._turn += 1
-        for position in range(len(self._stubs)):
-            stub = self._stubs[(self._turn + position) % len(self._stubs)]
+        for position in self._order():
             try:
-                return await call(stub)
+                return await call(self._stubs[position])
             except grpc.aio.AioRpcError as error:
                 if error.code() not in _ELSEWHERE:
                     raise _translated(error, model) from None
         raise errors.Unavailable("no tokenizer service is there", reason="NO_TOKENIZER", retry_s=RETRY_S)
+
+    def _order(self) -> list[int]:
+        """All services, each first in its turn, but those without a connection last."""
+        self._turn += 1
+        turns = [(self._turn + position) % len(self._stubs) for position in range(len(self._stubs))]
+        return sorted(turns, key=self._is_away)
+
+    def _is_away(self, position: int) -> bool:
+        """Whether there is no connection now; it is sought then."""
+        return self._channels[position].get_state(try_to_connect=True) is not _CONNECTED
 
 
 def _translated(error: grpc.aio.AioRpcError, model: str) -> errors.HeadraceError:
