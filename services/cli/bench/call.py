@@ -57,7 +57,7 @@ class Caller:
                 recovery.arrived()
             step = self._next(error, record, recovery)
             if step is None:
-                record.status, record.reason = error.code.name, error.reason
+                record.status, record.reason, record.why = error.code.name, error.reason, str(error)
                 break
             asked = job.request if step.ask is Ask.AGAIN else _rest(job.request, record)
             await asyncio.sleep(step.pause_s)

@@ -91,6 +91,7 @@ def bench(
     """
     from services.cli.bench.mix import parse_mix, parse_targets
     from services.cli.bench.prompts import parse_lengths
+    from services.cli.bench.report import ALL
     from services.cli.bench.run import Plan
 
     try:
@@ -123,6 +124,8 @@ def bench(
         raise UsageError(str(error)) from None
     reports, interrupted = _run(plan)
     _write(plan, reports, form, out, name)
+    if not interrupted and not any(report.by_class[ALL].ok for report in reports):
+        raise CliError("no request got its answer")
     return INTERRUPTED if interrupted else 0
 
 

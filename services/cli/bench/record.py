@@ -28,6 +28,7 @@ class Record:
     gaps_s: array[float] = field(default_factory=lambda: array("d"))
     status: str = OK
     reason: str = ""
+    why: str = ""
     retries: int = 0
     resumes: int = 0
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import NamedTuple
 
 from services.cli.bench.mix import Target
 from services.cli.bench.record import Record
@@ -14,6 +15,13 @@ from services.cli.bench.stats import Summary, summarize
 ALL = "all"
 UNKNOWN = "unknown"
 """Class of requests that asked for none and failed before the router said which it inferred."""
+
+
+class Errors(NamedTuple):
+    """How many requests ended in one error, and what the mesh said to the first of them."""
+
+    requests: int
+    said: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +41,7 @@ class Figures:
     prompt_tokens: int
     cached_tokens: int
     cached_responses: int
-    errors: Mapping[str, int]
+    errors: Mapping[str, Errors]
     ttft: Summary | None
     itl: Summary | None
     tpot: Summary | None
@@ -91,7 +99,7 @@ def figures(records: Sequence[Record], targets: Mapping[str, Target], seconds: f
         prompt_tokens=sum(record.prompt_tokens for record in records),
         cached_tokens=sum(record.cached_tokens for record in records),
         cached_responses=sum(record.cached_response for record in records),
-        errors=dict(Counter(_error(record) for record in records if not record.ok).most_common()),
+        errors=_errors(record for record in records if not record.ok),
         ttft=summarize(_known(record.ttft_s for record in answered)),
         itl=summarize(chain.from_iterable(record.gaps_s for record in answered)),
         tpot=summarize(_known(record.tpot_s for record in answered)),
@@ -111,8 +119,14 @@ def _within(value: float | None, bound: float | None) -> bool:
     return value is None or bound is None or value <= bound
 
 
-def _error(record: Record) -> str:
-    return f"{record.status} {record.reason}".strip()
+def _errors(failed: Iterable[Record]) -> dict[str, Errors]:
+    """By status and reason, the commonest first."""
+    counts, said = Counter[str](), dict[str, str]()
+    for record in failed:
+        name = record.status if record.reason in ("", record.status) else f"{record.status} {record.reason}"
+        counts[name] += 1
+        said.setdefault(name, record.why)
+    return {name: Errors(count, said[name]) for name, count in counts.most_common()}
 
 
 def _known(values: Iterable[float | None]) -> list[float]:

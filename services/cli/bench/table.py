@@ -67,9 +67,9 @@ def _milliseconds(summary: Summary) -> list[str]:
 
 def _errors(report: Report) -> None:
     rows = [
-        (name, error, count)
+        (name, error, found.requests, " ".join(found.said.split()))
         for name, figures in report.by_class.items()
-        for error, count in figures.errors.items()
+        for error, found in figures.errors.items()
     ]
     if rows:
-        output.table(("Class", "Error", "Requests"), rows)
+        output.table(("Class", "Error", "Requests", "The first of them"), rows)

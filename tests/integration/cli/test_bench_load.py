@@ -274,6 +274,13 @@ async def test_answers_of_the_response_cache_are_told_apart() -> None:
     assert values["cached_responses"] == 3
 
 
+async def test_a_run_without_any_answer_says_why_and_exits_with_1() -> None:
+    async with serving(ScriptedRouter(fail(errors.Overloaded("full", retry_s=1)))) as address:
+        found = await headrace("bench", "--address", address, "-c", "1", "-n", "2")
+    assert (found.code, found.err) == (1, "headrace: no request got its answer\n")
+    assert "all\tRESOURCE_EXHAUSTED OVERLOADED\t2\tfull" in found.out
+
+
 async def test_ctrl_c_reports_what_there_is_and_exits_with_130() -> None:
     async def until_cancelled(request: Any, context: Any) -> Events:
         if len(router.requests) > 5:

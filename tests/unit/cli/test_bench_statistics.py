@@ -188,7 +188,7 @@ def test_a_report_loses_no_request(requests: list[tuple[str, bool]]) -> None:
     records = [record(name, "OK" if ok else "UNAVAILABLE", 0.1, 0.2) for name, ok in requests]
     by_class = dict(build(records, TARGETS).by_class)
     total = by_class.pop(ALL)
-    assert total.requests == len(records) == total.ok + sum(total.errors.values())
+    assert total.requests == len(records) == total.ok + sum(each.requests for each in total.errors.values())
     assert total.ok == sum(ok for _, ok in requests)
     assert (total.e2e.samples if total.e2e else 0) == total.ok
     if by_class:
@@ -196,12 +196,20 @@ def test_a_report_loses_no_request(requests: list[tuple[str, bool]]) -> None:
         assert total.good == sum(figures.good for figures in by_class.values())
 
 
-def test_errors_are_counted_by_status_and_reason() -> None:
-    records = [record("batch", status) for status in ("UNAVAILABLE", "UNAVAILABLE", "RESOURCE_EXHAUSTED")]
-    records[2].reason = "OVERLOADED"
+def test_errors_are_counted_by_status_and_reason_with_what_the_first_of_them_said() -> None:
+    ended = [
+        ("INVALID_ARGUMENT", "INVALID_ARGUMENT", "too long"),
+        ("UNAVAILABLE", "", "connection refused"),
+        ("UNAVAILABLE", "", "connection reset"),
+        ("RESOURCE_EXHAUSTED", "OVERLOADED", "full"),
+    ]
+    records = [record("batch", status) for status, _, _ in ended]
+    for each, (_, reason, why) in zip(records, ended, strict=True):
+        each.reason, each.why = reason, why
     assert build(records, TARGETS).by_class[ALL].errors == {
-        "UNAVAILABLE": 2,
-        "RESOURCE_EXHAUSTED OVERLOADED": 1,
+        "UNAVAILABLE": (2, "connection refused"),
+        "INVALID_ARGUMENT": (1, "too long"),
+        "RESOURCE_EXHAUSTED OVERLOADED": (1, "full"),
     }
 
 
