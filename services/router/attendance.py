@@ -63,8 +63,7 @@ class Attendance:
 
     def part(self, session: Session, now: float) -> None:
         """A session is over."""
-        why = session.close_error.reason if session.close_error else "ended"
-        log.info("worker_left", worker=session.worker_id, held=len(session.flights()), why=why)
+        _tell_of(session)
         if not self._workers.remove(session):
             return
         self._metrics.forget(session.worker_id)
@@ -103,3 +102,11 @@ class Attendance:
         fleet = self._scheduler.fleet(session.model)
         position = fleet.index.positions.get(session.worker_id)
         return 0.0 if position is None else _FASTER / float(fleet.speeds.token_s[position])
+
+
+def _tell_of(gone: Session) -> None:
+    """Who was sent away is a fault somewhere; who drained, or hung up as its router stops, is none."""
+    tell, why = log.info, "drained" if gone.draining else "hung up"
+    if gone.close_error is not None:
+        tell, why = log.warning, gone.close_error.reason
+    tell("worker_left", worker=gone.worker_id, held=len(gone.flights()), why=why)

@@ -135,7 +135,8 @@ async def test_a_worker_that_goes_on_with_it_is_closed(house: House, name: str) 
             mad.raw(**nothing)
         assert await mad.ended() is grpc.StatusCode.FAILED_PRECONDITION
     assert len([each for each in logs if each["event"] == "bad_frame"]) == 1, "its kind is reported once"
-    assert [each["why"] for each in logs if each["event"] == "worker_left"] == ["BAD_FRAMES"]
+    left = [(each["why"], each["log_level"]) for each in logs if each["event"] == "worker_left"]
+    assert left == [("BAD_FRAMES", "warning")]
     await neighbour.is_undisturbed()
 
 
