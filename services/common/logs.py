@@ -38,6 +38,11 @@ def configure(service: str, level: LogLevel = "info", form: LogFormat = "auto") 
     logging.getLogger("grpc._cython.cygrpc").addFilter(_worth_telling)
 
 
+def sign(**names: str) -> None:
+    """Names in every event which process wrote it, where several of one service share a log."""
+    structlog.contextvars.bind_contextvars(**names)
+
+
 class _Lossy:
     """Takes whole lines, as processes share a log; one that cannot be written is lost, and nothing else is.
 

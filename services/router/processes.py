@@ -187,7 +187,8 @@ class _Fleet:
                 self._signalled()
                 return
             pause_s = backoff.after(time.monotonic() - began_s)
-            log.error("router_process_ended", process=number, code=code, again_in_s=pause_s)
+            tell = log.error if code else log.info  # 0: somebody asked this one to end
+            tell("router_process_ended", process=number, code=code, again_in_s=pause_s)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), pause_s)
 

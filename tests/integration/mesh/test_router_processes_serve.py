@@ -33,10 +33,15 @@ async def mesh(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> As
         yield running
 
 
+def events(mesh: Mesh, name: str) -> list[dict[str, Any]]:
+    """Of all processes, which share a log."""
+    lines = [json.loads(line) for line in mesh.router(0).log.read_text().splitlines() if line[:1] == "{"]
+    return [each for each in lines if each["event"] == name]
+
+
 def pids(mesh: Mesh) -> list[int]:
     """Of the processes that were started, in the order of their start."""
-    lines = [json.loads(line) for line in mesh.router(0).log.read_text().splitlines() if line[:1] == "{"]
-    return [each["pid"] for each in lines if each["event"] == "router_process"]
+    return [each["pid"] for each in events(mesh, "router_process")]
 
 
 def alive(pid: int) -> bool:
@@ -80,6 +85,8 @@ def asked(seed: int) -> Any:
 async def test_a_worker_that_was_told_of_one_process_attaches_to_all(mesh: Mesh) -> None:
     await all_attached(mesh)
     assert len(pids(mesh)) == PROCESSES
+    wrote = {each["router"] for each in events(mesh, "worker_joined")}
+    assert wrote == {session_address(mesh, number) for number in range(PROCESSES)}
 
 
 async def test_connections_spread_and_each_process_counts_for_itself(mesh: Mesh) -> None:
