@@ -15,13 +15,14 @@ import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from headrace.client import Headrace
 from headrace.v1 import types_pb2
-from headrace.v1.admin_pb2 import ListWorkersResponse
+from headrace.v1.admin_pb2 import ListWorkersResponse, WorkerStatus
 from headrace.v1.admin_pb2_grpc import AdminServiceServicer, add_AdminServiceServicer_to_server
+from headrace.v1.session_pb2 import KvSpec, Load
 
 from services.cli.errors import CliError
 from services.cli.patience import Patience
 from services.common import errors
-from tests.support.commands import headrace, start
+from tests.support.commands import Outcome, headrace, start
 from tests.support.scripted_router import Events, ScriptedRouter, delta, finished, serving, words
 from tests.support.waiting import eventually
 
@@ -222,10 +223,12 @@ async def test_an_address_that_is_none_is_refused_with_what_to_write(tmp_path: P
     assert admin.err.startswith("headrace: --admin-address '127.0.0.1:99999': write host:port")
 
 
-async def test_a_router_without_workers_says_so_beside_its_empty_table(tmp_path: Path) -> None:
+async def workers_told(tmp_path: Path, *workers: WorkerStatus) -> Outcome:
+    """What `headrace workers` makes of a router with these."""
+
     class Admin(AdminServiceServicer):
         async def ListWorkers(self, request: Any, context: Any) -> ListWorkersResponse:
-            return ListWorkersResponse()
+            return ListWorkersResponse(workers=workers)
 
     server = grpc.aio.server()
     add_AdminServiceServicer_to_server(Admin(), server)
@@ -235,8 +238,27 @@ async def test_a_router_without_workers_says_so_beside_its_empty_table(tmp_path:
         "workers", "--mesh-secret-file", str(secret_in(tmp_path)), "--admin-address", address
     )
     await server.stop(None)
+    return found
+
+
+async def test_a_router_without_workers_says_so_beside_its_empty_table(tmp_path: Path) -> None:
+    found = await workers_told(tmp_path)
     assert (found.code, found.out.count("\n")) == (0, 1)
     assert found.err.startswith("No workers: `python -m services.worker` starts one")
+
+
+async def test_workers_stand_by_name_and_the_pace_of_a_sick_one_shows(tmp_path: Path) -> None:
+    cached = Load(step_us=7_030, kv_blocks_cached=100)
+    well = WorkerStatus(worker_id="a", load=cached, kv_spec=KvSpec(blocks=100))
+    sick = WorkerStatus(
+        worker_id="b", requests=4, load=Load(step_us=144_474, kv_blocks_held=25), kv_spec=KvSpec(blocks=100)
+    )
+    table = [line.split("\t") for line in (await workers_told(tmp_path, sick, well)).out.splitlines()]
+    first, pace, used = (table[0].index(name) for name in ("worker", "last step", "kv used"))
+    assert [(row[first], row[pace], row[used]) for row in table[1:]] == [
+        ("a", "7.0 ms", "0%"),
+        ("b", "144.5 ms", "25%"),
+    ]
 
 
 async def test_the_public_port_is_not_taken_for_that_of_the_mesh(tmp_path: Path) -> None:
