@@ -36,7 +36,10 @@ def create(
     except ValueError as error:
         raise UsageError(str(error)) from None
     if first:
-        output.note("This is the first key: from now on every call needs one (--api-key, HEADRACE_API_KEY).")
+        output.note(
+            f"The first key in {file}: from now on every call to a mesh that reads it needs one "
+            "(--api-key, HEADRACE_API_KEY)."
+        )
 
 
 @app.command("list")
@@ -46,8 +49,9 @@ def list_keys(
     """List the keys: their ids, never the keys themselves."""
     from services.common.identity import load
 
+    file = _file(keys_file, state_dir)
     try:
-        directory = load(_file(keys_file, state_dir), None)
+        directory = load(file, None)
     except ValueError as error:
         raise CliError(str(error)) from None
     rows = [(key.id, key.tenant, key.created) for key in directory.keys.values()]
@@ -56,7 +60,7 @@ def list_keys(
     output.table(("Id", "Tenant", "Created"), rows)
     if not rows:
         who = "nobody is let in" if directory.guarded else "everybody on this machine is let in"
-        output.note(f"No keys: {who}. `headrace keys create TENANT` makes one.")
+        output.note(f"No keys in {file}: {who}. `headrace keys create TENANT` makes one.")
 
 
 @app.command()

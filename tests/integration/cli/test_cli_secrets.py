@@ -23,7 +23,7 @@ def content(directory: Path) -> dict[str, bytes]:
 async def test_a_key_is_created_listed_and_revoked(tmp_path: Path) -> None:
     state = ("--state-dir", str(tmp_path))
     created = await headrace("keys", "create", "acme", *state)
-    assert "from now on every call needs one" in created.err
+    assert created.err.startswith(f"The first key in {tmp_path}/keys.toml: from now on every call")
     key = created.out.strip()
     identifier = key.split("_")[1]
     assert load(tmp_path / "keys.toml", None).authenticate(f"Bearer {key}").name == "acme"
@@ -32,6 +32,7 @@ async def test_a_key_is_created_listed_and_revoked(tmp_path: Path) -> None:
     assert key not in listed.out
     assert (await headrace("keys", "revoke", identifier, *state)).code == 0
     assert load(tmp_path / "keys.toml", None).keys == {}
+    assert (await headrace("keys", "list", *state)).err.startswith(f"No keys in {tmp_path}/keys.toml: nobody")
     again = await headrace("keys", "revoke", identifier, *state)
     assert (again.code, again.err) == (1, f"headrace: no key {identifier} in {tmp_path}/keys.toml\n")
 
