@@ -7,16 +7,16 @@ from collections.abc import Awaitable, Callable
 
 from headrace.v1 import router_pb2
 
-from services.common import errors, logs
+from services.common import errors
 from services.common.errors import FieldViolation
 from services.common.replies import Replies
 from services.common.rpc import Context
-from services.router import responses, rules, scheduling, validation
+from services.router import journal, responses, rules, scheduling, validation
 from services.router.caching import CacheClient
 from services.router.continuity.resumption import Resumption
 from services.router.dispatcher import Dispatcher
 from services.router.encoding import Source
-from services.router.metrics import CLASS_LABEL, RouterMetrics
+from services.router.metrics import RouterMetrics
 from services.router.models import ModelBook, ServedModel
 from services.router.policy.classify import OutputHistory
 from services.router.preparation import Preparation, Prepared
@@ -29,7 +29,6 @@ from services.router.relay.text import TextReader
 from services.router.relay.trailers import trailers
 from services.router.settings import RouterSettings
 
-log = logs.get(__name__)
 _UNWATCHED = Patience(1 << 62, float("inf"))
 
 
@@ -102,7 +101,7 @@ class RouterServicer:
         streaming: bool,
     ) -> router_pb2.Finished:
         """A call from arrival to end: whatever it holds is given back, and its end is counted once."""
-        outcome, visit = "cancelled", None
+        outcome, why, visit = "cancelled", "", None
         self._metrics.running.value += 1
         try:
             visit = self._reception.enter(request, context, streaming=streaming)
@@ -110,7 +109,7 @@ class RouterServicer:
             self._complete(visit, finished, context)
             return finished
         except errors.HeadraceError as error:
-            outcome = error.reason.lower()
+            outcome, why = error.reason.lower(), journal.why(error)
             raise
         finally:
             if visit is not None and visit.complete:
@@ -118,7 +117,7 @@ class RouterServicer:
             self._metrics.running.value -= 1
             self._metrics.ended.labels(outcome).inc()
             if visit is not None:
-                self._leave(visit, outcome)
+                self._leave(visit, outcome, why)
 
     async def _begin(self, visit: Visit) -> Outlet:
         """Where the output comes from: the cache, a worker, or what another call left."""
@@ -181,27 +180,14 @@ class RouterServicer:
         if self._cache is not None and visit.keys is not None:
             responses.keep(self._cache, visit.keys, flight)
 
-    def _leave(self, visit: Visit, outcome: str) -> None:
+    def _leave(self, visit: Visit, outcome: str, why: str) -> None:
         flight = visit.flight
+        seat = flight.seat if flight else None
         if flight is not None:
             self._dispatcher.leave(flight)
             visit.shares.charge(max(0, len(flight.ids) - visit.charged_tokens))
         visit.shares.leave()
-        finished = flight.finished if flight else None
-        log.info(
-            "request",
-            request=visit.accepted.request_id,
-            tenant=visit.tenant.name,
-            outcome=outcome,
-            latency_class=CLASS_LABEL[visit.latency_class],
-            prompt_tokens=len(flight.order.prompt_ids) if flight else 0,
-            output_tokens=len(flight.ids) if flight else 0,
-            worker=finished.worker_id if finished else "",
-            attempts=flight.attempt if flight else 0,
-            queue_ms=finished.timings.queue_us // 1000 if finished else 0,
-            first_token_ms=finished.timings.first_token_us // 1000 if finished else 0,
-            total_ms=int((time.monotonic() - visit.arrival_s) * 1000),
-        )
+        journal.request_ended(visit, outcome, why, seat.worker_id if seat else "")
 
     def _describe(self, model: ServedModel) -> router_pb2.Model:
         workers, known = self._dispatcher.workers, model.description

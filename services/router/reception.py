@@ -16,6 +16,7 @@ from services.common.rpc import Context, metadata
 from services.router import validation
 from services.router.access import Access
 from services.router.class_settings import ClassSettings
+from services.router.journal import Refusals
 from services.router.limits import Gate, Pass
 from services.router.policy import LatencyClass, classify
 from services.router.policy.classify import Verdict
@@ -81,6 +82,7 @@ class Reception:
         self._access = access
         self._gate = gate
         self._limits = limits
+        self._refusals = Refusals()
 
     def tenant(self, context: Context) -> Tenant:
         """The caller's tenant. Raises Unauthenticated; Unavailable while draining."""
@@ -94,6 +96,20 @@ class Reception:
         """
         told = metadata(context)
         tenant = self._tenant(told)
+        try:
+            return self._let_in(request, tenant, told, context, streaming)
+        except errors.HeadraceError as error:
+            self._refusals.note(tenant.name, error)
+            raise
+
+    def _let_in(
+        self,
+        request: router_pb2.GenerateRequest,
+        tenant: Tenant,
+        told: Mapping[str, str | bytes],
+        context: Context,
+        streaming: bool,
+    ) -> Visit:
         size = validation.size(request, self._limits)
         accepted = validation.accept(request, self._limits)
         arrival_s = time.monotonic()
