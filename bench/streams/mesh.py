@@ -198,7 +198,10 @@ class StreamMesh:
         return path
 
     async def attached(self, mill: Mill) -> None:
-        """Waits until every router has a worker of this name that it had not before. Raises ChildFailed."""
+        """Waits until every router has heard of a worker of this name that it had not before.
+
+        Raises ChildFailed.
+        """
         end_s = time.monotonic() + ATTACH_S
         while time.monotonic() < end_s and mill.child.running:
             listed = [each for door in self.doors for each in await self.listed(door)]
@@ -210,8 +213,8 @@ class StreamMesh:
         raise mill.child.failed("is not attached")
 
     def _new(self, status: WorkerStatus, name: str) -> bool:
-        known = status.incarnation in self._incarnations
-        return status.worker_id == name and status.state == WORKER_STATE_READY and not known
+        ready = status.state == WORKER_STATE_READY and status.load.kv_blocks_free > 0
+        return status.worker_id == name and ready and status.incarnation not in self._incarnations
 
     async def listed(self, door: Door) -> list[WorkerStatus]:
         """The workers of a router."""
