@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
-from services.common import logs, metrics
+from services.common import descriptors, logs, metrics
 from services.common.garbage import Collector
 from services.common.health import HealthServicer
 from services.common.loop import Loop
@@ -122,6 +122,7 @@ class ServiceFactory(Protocol):
 def run(factory: ServiceFactory, settings: ServiceSettings) -> int:
     """Runs a service until a signal or a failure. Returns the exit code; a failure may name its own."""
     logs.configure(settings.service, settings.log_level, settings.log_format)
+    descriptors.ask_for_many()
     for name in unknown_variables(type(settings), os.environ):
         log.warning("unknown_setting", variable=name, why=f"the {settings.service} has no such setting")
     try:

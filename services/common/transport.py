@@ -83,13 +83,22 @@ MOST_PENDING = 100_000
 they are: by its own default some from 1,000 on, and all from 3,000 on."""
 
 
-def server(*, reuse_port: bool = False, max_connection_age_s: float | None = None) -> grpc.aio.Server:
-    """A server without listeners. Streams and sizes are bounded by the application, not by HTTP/2."""
+def server(
+    *,
+    reuse_port: bool = False,
+    max_connection_age_s: float | None = None,
+    most_connections: int | None = None,
+) -> grpc.aio.Server:
+    """A server without listeners. Streams and sizes are bounded by the application, not by HTTP/2.
+
+    Of connections beyond `most_connections` each is closed at once: who dials it is told UNAVAILABLE.
+    """
     options: list[tuple[str, int]] = [
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.http2.ping_timeout_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.server_handshake_timeout_ms", 10_000),  # by default a silent connection is kept two minutes
         ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
         ("grpc.max_concurrent_streams", 10_000),
         ("grpc.server.max_pending_requests", MOST_PENDING),
@@ -100,6 +109,8 @@ def server(*, reuse_port: bool = False, max_connection_age_s: float | None = Non
     ]
     if max_connection_age_s is not None:
         options.append(("grpc.max_connection_age_ms", int(max_connection_age_s * 1000)))
+    if most_connections is not None:
+        options.append(("grpc.max_allowed_incoming_connections", most_connections))
     return grpc.aio.server(options=options)
 
 

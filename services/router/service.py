@@ -11,7 +11,7 @@ from pathlib import Path
 from headrace.v1 import admin_pb2, router_pb2, session_pb2
 from prometheus_client import CollectorRegistry
 
-from services.common import errors, lifecycle, logs, transport
+from services.common import descriptors, errors, lifecycle, logs, transport
 from services.common.loop import let_the_loop_go_first
 from services.common.members import read_secret
 from services.common.rpc import Registrar
@@ -68,7 +68,9 @@ class RouterService:
         self._leaser = self._quota_leaser(quotas)
         self._gate = Gate(settings.limits.queued_bytes, quotas)
         self._reception = Reception(self._access, self._gate, settings.limits)
-        self._public = transport.server(reuse_port=settings.shared_port)
+        self._public = transport.server(
+            reuse_port=settings.shared_port, most_connections=descriptors.for_clients()
+        )
         self._internal = transport.server()
         self._sessions = SessionServicer(
             self._mesh, self._models, self._dispatcher, tasks, settings.session, metrics
