@@ -79,7 +79,7 @@ async def test_the_end_says_what_was_predicted_and_why_the_class(mesh: Mesh) -> 
 
 async def test_a_deadline_that_no_worker_can_keep_is_refused_at_once(mesh: Mesh) -> None:
     wanted = prompt(903, 1900, tokens=2)
-    wanted.completion_deadline.FromMilliseconds(80)
+    wanted.completion_deadline.FromMilliseconds(150)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await generate(mesh.stub, wanted, **key_of(mesh))
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -88,7 +88,7 @@ async def test_a_deadline_that_no_worker_can_keep_is_refused_at_once(mesh: Mesh)
 
 async def test_a_flood_of_one_tenant_leaves_the_other_its_turn(mesh: Mesh) -> None:
     flood = [
-        asyncio.create_task(generate(mesh.stub, prompt(1000 + n, 300, tokens=60), **key_of(mesh, "heavy")))
+        asyncio.create_task(generate(mesh.stub, prompt(1000 + n, 300, tokens=150), **key_of(mesh, "heavy")))
         for n in range(120)
     ]
     await eventually(lambda: mesh.metric("headrace_queue_depth") > 20, "the flood waits")
@@ -101,7 +101,7 @@ async def test_a_flood_of_one_tenant_leaves_the_other_its_turn(mesh: Mesh) -> No
     assert waiting > 30, "the light tenant did not wait for the flood"
     ends = await asyncio.gather(*flood, return_exceptions=True)
     done = [each for each in ends if isinstance(each, Stream)]
-    assert all(len(each.token_ids) == 60 for each in done), "and the flood loses nothing"
+    assert all(len(each.token_ids) == 150 for each in done), "and the flood loses nothing"
     refused = [each for each in ends if isinstance(each, grpc.aio.AioRpcError)]
     assert {each.code() for each in refused} <= {grpc.StatusCode.RESOURCE_EXHAUSTED}
     assert len(done) + len(refused) == 120

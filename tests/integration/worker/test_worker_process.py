@@ -201,13 +201,13 @@ async def test_a_worker_whose_engine_hangs_says_so_and_ends(tmp_path: Path, rout
 async def test_a_worker_whose_engine_was_stopped_and_goes_on_stays(
     tmp_path: Path, router: SessionRouter
 ) -> None:
-    process = WorkerProcess(tmp_path, router.address, "--hang-s=0.5")
+    process = WorkerProcess(tmp_path, router.address, "--hang-s=2.5")
     try:
         session = await router.attached()
         record = session.submit(PROMPT, max_tokens=400, sampling=ENDLESS)
         await record.has(40)
         os.kill(process.engine_pid(), signal.SIGSTOP)
-        again_s = time.monotonic() + 3 * TICK_S  # it looks that often, and may not find it hung
+        again_s = time.monotonic() + 4 * TICK_S  # it looks that often, and may not find it hung
         await eventually(lambda: time.monotonic() > again_s, "some moments pass")
         os.kill(process.engine_pid(), signal.SIGCONT)
         await record.ended()
