@@ -114,7 +114,7 @@ class Encoder:
     async def _found_or_made(self, wanted: _Wanted) -> array[int]:
         scope = wanted.scope
         cache = self._cache if wanted.item.ByteSize() > self._long_bytes else None
-        if cache is None or scope is None:
+        if cache is None or scope is None or not wanted.model.keeps(wanted.source.chat):
             return await self._ask(wanted)
         key = _key(wanted.source, wanted.model, scope)
         found = _ids(await cache.look_up(ENCODING, [key], scope).value())

@@ -40,6 +40,10 @@ class ServedModel:
         """Ids that end a turn."""
         return frozenset(self.description.eos_token_ids)
 
+    def keeps(self, chat: types_pb2.ChatMessages | None) -> bool:
+        """Whether a prompt's ids hold later, too: not of a conversation whose template tells the time."""
+        return chat is None or not self.description.tells_time
+
 
 class ModelBook:
     """Models by name. Asking for an unknown one asks the tokenizer service, once for all who wait."""

@@ -115,6 +115,8 @@ class Preparation:
     ) -> Lookup | None:
         if self._cache is None or scope is None or not visit.accepted.reproducible:
             return None
+        if not model.keeps(visit.accepted.chat):
+            return None
         request = responses.canonical(visit.request, visit.accepted, model.name)
         made_with = self._workers.numerics(model.name)
         visit.keys = responses.response_keys(request, model, made_with, context, scope)

@@ -17,7 +17,7 @@ from services.tokenizer.metrics import TokenizerMetrics
 from services.tokenizer.text import errors as text_errors
 from services.tokenizer.text.encoder import TextEncoder
 from services.tokenizer.text.items import Conversation, Item, Outcome, PlainText
-from services.tokenizer.text.template import Message
+from services.tokenizer.text.template import Message, tells_time
 
 MAX_ITEMS = 1024
 CHUNK_BYTES = 256 << 10
@@ -47,6 +47,7 @@ class TokenizerServicer:
         self._batches = batches
         self._cache = cache
         self._metrics = metrics
+        self._tells_time = tells_time(model.chat_template)
         self._digests = types_pb2.ModelDigests(
             tokenizer=model.tokenizer_digest, template=model.template_digest
         )
@@ -57,7 +58,7 @@ class TokenizerServicer:
         """Encodes a batch; what was encoded before in this scope is not encoded again."""
         self._check_model(request.HasField("model"), request.model)
         _check_count(len(request.items))
-        keys = [self._cache.key(request.scope_digest, _canonical(item)) for item in request.items]
+        keys = [self._key(request.scope_digest, item) for item in request.items]
         known = [self._cache.get(key) for key in keys]
         todo = [position for position, ids in enumerate(known) if ids is None]
         outcomes: list[Outcome | None] = list(known)
@@ -98,6 +99,12 @@ class TokenizerServicer:
         for start in range(0, len(content), CHUNK_BYTES):
             yield tokenizer_pb2.GetTokenizerResponse(chunk=content[start : start + CHUNK_BYTES])
 
+    def _key(self, scope: bytes, item: tokenizer_pb2.EncodeItem) -> bytes | None:
+        """Where an item's encoding may be kept; None: nowhere."""
+        if self._tells_time and item.HasField("chat"):
+            return None
+        return self._cache.key(scope, _canonical(item))
+
     def _count(self, hits: int, misses: int) -> None:
         self._metrics.cache_lookups.labels("hit").inc(hits)
         self._metrics.cache_lookups.labels("miss").inc(misses)
@@ -120,6 +127,7 @@ class TokenizerServicer:
             eos_token_ids=list(self._model.eos_ids),
             context_length=self._model.context_length,
             chat=self._model.chat_template is not None,
+            tells_time=self._tells_time,
         )
 
 

@@ -80,12 +80,15 @@ async def open_house(
     context: int = 4096,
     tokenizers: Sequence[str] | None = None,
     model: Path | None = None,
+    tells_time: bool = False,
     **settings: Any,
 ) -> AsyncIterator[House]:
     """Runs a router on free ports until the block ends; `model`: a directory that real workers load, too."""
     secret_file = directory / "mesh.secret"
     secret_file.write_text(SECRET.hex())
-    tokenizer = await TokenizerServer(MeshSecret(SECRET), context=context, directory=model).start()
+    tokenizer = await TokenizerServer(
+        MeshSecret(SECRET), context=context, directory=model, tells_time=tells_time
+    ).start()
     session = {"handshake_s": TIMEOUT_S, **settings.pop("session", {})}
     options = {
         "listen": "127.0.0.1:0",

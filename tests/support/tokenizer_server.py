@@ -24,7 +24,11 @@ CONTEXT = 4096
 
 
 class TokenizerServer:
-    """Serves one model, of `directory` if given. `failure` makes every item fail; `encoded` counts items."""
+    """Serves one model, of `directory` if given. `failure` makes every item fail; `encoded` counts items.
+
+    Args:
+        tells_time: whether its template is said to tell the time.
+    """
 
     def __init__(
         self,
@@ -33,6 +37,7 @@ class TokenizerServer:
         model: str = "tiny",
         context: int = CONTEXT,
         directory: Path | None = None,
+        tells_time: bool = False,
     ) -> None:
         self.tokenizer = tiny_tokenizer()
         self.file = self.tokenizer.to_str().encode()
@@ -46,6 +51,7 @@ class TokenizerServer:
             self.digests.tokenizer, self.digests.template = found.tokenizer_digest, found.template_digest
         self.model = model
         self.context = context
+        self._tells_time = tells_time
         self.failure: tokenizer_pb2.EncodeFailure | None = None
         self.encoded = 0
         self.scopes: list[bytes] = []
@@ -103,6 +109,7 @@ class TokenizerServer:
             eos_token_ids=[2],
             context_length=self.context,
             chat=True,
+            tells_time=self._tells_time,
         )
         yield tokenizer_pb2.GetTokenizerResponse(description=description)
         if request.known_digest != self.digests.tokenizer:

@@ -104,7 +104,7 @@ class GetTokenizerResponse(_message.Message):
     def __init__(self, description: _Optional[_Union[TokenizerDescription, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
 
 class TokenizerDescription(_message.Message):
-    __slots__ = ("model", "digests", "file_bytes", "vocab_size", "eos_token_ids", "context_length", "chat")
+    __slots__ = ("model", "digests", "file_bytes", "vocab_size", "eos_token_ids", "context_length", "chat", "tells_time")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     DIGESTS_FIELD_NUMBER: _ClassVar[int]
     FILE_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -112,6 +112,7 @@ class TokenizerDescription(_message.Message):
     EOS_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_LENGTH_FIELD_NUMBER: _ClassVar[int]
     CHAT_FIELD_NUMBER: _ClassVar[int]
+    TELLS_TIME_FIELD_NUMBER: _ClassVar[int]
     model: str
     digests: _types_pb2.ModelDigests
     file_bytes: int
@@ -119,4 +120,5 @@ class TokenizerDescription(_message.Message):
     eos_token_ids: _containers.RepeatedScalarFieldContainer[int]
     context_length: int
     chat: bool
-    def __init__(self, model: _Optional[str] = ..., digests: _Optional[_Union[_types_pb2.ModelDigests, _Mapping]] = ..., file_bytes: _Optional[int] = ..., vocab_size: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., context_length: _Optional[int] = ..., chat: _Optional[bool] = ...) -> None: ...
+    tells_time: bool
+    def __init__(self, model: _Optional[str] = ..., digests: _Optional[_Union[_types_pb2.ModelDigests, _Mapping]] = ..., file_bytes: _Optional[int] = ..., vocab_size: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., context_length: _Optional[int] = ..., chat: _Optional[bool] = ..., tells_time: _Optional[bool] = ...) -> None: ...

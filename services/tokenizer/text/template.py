@@ -26,6 +26,14 @@ DEFAULT_MAX_CHARS = 8 << 20
 _REASON_CHARS = 200
 
 
+_NOW = "strftime_now"
+
+
+def tells_time(template: str | None) -> bool:
+    """Whether what a template writes may depend on when it does."""
+    return template is not None and _NOW in template
+
+
 class Message(NamedTuple):
     """One turn of a conversation."""
 
@@ -138,7 +146,7 @@ def _environment(now: Callable[[], datetime]) -> ImmutableSandboxedEnvironment:
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _refuse
-    environment.globals["strftime_now"] = lambda form: now().strftime(form)
+    environment.globals[_NOW] = lambda form: now().strftime(form)
     environment.globals["namespace"] = _SafeNamespace
     return environment
 

@@ -197,3 +197,22 @@ async def test_long_texts_are_encoded_once(house: House, cache: CacheServer) -> 
     assert house.tokenizer.encoded == 1
     assert it.submits[0].prompt_ids == it.submits[1].prompt_ids
     assert cache_pb2.CACHE_KIND_ENCODING in cache.kinds
+
+
+def conversation(text: str) -> types_pb2.ChatMessages:
+    return types_pb2.ChatMessages(messages=[types_pb2.ChatMessage(role="user", content=text)])
+
+
+async def test_nothing_of_a_conversation_is_kept_where_the_template_tells_the_time(
+    tmp_path: Path, cache: CacheServer
+) -> None:
+    long = "The wheel turns. " * 300
+    async with open_house(tmp_path, cache=cache.address, caching=PATIENT, tells_time=True) as house:
+        it = await worker(house, max_tokens=1 << 20)
+        for _ in range(2):
+            await ask(house, text=None, chat=conversation(long), max_tokens=2)
+        await ask(house, text=long, max_tokens=2)
+        await kept(cache, 2)
+        assert house.tokenizer.encoded == 3
+        assert len(it.submits) == 3
+    assert len(cache.entries) == 2, "those of the text, whose ids stay the same"

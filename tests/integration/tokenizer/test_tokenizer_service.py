@@ -124,6 +124,21 @@ async def test_a_repeated_encoding_is_the_same(served: Served, scope: bytes) -> 
     assert len({tuple(reply.items[0].ids) for reply in replies}) == 1
 
 
+async def test_a_conversation_is_encoded_anew_where_the_template_tells_the_time(tmp_path: Path) -> None:
+    template = "{{ strftime_now('%f') }}{% for each in messages %}{{ each['content'] }}{% endfor %}"
+    process, served = await start(tmp_path, template)
+    try:
+        item = chat("the same long question " * 100)
+        replies = [await served.encode(item, scope_digest=b"scope-of-a-tenan") for _ in range(3)]
+        assert len({tuple(reply.items[0].ids) for reply in replies}) > 1
+        request = pb.GetTokenizerRequest()
+        parts = [each async for each in served.stub.GetTokenizer(request, metadata=served.member)]
+        assert parts[0].description.tells_time
+    finally:
+        process.popen.kill()
+        process.popen.wait()
+
+
 async def test_the_limit_holds_for_cached_encodings_too(served: Served) -> None:
     long_text = "another long text " * 100
     await served.encode(text(long_text), scope_digest=b"scope-of-a-tenan")
