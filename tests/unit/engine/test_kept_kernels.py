@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -116,3 +119,18 @@ def test_kernels_of_other_numbers_share_no_index(tmp_path: Path, monkeypatch: py
     for width in (72, 80):
         compile_gate(FLOAT32, width)
     assert len({path.parent for path in tmp_path.rglob("*.nbi")}) == 2
+
+
+def test_a_disk_that_is_full_under_kernels_and_log_keeps_no_engine_from_starting(tmp_path: Path) -> None:
+    (tmp_path / "full").touch()
+    program = "from services.worker.engine.torch.compiled.keeping import kept_in; print(kept_in())"
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "HEADRACE_KERNEL_DIR": str(tmp_path / "full" / "kernels")},
+            stdout=subprocess.PIPE,
+            stderr=full,
+            text=True,
+            timeout=60,
+        )
+    assert done.stdout == "None\n"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 import platform
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 
+from services.common.logs import say
 from services.common.models import ModelDirectory, ModelError
 from services.worker.engine.base import EngineDescription, LoadedEngine, Runner
 from services.worker.engine.errors import EngineLoadError, ModelFormatError, NotEnoughMemory
@@ -79,7 +79,7 @@ def vocabulary_of(directory: ModelDirectory, config: ModelConfig) -> Vocabulary 
     try:
         return Vocabulary.load(directory.tokenizer_path, config.vocab_size, directory.eos_ids)
     except (OSError, ValueError) as error:
-        print(f"no structured output with {directory.name}: {error}", file=sys.stderr)
+        say(f"no structured output with {directory.name}: {error}")
         return None
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 from functools import partial
 from typing import NamedTuple
 
 import torch
 
+from services.common.logs import say
 from services.worker.engine.errors import EngineLoadError
 from services.worker.engine.settings import Quantization
 from services.worker.engine.torch.config import ModelConfig
@@ -68,7 +68,7 @@ def _choose(
         compiled = _compiled(config, spec, dtype, quantised=quantised, deterministic=deterministic)
         if compiled is not None:
             return compiled
-        print("attention and norms take several times as long without kernels of our own", file=sys.stderr)
+        say("attention and norms take several times as long without kernels of our own")
     plain = PlainOperators(config, Rope(config, spec.max_len, dtype, device), spec.block_size)
     linear = partial(Int8Linear, quantise=plain.quantise) if quantised else make_linear
     return Parts("plain", plain, linear, deterministic=False)  # torch's products and attention: by the batch
@@ -79,14 +79,14 @@ def _compiled(
 ) -> Parts | None:
     """None, and a line that says so, where there is no numba or a model's heads do not fit."""
     if not importlib.util.find_spec("numba"):
-        print("numba is not installed", file=sys.stderr)
+        say("numba is not installed")
         return None
     from services.worker.engine.torch.compiled.attention import can_attend
     from services.worker.engine.torch.compiled.operators import CompiledOperators
 
     heads = config.heads, config.kv_heads, config.head_dim
     if not can_attend(*heads, spec.block_size):
-        print("{} heads, {} of keys, of {} numbers fit no kernel".format(*heads), file=sys.stderr)
+        say("{} heads, {} of keys, of {} numbers fit no kernel".format(*heads))
         return None
     compiled = CompiledOperators(
         config,

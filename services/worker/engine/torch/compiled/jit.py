@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import sys
 from typing import Any
 
 import numba
@@ -17,6 +16,7 @@ from llvmlite import binding, ir
 from numba import cfunc, njit, types
 from numba.extending import intrinsic
 
+from services.common.logs import say
 from services.worker.engine.torch.compiled.keeping import kept_in
 
 F32 = np.float32
@@ -36,10 +36,10 @@ def kernel(function: Any) -> Any:
             try:
                 return cfunc(KERNEL, cache=True, **options)(function)
             except OSError as error:  # the disk is full
-                print(f"a kernel cannot be kept in {folder}: {error}", file=sys.stderr)
+                say(f"a kernel cannot be kept in {folder}: {error}")
                 break
             except Exception as error:  # damaged: numba lets all that unpickling raises through
-                print(f"compiling again what is damaged in {folder}: {error!r}", file=sys.stderr)
+                say(f"compiling again what is damaged in {folder}: {error!r}")
                 shutil.rmtree(folder, ignore_errors=True)
     return cfunc(KERNEL, cache=False, **options)(function)
 

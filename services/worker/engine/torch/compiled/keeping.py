@@ -8,10 +8,11 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-import sys
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+
+from services.common.logs import say
 
 KERNELS_VARIABLE = "HEADRACE_KERNEL_DIR"
 
@@ -40,7 +41,7 @@ def kept_in() -> Path | None:
         if (foreign := writable_by_others(folder)) is not None:
             raise PermissionError(f"others can write {foreign}; remove it or set {KERNELS_VARIABLE}")
     except (OSError, RuntimeError) as error:
-        print(f"kernels are compiled at each start, they cannot be kept: {error}", file=sys.stderr)
+        say(f"kernels are compiled at each start, they cannot be kept: {error}")
         return None
     return folder
 

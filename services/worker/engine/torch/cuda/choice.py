@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from services.common.logs import say
 from services.worker.engine.errors import EngineLoadError
 from services.worker.engine.torch.config import ModelConfig
 from services.worker.engine.torch.cuda.attention import AttentionShape
@@ -46,7 +46,7 @@ def choose_cuda_parts(
     width = -(-context // BLOCK_TOKENS)
     shape = AttentionShape(config.heads, config.kv_heads, config.head_dim, BLOCK_TOKENS, width, dtype, device)
     choice = choose_attention(shape, kernels, wanted.attention, deterministic=wanted.deterministic)
-    print(choice, file=sys.stderr)
+    say(choice)
     torch.cuda.empty_cache()  # of the trials
     names = (
         torch.cuda.get_device_name(device),
