@@ -46,7 +46,7 @@ def choose_cuda_parts(
     width = -(-context // BLOCK_TOKENS)
     shape = AttentionShape(config.heads, config.kv_heads, config.head_dim, BLOCK_TOKENS, width, dtype, device)
     choice = choose_attention(shape, kernels, wanted.attention, deterministic=wanted.deterministic)
-    say(choice)
+    say(str(choice))
     torch.cuda.empty_cache()  # of the trials
     names = (
         torch.cuda.get_device_name(device),
