@@ -213,9 +213,13 @@ def _locked(keys_file: Path) -> Iterator[None]:
 
 def _replace(path: Path, text: str) -> None:
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(descriptor, "w") as file:  # mkstemp's mode is 0600
-        file.write(text)
-    os.replace(temporary, path)
+    try:
+        with os.fdopen(descriptor, "w") as file:  # mkstemp's mode is 0600
+            file.write(text)
+        os.replace(temporary, path)
+    except OSError as error:
+        os.unlink(temporary)
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _section(path: Path | None, name: str, kind: type[Section]) -> Section:

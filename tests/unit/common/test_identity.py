@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -121,3 +123,26 @@ def test_a_wrong_keys_file_is_one_line(keys: Path, content: str) -> None:
     with pytest.raises(ValueError, match=r"keys\.toml") as wrong:
         identity.load(keys, None)
     assert "\n" not in str(wrong.value)
+
+
+NO_ROOM = """
+import resource, sys
+from pathlib import Path
+from services.common import identity
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+try:
+    identity.create_key(Path(sys.argv[1]), "globex")
+except OSError as error:
+    print(error.filename)
+"""
+
+
+def test_a_key_that_cannot_be_stored_leaves_the_others_and_names_the_file(keys: Path) -> None:
+    identity.create_key(keys, "acme")
+    before = keys.read_text()
+    done = subprocess.run(
+        [sys.executable, "-c", NO_ROOM, str(keys)], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == f"{keys}\n"
+    assert keys.read_text() == before
+    assert list(keys.parent.iterdir()) == [keys]
