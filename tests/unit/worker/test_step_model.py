@@ -95,6 +95,30 @@ def test_prediction_follows_a_neighbour_that_slows_all_steps_within_twenty() -> 
     assert model.predict(cost) == pytest.approx(state.quantile * sum(np.multiply(state.coefficients, cost)))
 
 
+@pytest.mark.parametrize("factor", [3.0, 4.0, 8.0, 20.0])
+def test_a_device_that_breaks_down_is_believed_within_a_hundred_steps_and_so_is_its_repair(
+    factor: float,
+) -> None:
+    model, random = StepModel(), np.random.default_rng(5)
+    decode = StepCost(1.0, 4.0, 0.0, 1200.0, 4.0)
+    for pace, steps in ((1.0, 2000), (factor, 100), (1.0, 200)):
+        for _ in range(steps):
+            sequences = float(random.integers(1, 9))
+            model.observe(StepCost(1.0, sequences, 0.0, 300.0 * sequences, sequences), pace * 7e-3)
+        told = sum(np.multiply(model.state().coefficients, decode))
+        assert told == pytest.approx(pace * 7e-3, rel=0.05)
+
+
+def test_of_a_device_that_breaks_down_no_term_is_forgotten_that_its_steps_say_nothing_of() -> None:
+    model = trained(noise=0.05)
+    for _ in range(100):
+        cost = StepCost(1.0, 4.0, 0.0, 1200.0, 4.0)
+        model.observe(cost, 8.0 * seconds_of(cost))
+    prefill = StepCost(1.0, 2048.0, 2048.0 * 1024, 0.0, 1.0)
+    told = sum(np.multiply(model.state().coefficients, prefill))
+    assert told == pytest.approx(8.0 * seconds_of(prefill), rel=0.15)
+
+
 def test_a_model_that_expects_nothing_yet_learns_like_any_other() -> None:
     model = StepModel(StepModelState((0.0,) * 5, 1.0, 0.0, 0))
     for tokens in (1.0, 2.0, 3.0):
