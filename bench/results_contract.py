@@ -197,7 +197,7 @@ def record(
     """
     result = Result(
         name=name,
-        command=shlex.join(["python", *sys.orig_argv[1:]]),
+        command=_command(sys.orig_argv[1:]),
         when=datetime.now(UTC).date(),
         commit=this_commit(),
         machine=this_machine(),
@@ -209,6 +209,15 @@ def record(
     if not quiet:
         show(result)
     return result
+
+
+def _command(arguments: Iterable[str]) -> str:
+    """What measures the same again, wherever it is to be written."""
+    kept = list(arguments)
+    if "--results" in kept:
+        place = kept.index("--results")
+        del kept[place : place + 2]
+    return shlex.join(["python", *kept])
 
 
 def read(path: Path) -> Result:

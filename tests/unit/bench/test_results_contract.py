@@ -67,6 +67,14 @@ def test_what_is_recorded_can_be_read_again(tmp_path: Path) -> None:
     assert written.command.startswith("python ")
 
 
+def test_the_recorded_command_does_not_say_where_its_results_went(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ["python3", "-m", "bench.moving", "--results", str(tmp_path), "--seeds", "3"]
+    monkeypatch.setattr("sys.orig_argv", asked)
+    assert record("moving", [ROW], results=tmp_path).command == "python -m bench.moving --seeds 3"
+
+
 def test_a_broken_file_is_named_with_place_and_fault(tmp_path: Path) -> None:
     record("decode", [ROW], results=tmp_path)
     content = json.loads((tmp_path / "decode.json").read_text())
