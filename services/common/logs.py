@@ -43,12 +43,6 @@ def sign(**names: str) -> None:
     structlog.contextvars.bind_contextvars(**names)
 
 
-def say(line: str) -> None:
-    """Writes a line for people to standard error, where no log is; it is lost where it cannot be written."""
-    with suppress(OSError):
-        print(line, file=sys.stderr)
-
-
 class _Lossy:
     """Takes whole lines, as processes share a log; one that cannot be written is lost, and nothing else is.
 

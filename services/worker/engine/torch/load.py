@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from services.common.logs import say
+from services.common.lines import say
 from services.common.models import ModelDirectory, ModelError
 from services.worker.engine.base import EngineDescription, LoadedEngine, Runner
 from services.worker.engine.errors import EngineLoadError, ModelFormatError, NotEnoughMemory

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from services.common.logs import say
+from services.common.lines import say
 from services.worker.engine.errors import EngineLoadError
 from services.worker.engine.settings import Quantization
 from services.worker.engine.torch.config import ModelConfig

@@ -16,7 +16,7 @@ from llvmlite import binding, ir
 from numba import cfunc, njit, types
 from numba.extending import intrinsic
 
-from services.common.logs import say
+from services.common.lines import say
 from services.worker.engine.torch.compiled.keeping import kept_in
 
 F32 = np.float32

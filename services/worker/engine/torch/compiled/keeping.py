@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from services.common.logs import say
+from services.common.lines import say
 
 KERNELS_VARIABLE = "HEADRACE_KERNEL_DIR"
 
